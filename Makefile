@@ -1,0 +1,55 @@
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+
+SHELL := /bin/bash
+BIN := .venv/bin
+TESTED := $(if $(CONSTRAINTS),--constraint $(abspath $(CONSTRAINTS)))
+INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
+	@echo
+	@echo 'CONSTRAINTS=FILE takes the versions from FILE, CONSTRAINTS= whatever pip chooses, PYTHON=python3.12'
+	@echo 'another Python: `make clean` before changing one of them.'
+
+demo: .venv/.demo  ## train networks on real images, measure their variance shift, repair them
+	$(BIN)/evenkeel demo
+
+test: .venv/.test  ## run the tests and the examples in docstrings, on two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: .venv/.test  ## check format, style and types, then the wheel in an empty environment
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && set -ex && \
+	$(BIN)/python -m build --wheel --outdir "$$tmp" . && \
+	$(BIN)/python -m venv "$$tmp/venv" && \
+	"$$tmp/venv/bin/python" -m pip install --quiet $(TESTED) "$$tmp"/*.whl && \
+	cd "$$tmp" && \
+	venv/bin/python -c 'import evenkeel' && \
+	venv/bin/evenkeel --version && \
+	venv/bin/python -m evenkeel --version
+
+clean:  ## remove .venv and everything built or cached
+	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# torch comes first: all that follows is resolved around the one version asked for.
+.venv/.torch: $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch
+	touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	$(INSTALL) --editable . scikit-learn
+	touch $@
+
+# torchvision and timm come without their dependencies, which may ask for another torch.
+.venv/.test: .venv/.torch pyproject.toml
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps torchvision timm
+	touch $@
