@@ -1,0 +1,182 @@
+"""What a batch is: how a model is called on it, how many samples it holds, where it has to lie."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass, replace
+from traceback import walk_tb
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import BatchError
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Call the model on a batch: a tensor b as `model(b)`, a tuple or list as `model(b[0])`, a mapping as `model(**b)`.
+
+    Args:
+        model: the model.
+        batch: tensor, tuple, list or mapping.
+
+    Returns:
+        What the model returns.
+
+    Raises:
+        BatchError: the batch is none of these; `forward=lambda model, batch: ...` is the way for anything else.
+    """
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)) and batch:
+        return model(batch[0])
+    raise BatchError(
+        f"a batch is a tensor, a non-empty tuple or list, or a mapping, not {type(batch).__name__}: "
+        "pass forward=lambda model, batch: ..."
+    )
+
+
+def forward_pass(model: nn.Module, batch: Any, number: int, forward: Forward | None = None) -> Any:
+    """Run the model on a batch, naming the batch and the layer if that raises.
+
+    Args:
+        model: the model.
+        batch: the batch.
+        number: which batch it is, counted from 1.
+        forward: how to run it, if not by `call`.
+
+    Returns:
+        What the model returns.
+
+    Raises:
+        BatchError: the forward pass raised.
+    """
+    try:
+        return call(model, batch) if forward is None else forward(model, batch)
+    except BatchError:
+        raise
+    except Exception as error:
+        path = _path_of_failure(error, model)
+        layer = f" in layer {path!r}" if path else ""
+        raise BatchError(f"the forward pass on batch {number} raised {_brief(error)}{layer}") from error
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nested structure with every tensor replaced by the function's value of it.
+
+    Enters tuples, named tuples, lists, mappings and dataclasses; leaves everything else as it is.
+
+    >>> map_tensors(lambda t: t + 1, {"x": torch.zeros(2), "y": [3]})
+    {'x': tensor([1., 1.]), 'y': [3]}
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        items = [map_tensors(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_tensors(function, item) for item in value]
+    if isinstance(value, Mapping):
+        mapped = {key: map_tensors(function, item) for key, item in value.items()}
+        return _filled(copy.copy(value), mapped) if isinstance(value, MutableMapping) else mapped
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: map_tensors(function, getattr(value, f.name)) for f in fields(value) if f.init}
+        )
+    return value
+
+
+def _filled(mapping: MutableMapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """The mapping with other values, of the same type: a tokenizer's batch has its entries as attributes too."""
+    mapping.update(items)
+    return mapping
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a nested structure, in order.
+
+    >>> len(tensors((torch.ones(1), {"mask": torch.ones(1)}, "text")))
+    2
+    """
+    found: list[Tensor] = []
+    _ = map_tensors(lambda tensor: found.append(tensor) or tensor, value)
+    return found
+
+
+def samples(batch: Any) -> int:
+    """How many samples a batch holds: the leading dimension of its first tensor that has one.
+
+    >>> samples((torch.ones(32, 3, 8, 8), torch.ones(32)))
+    32
+    """
+    return next((len(tensor) for tensor in tensors(batch) if tensor.ndim), 0)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter, or buffer; the CPU if it has neither."""
+    tensor = next(model.parameters(), next(model.buffers(), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def each(batches: Iterable[Any], model: nn.Module, max_batches: int | None) -> Iterator[Any]:
+    """Yield the batches on the model's device, and turn every fault of the iterable into one clear error.
+
+    Args:
+        batches: any iterable.
+        model: the model whose device the tensors are moved to.
+        max_batches: how many batches to take; all if None.
+
+    Yields:
+        The batches, moved.
+
+    Raises:
+        BatchError: the iterable raised, held no batch, or ended before `max_batches`, each with the batch's number.
+    """
+    if isinstance(batches, (Mapping, str)) or not hasattr(batches, "__iter__"):
+        raise BatchError(f"batches must be an iterable of batches, not one {type(batches).__name__}: pass [batch]")
+    if max_batches is not None and max_batches < 1:
+        raise BatchError(f"max_batches must be at least 1, not {max_batches}")
+    device = device_of(model)
+    iterator, number = None, 0
+    while max_batches is None or number < max_batches:
+        try:
+            iterator = iter(batches) if iterator is None else iterator
+            batch = next(iterator)
+        except StopIteration:
+            break
+        except Exception as error:
+            raise BatchError(f"the loader raised {_brief(error)} when asked for batch {number + 1}") from error
+        number += 1
+        yield map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+    if number == 0:
+        raise BatchError("the loader is empty: it yielded no batch")
+    if max_batches is not None and number < max_batches:
+        raise BatchError(f"the loader ran short: {number} of max_batches={max_batches}; ask for fewer or pass None")
+    _check_length(batches, number, max_batches)
+
+
+def _check_length(batches: Iterable[Any], number: int, max_batches: int | None) -> None:
+    """A loader that promised more batches than it gave has lost data on the way."""
+    try:
+        promised = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator has no length; an iterable data set's loader raises
+        return
+    if max_batches is None and number < promised:
+        raise BatchError(f"the loader ran short: it has length {promised} but ended after {number} batches")
+
+
+def _path_of_failure(error: Exception, model: nn.Module) -> str | None:
+    """Path of the innermost module of the model whose code was running when the error was raised."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    owners = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+    found = [paths[id(owner)] for owner in owners if id(owner) in paths]
+    return found[-1] if found else None
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

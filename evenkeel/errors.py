@@ -1,0 +1,17 @@
+"""What evenkeel raises: every message says what (with numbers), where (layer path, file:line) and what to do."""
+
+
+class EvenkeelError(Exception):
+    """Base of all errors that evenkeel raises on purpose."""
+
+
+class TraceError(EvenkeelError):
+    """The model could not be read into a graph: its forward pass raised, with or without fake tensors."""
+
+
+class BatchError(EvenkeelError):
+    """A batch or the iterable that yields it is at fault: it raised, ran short, was empty or not finite."""
+
+
+class ModelError(EvenkeelError):
+    """The model has nothing for a verb to work on, such as no norm layer with running statistics."""

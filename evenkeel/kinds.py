@@ -1,0 +1,121 @@
+"""Kind, and the two tables that give every torch module and function its kind: the only file that lists them."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from torch import nn
+
+
+class Kind(Enum):
+    """What a layer does to its input, as the papers name it; the value is its letter in a graph's picture.
+
+    >>> Kind.DROPOUT.value, Kind("W").name
+    ('D', 'WEIGHT')
+    """
+
+    WEIGHT = "W"
+    NORM = "N"
+    ACTIVATION = "A"
+    DROPOUT = "D"
+    POOL = "P"
+    JOIN = "+"
+    CONCAT = "c"
+    GATE = "x"
+    PASS = "."
+    OPAQUE = "?"
+    INPUT = "i"
+    OUTPUT = "o"
+
+
+# Module types whose one call of that kind is theirs, even where they carry children (timm's norm-act pairs).
+_MODULES: dict[Kind, tuple[type[nn.Module], ...]] = {
+    Kind.WEIGHT: (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag),
+    Kind.NORM: (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+    Kind.DROPOUT: (nn.modules.dropout._DropoutNd,),
+}
+_LISTED = tuple(module for modules in _MODULES.values() for module in modules)
+
+# Function names as torch spells them, without the in-place underscore or the dunders: "add" is +, +=, torch.add ...
+_FUNCTIONS: dict[Kind, str] = {
+    Kind.WEIGHT: """
+        linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
+        convolution embedding embedding_bag""",
+    Kind.NORM: "batch_norm instance_norm layer_norm group_norm rms_norm sync_batch_norm native_batch_norm",
+    Kind.ACTIVATION: """
+        relu relu6 elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid hardshrink
+        leaky_relu prelu rrelu logsigmoid log_sigmoid softsign softshrink tanhshrink threshold glu softmax log_softmax
+        softmin exp expm1 log log1p sqrt rsqrt square abs neg reciprocal erf sin cos clamp clamp_min clamp_max clip
+        pow float_power sinc atan""",
+    Kind.DROPOUT: """
+        dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout""",
+    Kind.POOL: """
+        max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+        avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d fractional_max_pool2d fractional_max_pool3d
+        fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+        adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+        adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
+        mean sum max min amax amin interpolate upsample upsample_bilinear upsample_nearest""",
+    Kind.JOIN: "add sub subtract rsub iadd isub radd",
+    Kind.CONCAT: "cat concat concatenate stack hstack vstack dstack column_stack setitem",
+    Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv",
+    Kind.PASS: """
+        view view_as reshape reshape_as flatten unflatten ravel permute transpose t T mT H mH adjoint movedim moveaxis
+        swapaxes swapdims squeeze unsqueeze expand expand_as broadcast_to repeat tile repeat_interleave contiguous clone
+        detach data to type type_as float double half bfloat16 cpu cuda requires_grad alias real chunk split
+        split_with_sizes unsafe_chunk unsafe_split tensor_split unbind narrow select index_select getitem take_along_dim
+        gather roll flip pad constant_pad_nd channel_shuffle pixel_shuffle pixel_unshuffle unfold fold as_strided
+        rot90 identity nan_to_num positive masked_select meshgrid diagonal""",
+}
+_KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
+
+# Products of two tensors: a weight layer if one of them is a parameter, not understood if both are signals.
+PRODUCTS = frozenset("matmul mm mv bmm addmm addmv baddbmm einsum tensordot rmatmul imatmul".split())
+# Functions that read the signal in their first argument and only the shape or dtype of the second.
+LIKE_SECOND = frozenset("view_as reshape_as expand_as type_as".split())
+# Functions whose result is random whatever their input: a product with such a tensor is dropout by another name.
+RANDOM = frozenset("rand randn rand_like randn_like randint_like normal bernoulli uniform exponential poisson".split())
+# Functions that take a signal out of torch's sight, and those that bring data in: what comes in may be that signal.
+LEAVING = frozenset("numpy tolist item array float int bool index complex dlpack".split())
+ENTERING = frozenset("from_numpy tensor as_tensor asarray frombuffer from_dlpack scalar_tensor".split())
+# Functions that take only shape, dtype or device from a tensor: what they return carries no signal.
+SHAPE_ONLY = frozenset(
+    "empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full new_tensor zero fill "
+    "argmax argmin argsort isnan isinf isfinite size shape".split()
+)
+
+
+def function_name(function: object) -> str:
+    """Name of a torch function without in-place underscore or dunders, so that all spellings of an op agree.
+
+    >>> import torch
+    >>> function_name(torch.Tensor.__iadd__), function_name(torch.relu_), function_name(torch.Tensor.T.__get__)
+    ('iadd', 'relu', 'T')
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if name == "__get__":  # a property such as Tensor.T: the getter is bound to the descriptor that has the name
+        name = getattr(getattr(function, "__self__", None), "__name__", name)
+    return name.strip("_")
+
+
+def kind_of_function(name: str) -> Kind:
+    """Kind of a function by the name that `function_name` gives; OPAQUE if no table knows it.
+
+    >>> kind_of_function("conv2d"), kind_of_function("stft")
+    (<Kind.WEIGHT: 'W'>, <Kind.OPAQUE: '?'>)
+    """
+    return _KIND_OF_FUNCTION.get(name, Kind.OPAQUE)
+
+
+def is_own_call(module: nn.Module, kind: Kind) -> bool:
+    """Whether a call of that kind made in the module's forward is what the module is for, not a container's doing.
+
+    >>> is_own_call(nn.Dropout(), Kind.DROPOUT), is_own_call(nn.Sequential(nn.ReLU()), Kind.DROPOUT)
+    (True, False)
+    """
+    if kind in _MODULES:
+        return isinstance(module, _MODULES[kind])
+    if isinstance(module, _LISTED) or any(True for _ in module.children()):
+        return False
+    return any(base.__module__.startswith("torch.nn.modules.") for base in type(module).__mro__[:-2])
