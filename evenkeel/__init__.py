@@ -1,0 +1,28 @@
+"""Dropout and normalization on an even keel: measure the variance shift of a trained network and repair it.
+
+`trace` reads a model into a `LayerGraph`, `variance_shift` measures each norm layer, `reestimate_` repairs them.
+"""
+
+from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
+from evenkeel.graph import Layer, LayerGraph
+from evenkeel.kinds import Kind
+from evenkeel.recording import trace
+from evenkeel.reestimation import Reestimation, reestimate_
+from evenkeel.shift import ShiftReport, ShiftRow, variance_shift
+
+__all__ = [
+    "BatchError",
+    "EvenkeelError",
+    "Kind",
+    "Layer",
+    "LayerGraph",
+    "ModelError",
+    "Reestimation",
+    "ShiftReport",
+    "ShiftRow",
+    "TraceError",
+    "reestimate_",
+    "trace",
+    "variance_shift",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,246 @@
+"""variance_shift: how far the variance that a norm stores is from the one that it meets in eval mode."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from evenkeel.batches import Forward, call, each, forward_pass
+from evenkeel.errors import BatchError, TraceError
+from evenkeel.graph import Layer, LayerGraph
+from evenkeel.kinds import Kind
+from evenkeel.modes import eager, restored
+from evenkeel.norms import Norm, norms_of, pools_batch
+from evenkeel.population import Population, batch_moments
+from evenkeel.recording import record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class ShiftRow:
+    """The variance shift of one norm layer.
+
+    Attributes:
+        path: the norm's path in the model.
+        running_var: the variance it stores, averaged over channels.
+        eval_var: the variance of its input in eval mode, averaged over channels.
+        dropouts: the dropouts that feed it: those upstream of it, back to the norms before.
+    """
+
+    path: str
+    running_var: float
+    eval_var: float
+    dropouts: tuple[Layer, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Eval variance over train variance, Li's Delta: below 1, the stored variance is too large."""
+        if self.running_var == 0:
+            return 1.0 if self.eval_var == 0 else math.inf
+        return self.eval_var / self.running_var
+
+    @property
+    def folded(self) -> float:
+        """The ratio or its inverse, whichever is at least 1: what Li's figures plot."""
+        return math.inf if self.ratio == 0 else max(self.ratio, 1 / self.ratio)
+
+    @property
+    def fed_by(self) -> str:
+        """The dropouts in words, for a table's cell: the nearest two, and how many more."""
+        shown = self.dropouts[:2]
+        names = [f"{d.name} p={'?' if d.p is None else f'{d.p:g}'}{f' ({d.where})' if d.where else ''}" for d in shown]
+        return ", ".join(names) + (f" and {len(self.dropouts) - 2} more" if len(self.dropouts) > 2 else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain numbers, strings and lists."""
+        return {
+            "path": self.path,
+            "running_var": self.running_var,
+            "eval_var": self.eval_var,
+            "ratio": self.ratio,
+            "folded": self.folded,
+            "dropouts": [{"name": d.name, "p": d.p, "where": d.where} for d in self.dropouts],
+        }
+
+
+class ShiftReport(Sequence[ShiftRow]):
+    """The variance shift of every norm layer of a model, in execution order; `str()` is the table.
+
+    Attributes:
+        rows: one a norm.
+        notes: what the reader must know, such as norms that no batch reached.
+    """
+
+    def __init__(self, rows: Iterable[ShiftRow], notes: Iterable[str] = ()) -> None:
+        self.rows = tuple(rows)
+        self.notes = tuple(notes)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[ShiftRow]:
+        return iter(self.rows)
+
+    @property
+    def median(self) -> float:
+        """Median over the norms of the folded ratio; 1 is even."""
+        return median(row.folded for row in self.rows)
+
+    @property
+    def worst(self) -> float:
+        """Largest folded ratio."""
+        return self.worst_row.folded
+
+    @property
+    def worst_row(self) -> ShiftRow:
+        """The row with the largest folded ratio."""
+        return max(self.rows, key=lambda row: row.folded)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain numbers, strings and lists, for JSON."""
+        return {
+            "median": self.median,
+            "worst": self.worst,
+            "worst_path": self.worst_row.path,
+            "rows": [row.to_dict() for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=110, color_system=None, legacy_windows=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+    def __repr__(self) -> str:
+        return f"ShiftReport({len(self)} norms, median x{self.median:.3f}, worst x{self.worst:.3f})"
+
+    def __rich__(self) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        caption = "\n".join(
+            (
+                f"median x{self.median:.2f}, worst x{self.worst:.2f} at {self.worst_row.path}  (x1.00 is even)",
+                *self.notes,
+            )
+        )
+        table = Table(
+            box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=Text(caption), caption_justify="left"
+        )
+        table.add_column("norm")
+        for heading in ("running var", "eval var", "eval/train", "folded"):
+            table.add_column(heading, justify="right")
+        table.add_column("fed by dropouts")
+        for row in self.rows:
+            figures = f"{row.running_var:.4g}", f"{row.eval_var:.4g}", f"{row.ratio:.3f}", f"x{row.folded:.2f}"
+            table.add_row(Text(row.path), *figures, Text(row.fed_by))
+        return table
+
+
+def variance_shift(
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, max_batches: int | None = None
+) -> ShiftReport:
+    """Measure, at every norm layer, the variance met in eval mode against the one stored in training.
+
+    Both are averaged over channels, and their ratio is `Delta = mean_c Var_eval / mean_c running_var` (Li et al. 2018,
+    section 4). The eval variance is the unbiased variance over all values that the batches send through a channel,
+    with the whole model in eval mode, where upstream norms normalise by what they store: the shift as the model
+    stands. A healthy network without dropout reads up to about 1.07. The model is given back as found.
+
+    Args:
+        model: the model, in train or eval mode.
+        batches: an iterable; a tensor b is run as `model(b)`, a tuple or list as `model(b[0])`, a mapping as
+            `model(**b)`.
+        forward: how to run anything else: `lambda model, batch: ...`.
+        max_batches: how many batches to use; all if None.
+
+    Returns:
+        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes.
+
+    Raises:
+        ModelError: the model has no norm with running statistics.
+        BatchError: the batches raised, ran short, were empty or not finite; says which batch and layer.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=1.0))
+    >>> data = [torch.randn(4096, 8)]
+    >>> _ = model(data[0])
+    >>> report = variance_shift(model, data)
+    >>> round(report.worst, 1), report[0].dropouts
+    (2.0, (Layer('0', DROPOUT, p=0.5),))
+    """
+    with eager(model) as plain:
+        norms = norms_of(plain)
+        stream = each(batches, plain, max_batches)
+        first = next(stream)
+        notes: list[str] = []
+        try:
+            graph = record(plain, lambda batch: call(plain, batch) if forward is None else forward(plain, batch), first)
+        except TraceError as error:
+            graph = LayerGraph(())
+            notes.append(f"which dropouts feed a norm is not known: {error}")
+        with restored(plain), torch.no_grad():
+            populations = _measure(plain, norms, chain([first], stream), forward)
+    if not populations:
+        raise BatchError(f"the batches reached none of its {len(norms)} norms: {', '.join(norms)}")
+    notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
+    rows = [
+        ShiftRow(path, _mean(norms[path].running_var), _mean(population.variance), _feeding(graph, norms[path]))
+        for path, population in populations.items()
+    ]
+    return ShiftReport(rows, notes)
+
+
+def _measure(
+    model: nn.Module, norms: dict[str, Norm], batches: Iterable[Any], forward: Forward | None
+) -> dict[str, Population]:
+    """The population at the input of every norm reached, in execution order, with the model in eval mode."""
+    populations: dict[str, Population] = {}
+    number = 0
+
+    def reader(path: str, norm: Norm) -> Callable[..., None]:
+        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            population = populations.setdefault(path, Population(pooled=pools_batch(norm)))
+            population.add(number, *batch_moments(args[0] if args else kwargs["input"], pooled=population.pooled))
+            if population.merge() is not None:
+                raise BatchError(
+                    f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
+                )
+
+        return read
+
+    model.eval()
+    for path, norm in norms.items():
+        norm.register_forward_pre_hook(reader(path, norm), with_kwargs=True)
+    for batch in batches:
+        number += 1
+        forward_pass(model, batch, number, forward)
+    return populations
+
+
+def _feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
+    """The dropouts that act on a norm's input: those upstream of its calls, back to the norms before."""
+    calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
+    found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
+    return tuple(dict.fromkeys(layer for layer in found if layer.kind is Kind.DROPOUT and layer.p != 0))
+
+
+def _mean(channels: torch.Tensor | None) -> float:
+    return math.nan if channels is None else float(channels.double().mean())

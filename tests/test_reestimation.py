@@ -1,0 +1,446 @@
+"""reestimate_: each row of what the known re-estimators get wrong is a law here; then the verb's own contract."""
+
+import copy
+import math
+from collections import namedtuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import evenkeel as ek
+
+
+def snapshot(model):
+    """All that must come back: tensors by object and bits, flags, momenta, hooks."""
+    return (
+        {name: (id(t), t.clone()) for name, t in (*model.named_parameters(), *model.named_buffers())},
+        [
+            (m.training, getattr(m, "momentum", None), len(m._forward_hooks), len(m._forward_pre_hooks))
+            for m in model.modules()
+        ],
+    )
+
+
+def assert_as(model, before, but=()):
+    """The model is as the snapshot says, but for the contents of the buffers named."""
+    tensors, settings = snapshot(model)
+    assert settings == before[1]
+    assert tensors.keys() == before[0].keys()
+    for name, (identity, content) in before[0].items():
+        assert tensors[name][0] == identity, f"{name} is another object"
+        assert name in but or torch.equal(tensors[name][1], content), f"{name} changed"
+
+
+def eval_inputs(model, norm, data):
+    """The oracle: all that reaches the norm with the whole model in eval mode, values by channels."""
+    seen = []
+    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].transpose(0, 1).flatten(1).T))
+    flags = [(m, m.training) for m in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        for batch in data:
+            model(batch)
+    for module, flag in flags:
+        module.training = flag
+    handle.remove()
+    return torch.cat(seen).double()
+
+
+def dropout_net():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 16), nn.BatchNorm1d(16))
+
+
+# --- the table of peers' failures -------------------------------------------------------------------------------------
+
+
+def test_dropout_is_off():
+    model, data = dropout_net(), torch.randn(8, 64, 8)
+    for batch in data:
+        model(batch)
+    ek.reestimate_(model, data)
+    oracle = eval_inputs(model, model[4], data)
+    assert torch.allclose(model[4].running_var.double(), oracle.var(0), rtol=1e-5)
+    assert torch.allclose(model[4].running_mean.double(), oracle.mean(0), atol=1e-6)
+
+
+class NormDropAct(nn.BatchNorm1d):
+    """A norm that carries its dropout and activation inside, as timm's BatchNormAct2d does."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.drop, self.act = nn.Dropout(0.5), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class OwnForwardNorm(NormDropAct):
+    """The same with a forward of its own, whose kernel is not known to fill the buffers."""
+
+    def forward(self, x):
+        out = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.3)
+        return self.act(self.drop(out))
+
+
+@pytest.mark.parametrize("norm", [NormDropAct, OwnForwardNorm])
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_nested_in_a_norm_stays_off(norm, training):
+    model = nn.Sequential(nn.Linear(8, 8), norm(8), nn.Linear(8, 8), nn.BatchNorm1d(8)).train(training)
+    data = torch.randn(4, 512, 8)
+    ek.reestimate_(model, data)
+    ek.reestimate_(model, [data.flatten(0, 1)])  # in one batch, upstream statistics are those that eval mode uses
+    oracle = eval_inputs(model, model[3], [data.flatten(0, 1)])
+    assert torch.allclose(model[3].running_var.double(), oracle.var(0), rtol=1e-3)
+    assert model[1].drop.training is training
+
+
+def test_unequal_batches_are_pooled():
+    torch.manual_seed(1)
+    data = [torch.randn(256, 4), 5 + torch.randn(8, 4)]
+    model = nn.BatchNorm1d(4)
+    ek.reestimate_(model, data)
+    pooled = torch.cat(data).double()
+    assert torch.allclose(model.running_mean.double(), pooled.mean(0), rtol=1e-5)
+    assert torch.allclose(model.running_var.double(), pooled.var(0), rtol=1e-5)
+    assert 0.1 < model.running_mean.mean() < 0.3 and 1.4 < model.running_var.mean() < 2.1
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 16])
+def test_conv_norm_with_image_level_signal(batch_size):
+    torch.manual_seed(0)
+    levels = torch.randn(512, 3, 1, 1)  # what a batch of two images cannot show within itself
+    data = (levels + 0.1 * torch.randn(512, 3, 4, 4)).split(batch_size)
+    model = nn.BatchNorm2d(3)
+    ek.reestimate_(model, data)
+    pooled = torch.cat(data).double().transpose(0, 1).flatten(1)
+    assert torch.allclose(model.running_var.double(), pooled.var(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 4), (16, 4, 8), (16, 4, 4, 4), (4, 4, 4, 4, 4)])
+def test_large_mean_small_deviation(shape):
+    torch.manual_seed(0)
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](4)
+    data = [1000 + 0.1 * torch.randn(shape) for _ in range(8)]
+    ek.reestimate_(norm, data)
+    pooled = torch.cat(data).double().transpose(0, 1).flatten(1)
+    assert (norm.running_var > 0).all()
+    assert torch.allclose(norm.running_var.double(), pooled.var(1), rtol=1e-2)
+    assert torch.isfinite(norm.eval()(data[0])).all()
+
+
+class Partial(nn.Module):
+    """A norm that is used, one that is not, and one that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused, self.twice = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.twice(3 * self.used(x)) + self.twice(x + 7)
+
+
+def test_a_norm_never_reached_is_untouched_and_named():
+    model, data = Partial(), torch.randn(3, 32, 4)
+    nn.init.constant_(model.unused.running_mean, 3)
+    nn.init.constant_(model.unused.running_var, 5)
+    done = ek.reestimate_(model, data)
+    assert list(done.untouched) == ["unused"] and "never reached" in done.untouched["unused"]
+    assert model.unused.running_mean.eq(3).all() and model.unused.running_var.eq(5).all()
+    assert "unused" in repr(done)
+
+
+def test_a_norm_used_twice_is_merged():
+    model, data = Partial(), [torch.randn(32, 4)]
+    ek.reestimate_(model, data)
+    used = F.batch_norm(data[0], None, None, training=True)
+    both = torch.cat([3 * used, data[0] + 7]).double()
+    assert torch.allclose(model.twice.running_mean.double(), both.mean(0), atol=1e-5)
+    assert torch.allclose(model.twice.running_var.double(), both.var(0), rtol=1e-4)
+
+
+def broken_at(number, error=None):
+    for i in range(1, 10):
+        if i == number:
+            raise error or RuntimeError("disk on fire")
+        yield torch.randn(16, 8)
+
+
+class Sized:
+    """A loader that promises more than it gives."""
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        return iter(torch.randn(3, 16, 8))
+
+
+def with_bad_batch(value):
+    data = torch.randn(5, 16, 8)
+    data[2, 3, 1] = value
+    return data
+
+
+FAULTS = {
+    "raises": (lambda: broken_at(3), {}, r"RuntimeError: disk on fire when asked for batch 3"),
+    "short": (lambda: torch.randn(3, 16, 8).unbind(), {"max_batches": 7}, r"ran short: 3 of max_batches=7"),
+    "shorter than its length": (Sized, {}, r"length 5 but ended after 3"),
+    "empty": (list, {}, r"empty"),
+    "nan": (lambda: with_bad_batch(math.nan).unbind(), {}, r"batch 3 is not finite at norm '4'"),
+    "inf": (lambda: with_bad_batch(math.inf).unbind(), {"tolerance": 1e-9}, r"batch 3 is not finite at norm '4'"),
+    "wrong shape": (lambda: [torch.randn(4, 8), torch.randn(4, 9)], {}, r"batch 2 raised RuntimeError.*layer '0'"),
+    "single value": (lambda: [torch.randn(4, 8), torch.randn(1, 8)], {}, r"batch 2 .*more than 1 value.*layer '4'"),
+    "not batches": (lambda: {"x": torch.randn(4, 8)}, {}, r"batches must be an iterable of batches, not one dict"),
+    "not a batch": (lambda: ["text"], {}, r"not str.*forward="),
+    "no batches asked": (lambda: [torch.randn(4, 8)], {"max_batches": 0}, r"at least 1, not 0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_on_a_fault_the_model_is_as_before_and_the_error_says_where(fault, training):
+    loader, options, message = FAULTS[fault]
+    model = dropout_net().train(training)
+    model(torch.randn(16, 8))
+    model[2].training = not training
+    before = snapshot(model)
+    with pytest.raises(ek.BatchError, match=message):
+        ek.reestimate_(model, loader(), **options)
+    assert_as(model, before)
+
+
+def test_an_interrupt_leaves_the_model_as_before():
+    model = dropout_net()
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt):
+        ek.reestimate_(model, broken_at(3, KeyboardInterrupt()))
+    assert_as(model, before)
+
+
+def test_a_frozen_norm_is_untouched_and_named():
+    model = nn.Sequential(nn.BatchNorm1d(4).eval(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    before = snapshot(model)
+    done = ek.reestimate_(model, 2 + torch.randn(3, 32, 4))
+    assert "frozen" in done.untouched["0"]
+    assert_as(model, before, but=("2.running_mean", "2.running_var"))
+
+
+def test_in_a_model_in_eval_mode_every_norm_counts():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    done = ek.reestimate_(model, 2 + torch.randn(3, 32, 4))
+    assert not done.untouched
+    assert (model[0].running_mean - 2).abs().max() < 0.5 and not model[0].training
+
+
+def test_norms_without_statistics_are_left_alone():
+    model = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.LayerNorm(4), nn.BatchNorm1d(4))
+    done = ek.reestimate_(model, torch.randn(3, 32, 4))
+    assert list(done.standard_errors) == ["2"] and not done.untouched
+
+
+def test_flags_momentum_hooks_and_buffer_identity_are_as_found():
+    model = dropout_net()
+    model[0].eval()
+    model[4].momentum = None
+    model[1].register_forward_hook(lambda *_: None)
+    model(torch.randn(16, 8))
+    before = snapshot(model)
+    ek.reestimate_(model, torch.randn(3, 16, 8))
+    assert_as(model, before, but=("4.running_mean", "4.running_var"))
+
+
+# --- what a batch may be ----------------------------------------------------------------------------------------------
+
+Pair = namedtuple("Pair", "image label")
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, *, image, mask=None):
+        return self.norm(input=image)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "model", "forward"),
+    [
+        (lambda x: x, nn.BatchNorm1d(4), None),
+        (lambda x: (x, torch.ones(1)), nn.BatchNorm1d(4), None),
+        (lambda x: [x, "label"], nn.BatchNorm1d(4), None),
+        (lambda x: Pair(x, 0), nn.BatchNorm1d(4), None),
+        (lambda x: {"image": x}, Keyword(), None),
+        (lambda x: {"deep": [(x,)]}, nn.BatchNorm1d(4), lambda model, batch: model(batch["deep"][0][0])),
+    ],
+)
+def test_every_form_of_batch(wrap, model, forward):
+    data = torch.randn(3, 32, 4)
+    done = ek.reestimate_(model, [wrap(x) for x in data], forward=forward)
+    norm = model if isinstance(model, nn.BatchNorm1d) else model.norm
+    assert torch.allclose(norm.running_var.double(), data.flatten(0, 1).double().var(0), rtol=1e-5)
+    assert done.batches == 3
+
+
+# --- the verb's own contract ------------------------------------------------------------------------------------------
+
+
+def test_undo_puts_the_same_bits_back_in_the_same_buffers():
+    model = dropout_net()
+    model(torch.randn(16, 8))
+    before = snapshot(model)
+    done = ek.reestimate_(model, torch.randn(3, 16, 8))
+    assert not torch.equal(model[4].running_var, before[0]["4.running_var"][1])
+    done.undo()
+    assert_as(model, before)
+    done.undo()
+    assert_as(model, before)
+
+
+@pytest.mark.parametrize(("stats", "kept"), [("var", "running_mean"), ("mean", "running_var")])
+def test_stats_says_what_is_written(stats, kept):
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    before = snapshot(model)
+    done = ek.reestimate_(model, 3 + 2 * torch.randn(3, 32, 4), stats=stats)
+    other = {"running_mean", "running_var"} - {kept}
+    assert_as(model, before, but=[f"0.{name}" for name in other])
+    assert not torch.equal(getattr(model[0], *other), before[0][f"0.{next(iter(other))}"][1])
+    done.undo()
+    assert_as(model, before)
+
+
+def test_prior_counts_the_statistics_found_as_samples():
+    old, new = torch.randn(300, 4), 4 + 3 * torch.randn(100, 4)
+    model = nn.BatchNorm1d(4)
+    ek.reestimate_(model, [old])
+    ek.reestimate_(model, [new], prior=300)
+    both = torch.cat([old, new]).double()
+    assert torch.allclose(model.running_mean.double(), both.mean(0), rtol=1e-5)
+    assert torch.allclose(model.running_var.double(), both.var(0), rtol=1e-2)
+
+
+def test_samples_and_batches_are_counted():
+    done = ek.reestimate_(nn.BatchNorm1d(4), [(torch.randn(n, 4), 0) for n in (5, 7, 11)])
+    assert (done.batches, done.samples) == (3, 23)
+
+
+def test_max_batches_takes_no_more():
+    stream = iter(torch.randn(9, 16, 4))
+    assert ek.reestimate_(nn.BatchNorm1d(4), stream, max_batches=4).batches == 4
+    assert len(list(stream)) == 5
+
+
+def test_standard_error_is_that_of_the_mean_variance():
+    """Law: over many repetitions, the spread of the estimate is what `standard_error` says it is."""
+    torch.manual_seed(0)
+    estimates, claims = [], []
+    for _ in range(200):
+        model = nn.BatchNorm1d(3)
+        scale = torch.rand(20, 1, 1) + 0.5  # batches differ, as images do
+        claims.append(ek.reestimate_(model, scale * torch.randn(20, 32, 3)).standard_error)
+        estimates.append(float(model.running_var.mean()))
+    spread = torch.tensor(estimates).std() / torch.tensor(estimates).mean()
+    assert torch.tensor(claims).mean() == pytest.approx(float(spread), rel=0.15)
+
+
+def test_tolerance_stops_by_itself():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    done = ek.reestimate_(model, torch.randn(1000, 128, 4), tolerance=0.01)
+    assert done.standard_error <= 0.01 and 4 <= done.batches < 500
+    loose = ek.reestimate_(model, torch.randn(1000, 128, 4), tolerance=0.05)
+    assert loose.batches < done.batches
+
+
+def test_one_batch_has_no_standard_error():
+    assert math.isnan(ek.reestimate_(nn.BatchNorm1d(4), [torch.randn(64, 4)]).standard_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.BatchNorm2d(4)).to(dtype)
+    data = torch.randn(4, 8, 3, 8, 8, dtype=dtype)
+    ek.reestimate_(model, data)
+    oracle = eval_inputs(model, model[2], data)
+    precision = {torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    assert torch.allclose(model[2].running_var.double(), oracle.var(0), rtol=precision)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_instance_norms_average_instances(dims):
+    norm = [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d][dims - 1](4, track_running_stats=True)
+    data = torch.randn(6, 5, 4, *(8,) * dims) * torch.rand(6, 5, 4, *(1,) * dims)
+    ek.reestimate_(norm, data)
+    instances = data.flatten(0, 1).flatten(2).double()
+    assert torch.allclose(norm.running_var.double(), instances.var(2).mean(0), rtol=1e-5)
+    assert torch.allclose(norm.running_mean.double(), instances.mean(2).mean(0), atol=1e-6)
+
+
+def test_a_model_that_needs_the_usual_memory_layout():
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm2d(3), nn.BatchNorm1d(48)
+
+        def forward(self, x):
+            return self.last(self.norm(x).view(len(x), -1))  # refuses channels-last tensors
+
+    model, data = Viewing(), torch.randn(3, 8, 3, 4, 4)
+    done = ek.reestimate_(model, data)
+    assert done.batches == 3
+    assert torch.allclose(model.norm.running_var.double(), data.double().var((0, 1, 3, 4)), rtol=1e-5)
+
+
+def test_a_compiled_model():
+    model = torch.compile(dropout_net(), backend="eager")
+    done = ek.reestimate_(model, torch.randn(3, 16, 8))
+    assert done.batches == 3 and list(done.standard_errors) == ["4"]
+
+
+def test_random_state_is_as_found():
+    model, data = dropout_net(), torch.randn(40, 8)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data), batch_size=8, shuffle=True)
+    state = torch.get_rng_state()
+    ek.reestimate_(model, loader)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"stats": "sd"}, "'both', 'var' or 'mean', not 'sd'"), ({"prior": -1}, "not -1"), ({"tolerance": 0}, "and 0")],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ek.EvenkeelError, match=message):
+        ek.reestimate_(nn.BatchNorm1d(4), [torch.randn(4, 4)], **options)
+
+
+def test_nothing_to_work_on():
+    with pytest.raises(ek.ModelError, match="no norm layer with running statistics"):
+        ek.reestimate_(nn.Linear(4, 4), [torch.randn(4, 4)])
+    with pytest.raises(ek.ModelError, match="all 1 norms are frozen"):
+        ek.reestimate_(nn.Sequential(nn.BatchNorm1d(4).eval()), [torch.randn(4, 4)])
+    with pytest.raises(ek.ModelError, match=r"'1.*lazy"):
+        ek.reestimate_(nn.Sequential(nn.Linear(4, 4), nn.LazyBatchNorm1d()), [torch.randn(4, 4)])
+
+
+def test_a_progress_bar_does_not_show_without_a_terminal(capsys):
+    ek.reestimate_(nn.BatchNorm1d(4), torch.randn(3, 16, 4), progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@given(sizes=st.lists(st.integers(2, 40), min_size=1, max_size=8), seed=st.integers(0, 2**16))
+def test_any_split_into_batches_gives_the_pooled_statistics(sizes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scale, offset = torch.rand(2, len(sizes), generator=generator).mul(10).unbind()
+    data = [offset[i] + scale[i] * torch.randn(n, 3, generator=generator) for i, n in enumerate(sizes)]
+    model = nn.BatchNorm1d(3)
+    ek.reestimate_(model, copy.deepcopy(data))
+    pooled = torch.cat(data).double()
+    assert torch.allclose(model.running_var.double(), pooled.var(0), rtol=1e-4)
+    assert torch.allclose(model.running_mean.double(), pooled.mean(0), rtol=1e-4, atol=1e-4)
