@@ -1,0 +1,231 @@
+"""The program `evenkeel`: demo, shift and repair on the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from evenkeel.checkpoints import Checkpoint
+from evenkeel.datasets import Data, load_data
+from evenkeel.demo import run_demo
+from evenkeel.errors import EvenkeelError
+from evenkeel.evaluation import Score, evaluate
+from evenkeel.files import require_folder, whole
+from evenkeel.progress import Bar
+from evenkeel.reestimation import Reestimation, reestimate_
+from evenkeel.shift import ShiftReport, variance_shift
+from evenkeel.targets import load_target, parse_arguments, parse_shape
+
+app = typer.Typer(
+    help="Dropout and normalization on an even keel.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Target = Annotated[
+    str, typer.Argument(help="package.module:callable, torchvision:NAME or timm:NAME.", metavar="TARGET")
+]
+DataName = Annotated[
+    str,
+    typer.Option("--data", help="digits, mnist, cifar10, folder:PATH or package.module:callable.", metavar="D"),
+]
+Input = Annotated[str | None, typer.Option("--input", help="Shape of one input, such as 3x224x224.")]
+Arg = Annotated[
+    list[str] | None, typer.Option("--arg", help="Argument for TARGET, such as num_classes=10; repeatable.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where data sets lie; else the variable EVENKEEL_DATA.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Samples a batch, for data sets named here.")]
+MaxBatches = Annotated[
+    int | None, typer.Option("--max-batches", min=1, help="How many batches to use; all if left out.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def program(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Dropout and normalization on an even keel."""
+    if show_version:
+        typer.echo(f"evenkeel {version('evenkeel')} (torch {torch.__version__})")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="How many nets to train.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,000 training images.")] = 15,
+    as_json: Json = False,
+) -> None:
+    """Run the main job on embedded real images: train, measure the shift, repair, score. A minute on a CPU."""
+    result = run_demo(seeds=seeds, epochs=epochs)
+    _show(result.to_dict() if as_json else result)
+
+
+@app.command()
+def shift(
+    target: Target,
+    data: DataName,
+    input_shape: Input = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint: .safetensors, or a state dict that torch.load reads.")
+    ] = None,
+    arg: Arg = None,
+    data_dir: DataDir = None,
+    batch_size: BatchSize = 128,
+    max_batches: MaxBatches = None,
+    fail_above: Annotated[
+        float | None, typer.Option(help="Exit with 1 if the worst folded ratio is above this.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print, for every norm layer, the variance it meets in eval mode against the one that it stores."""
+    model = load_target(target, parse_arguments(arg or []))
+    if weights is not None:
+        Checkpoint.read(weights).apply_(model)
+    batches = _load(data, input_shape, data_dir, batch_size).train
+    report = variance_shift(model, Bar(batches, "measuring"), max_batches=max_batches)
+    _show(report.to_dict() if as_json else report)
+    if fail_above is not None and report.worst > fail_above:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    target: Target,
+    data: DataName,
+    weights: Annotated[
+        Path, typer.Option(help="Checkpoint to repair: .safetensors, or a state dict that torch.load reads.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the repaired checkpoint.")],
+    input_shape: Input = None,
+    arg: Arg = None,
+    data_dir: DataDir = None,
+    batch_size: BatchSize = 128,
+    max_batches: MaxBatches = None,
+    tolerance: Annotated[float | None, typer.Option(help="Stop at this relative standard error, such as 0.01.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write what is printed as one HTML page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after."""
+    for path in filter(None, (out, html)):
+        require_folder(path)
+    checkpoint = Checkpoint.read(weights)
+    model = load_target(target, parse_arguments(arg or []))
+    checkpoint.apply_(model)
+    given = _load(data, input_shape, data_dir, batch_size)
+    before = _judge(model, given, max_batches, "measuring before")
+    done = reestimate_(model, Bar(given.train, "re-estimating"), max_batches=max_batches, tolerance=tolerance)
+    after = _judge(model, given, max_batches, "measuring after")
+    page = Console(record=True, file=io.StringIO(), width=120)
+    page.print(_comparison(before, after, done))
+    checkpoint.write(out, model)
+    if html is not None:
+        with whole(html) as temporary:
+            temporary.write_text(page.export_html(), encoding="utf-8")
+    result = {
+        "out": str(out),
+        "batches": done.batches,
+        "samples": done.samples,
+        "standard_error": done.standard_error,
+        "untouched": done.untouched,
+        "before": before.to_dict(),
+        "after": after.to_dict(),
+    }
+    _show(result if as_json else Group(_comparison(before, after, done), f"written: {out}"))
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """The shift of a model, and its test score where there are labels."""
+
+    shift: ShiftReport
+    score: Score | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"shift": self.shift.to_dict(), "score": asdict(self.score) if self.score else None}
+
+
+def _judge(model: nn.Module, data: Data, max_batches: int | None, description: str) -> _Judgement:
+    report = variance_shift(model, Bar(data.train, description), max_batches=max_batches)
+    score = None if data.test is None or data.classes is None else evaluate(model, data.test)
+    return _Judgement(report, score)
+
+
+def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> RenderableType:
+    """The shift, norm by norm, and the scores, before and after."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("norm")
+    for heading in ("running var before", "after", "eval/train before", "after"):
+        table.add_column(heading, justify="right")
+    table.add_column("fed by dropouts")
+    for old, new in zip(before.shift, after.shift, strict=True):
+        figures = f"{old.running_var:.4g}", f"{new.running_var:.4g}", f"{old.ratio:.3f}", f"{new.ratio:.3f}"
+        table.add_row(Text(old.path), *figures, Text(old.fed_by))
+    lines = [
+        f"worst norm: x{before.shift.worst:.2f} before, x{after.shift.worst:.2f} after  (x1.00 is even)",
+        f"from {done.batches} batches of {done.samples} samples, standard error {done.standard_error:.2%}",
+        *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
+    ]
+    if before.score and after.score:
+        lines.append(
+            f"{before.score.samples} test samples: error {before.score.error:.2%} before, {after.score.error:.2%} "
+            f"after; log loss {before.score.log_loss:.4f} before, {after.score.log_loss:.4f} after"
+        )
+    return Group(table, Text("\n".join(lines)))
+
+
+def _load(name: str, input_shape: str | None, data_dir: Path | None, batch_size: int) -> Data:
+    shape = None if input_shape is None else parse_shape(input_shape)
+    return load_data(name, data_dir=data_dir, shape=shape, batch_size=batch_size)
+
+
+def _show(result: Any) -> None:
+    """Print plain data as JSON, anything else as rich does."""
+    if isinstance(result, dict):
+        typer.echo(json.dumps(_finite(result), indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(result)
+
+
+def _finite(value: Any) -> Any:
+    """The same data with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main() -> NoReturn:
+    """Run the program: exit code 0 done, 1 findings, 2 bad input with one line on standard error."""
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's own errors; older ones are click's
+        if usage is None and not isinstance(error, EvenkeelError):
+            raise
+        message = usage() if usage else str(error)
+        typer.echo(f"evenkeel: {' '.join(message.split())}", err=True)
+        code = 2
+    sys.exit(code)

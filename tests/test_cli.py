@@ -1,0 +1,177 @@
+"""The program: what it prints, how it exits, and that bad input costs one line and nothing else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from evenkeel import cli, demo
+
+NET = """
+import torch
+from torch import nn
+from evenkeel.demo import build_net as residual
+
+def net(classes=10):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, classes))
+
+def plain():
+    return nn.Linear(4, 4)
+
+def batches():
+    return [torch.randn(32, 1, 8, 8) for _ in range(3)]
+
+def broken():
+    raise RuntimeError("no such\\nluck")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a module of models, and a trained checkpoint of one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EVENKEEL_DATA", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mynets.py").write_text(NET)
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)
+    torch.manual_seed(0)
+    namespace = {}
+    exec(NET, namespace)
+    model = namespace["net"]()
+    for _ in range(30):
+        model(torch.randn(64, 1, 8, 8))
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    """Run the program in this process; return its exit code and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evenkeel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code or 0, out, err
+
+
+def test_version_of_both_spellings():
+    module = subprocess.run([sys.executable, "-m", "evenkeel", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout.startswith("evenkeel 0.")
+
+
+def test_shift_prints_the_table(folder, capsys):
+    code, out, err = run(capsys, "shift", "mynets:net", "--weights", "net.pt", "--data", "digits")
+    assert code == 0 and err == ""
+    assert "eval/train" in out and "2 p=0.5" in out
+
+
+def test_shift_as_json_and_its_limit(folder, capsys):
+    common = ("shift", "mynets:net", "--weights", "net.safetensors", "--data", "digits", "--json")
+    code, out, _ = run(capsys, *common, "--fail-above", "1.0001")
+    report = json.loads(out)
+    assert code == 1 and [row["path"] for row in report["rows"]] == ["3"] and report["worst"] > 1.0001
+    assert run(capsys, *common, "--fail-above", "1000")[0] == 0
+
+
+def test_shift_of_a_fresh_model_with_arguments_on_data_of_ones_own(folder, capsys):
+    arguments = ("--data", "mynets:batches", "--arg", "classes=3", "--max-batches", "2")
+    code, out, _ = run(capsys, "shift", "mynets:net", *arguments)
+    assert code == 0 and "worst" in out
+
+
+@pytest.mark.parametrize(("source", "out"), [("net.pt", "new.pt"), ("net.safetensors", "new.safetensors")])
+def test_repair_writes_the_checkpoint_with_only_the_statistics_changed(folder, capsys, source, out):
+    arguments = ("--weights", source, "--data", "digits", "--out", out, "--html", "page.html")
+    code, printed, err = run(capsys, "repair", "mynets:net", *arguments)
+    assert code == 0 and err == ""
+    assert "before" in printed and "797 test samples" in printed
+    assert "<html" in (folder / "page.html").read_text()
+    read = load_file if out.endswith("safetensors") else torch.load
+    old, new = read(folder / source), read(folder / out)
+    changed = [key for key in old if not torch.equal(old[key], new[key])]
+    assert changed == ["3.running_mean", "3.running_var"]
+    assert sorted(p.name for p in folder.iterdir() if "tmp" in p.name) == []
+
+
+def test_repair_as_json_without_labels(folder, capsys):
+    arguments = ("--weights", "net.pt", "--data", "mynets:batches", "--out", "new.pt", "--json", "--tolerance", "0.5")
+    code, out, _ = run(capsys, "repair", "mynets:net", *arguments)
+    result = json.loads(out)
+    assert code == 0 and result["batches"] == 3 and result["before"]["score"] is None
+    assert result["after"]["shift"]["worst"] < result["before"]["shift"]["worst"] + 1e-9
+
+
+def test_demo_small(folder, capsys):
+    pytest.importorskip("sklearn")
+    code, out, _ = run(capsys, "demo", "--seeds", "1", "--epochs", "1")
+    assert code == 0 and "torch update_bn" in out and "1 seeds" in out
+    code, out, _ = run(capsys, "demo", "--seeds", "1", "--epochs", "1", "--json")
+    assert code == 0 and set(json.loads(out)["scores"]) == set(demo.TREATMENTS)
+
+
+SHIFT = ("shift", "mynets:net", "--data", "digits")
+REPAIR = ("repair", "mynets:net", "--data", "digits", "--out", "new.pt")
+BAD = {
+    "missing weights": ((*REPAIR, "--weights", "gone.pt"), "gone.pt does not exist"),
+    "pickle that is no state dict": ((*REPAIR, "--weights", "list.pt"), "list.pt holds a list"),
+    "file that is no pickle": ((*REPAIR, "--weights", "mynets.py"), "mynets.py of"),
+    "truncated safetensors": ((*REPAIR, "--weights", "cut.safetensors"), "cut.safetensors of"),
+    "pickle that runs code": ((*REPAIR, "--weights", "code.pt"), "code.pt holds more than tensors"),
+    "mismatched keys": ((*REPAIR, "--weights", "other.pt"), "other.pt does not fit the model Sequential: 8 missing"),
+    "mismatched shapes": ((*REPAIR, "--weights", "net.pt", "--arg", "classes=7"), "of another shape (5.weight"),
+    "missing folder to write to": (
+        ("repair", "mynets:net", "--data", "digits", "--weights", "net.pt", "--out", "no/new.pt"),
+        "no/new.pt cannot be written: there is no folder no",
+    ),
+    "missing folder for the page": (
+        (*REPAIR, "--weights", "net.pt", "--html", "no/page.html"),
+        "there is no folder no",
+    ),
+    "negative tolerance": ((*REPAIR, "--weights", "net.pt", "--tolerance", "-1"), "tolerance above 0, not"),
+    "too many batches": ((*REPAIR, "--weights", "net.pt", "--max-batches", "99"), "ran short: 8 of max_batches=99"),
+    "wrong shape": ((*SHIFT, "--input", "3x32x32"), "images of digits are 1x8x8, not 3x32x32"),
+    "wrong shape for the model": (
+        ("shift", "evenkeel.demo:build_net", "--data", "mynets:wide"),
+        "'wide'",
+    ),
+    "not a shape": ((*SHIFT, "--input", "3xx32"), "3xx32"),
+    "no norm in the model": (
+        ("shift", "mynets:plain", "--data", "digits"),
+        "Linear has no norm layer with running statistics",
+    ),
+    "unknown data set": (("shift", "mynets:net", "--data", "imagenet9"), "imagenet9"),
+    "data set that is not here": (("shift", "mynets:net", "--data", "mnist"), "mnist"),
+    "no such module": (("shift", "nonets:net", "--data", "digits"), "nonets"),
+    "no such function": (("shift", "mynets:nett", "--data", "digits"), "nett"),
+    "no colon": (("shift", "mynets", "--data", "digits"), "'mynets'"),
+    "model that raises": (("shift", "mynets:broken", "--data", "digits"), "RuntimeError"),
+    "missing option": (("shift", "mynets:net"), "--data"),
+    "unknown option": ((*SHIFT, "--wieghts", "net.pt"), "--wieghts"),
+    "no seeds": (("demo", "--seeds", "0"), "--seeds"),
+}
+
+
+class _Code:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_costs_one_clear_line_and_nothing_is_written(case, folder, capsys):
+    arguments, message = BAD[case]
+    torch.save([1, 2, 3], folder / "list.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), folder / "other.pt")
+    torch.save({"x": _Code()}, folder / "code.pt")
+    (folder / "cut.safetensors").write_bytes((folder / "net.safetensors").read_bytes()[:300])
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("evenkeel: ") and err.count("\n") == 1 and message in err
+    assert out == "" and "executed" not in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

@@ -1,0 +1,37 @@
+"""The README's program runs, and prints what the README says it prints, up to the last digits of training."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+NUMBER = re.compile(r"\d+\.?\d*")
+
+
+def masked(text):
+    """The lines with every number as # and runs of spaces or rules as one."""
+    lines = (re.sub(r"[ ─]+", " ", NUMBER.sub("#", line)).strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def test_the_program_prints_the_output_shown():
+    pytest.importorskip("sklearn")
+    program, shown = (re.search(rf"```{kind}\n(.*?)```", README, re.S)[1] for kind in ("python", "text"))
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
+    assert [re.sub(r" at #.*?\(", " at # (", line) for line in masked(run.stdout)] == [
+        re.sub(r" at #.*?\(", " at # (", line) for line in masked(shown)
+    ]
+    for output in (run.stdout, shown):  # and both hold what the README claims
+        before, after = (float(x) for x in re.findall(r"worst x([\d.]+)", output))
+        error_before, error_after = (float(x) for x in re.findall(r"test error ([\d.]+)%", output))
+        assert before > 1.8 and after < 1.05 and error_after < error_before
+
+
+def test_every_verb_named_exists():
+    import evenkeel as ek
+
+    for verb in re.findall(r"`ek\.(\w+)\(", README):
+        assert callable(getattr(ek, verb))
