@@ -25,7 +25,7 @@ def import_torchvision() -> ModuleType:
             raise ImportError("torchvision is not installed")
         source = (Path(spec.origin).parent / "_meta_registrations.py").read_text(encoding="utf-8")
         library = torch.library.Library("torchvision", "DEF")
-        for name in sorted(set(re.findall(r'register_meta\("(\w+)"', source))):
+        for name in sorted(set(re.findall(r'register_(?:meta|fake)\("(?:torchvision::)?(\w+)"', source))):
             library.define(f"{name}() -> ()")
         _LIBRARIES.append(library)
     return importlib.import_module("torchvision")

@@ -6,9 +6,9 @@
 from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind
-from evenkeel.recording import trace
 from evenkeel.reestimation import Reestimation, reestimate_
 from evenkeel.shift import ShiftReport, ShiftRow, variance_shift
+from evenkeel.tracing import trace
 
 __all__ = [
     "BatchError",

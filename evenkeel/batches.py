@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass, replace
 from traceback import walk_tb
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from evenkeel.errors import BatchError
+from evenkeel.errors import BatchError, brief
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -63,7 +63,7 @@ def forward_pass(model: nn.Module, batch: Any, number: int, forward: Forward | N
     except Exception as error:
         path = _path_of_failure(error, model)
         layer = f" in layer {path!r}" if path else ""
-        raise BatchError(f"the forward pass on batch {number} raised {_brief(error)}{layer}") from error
+        raise BatchError(f"the forward pass on batch {number} raised {brief(error)}{layer}") from error
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -93,7 +93,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def _filled(mapping: MutableMapping[Any, Any], items: dict[Any, Any]) -> Any:
     """The mapping with other values, of the same type: a tokenizer's batch has its entries as attributes too."""
-    mapping.update(items)
+    for key, item in items.items():
+        mapping[key] = item
     return mapping
 
 
@@ -103,9 +104,17 @@ def tensors(value: Any) -> list[Tensor]:
     >>> len(tensors((torch.ones(1), {"mask": torch.ones(1)}, "text")))
     2
     """
-    found: list[Tensor] = []
-    _ = map_tensors(lambda tensor: found.append(tensor) or tensor, value)
-    return found
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        items: Iterable[Any] = value.values()
+    elif isinstance(value, (tuple, list)):
+        items = cast("Iterable[Any]", value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, field.name) for field in fields(value)]
+    else:
+        return []
+    return [tensor for item in items for tensor in tensors(item)]
 
 
 def samples(batch: Any) -> int:
@@ -150,7 +159,7 @@ def each(batches: Iterable[Any], model: nn.Module, max_batches: int | None) -> I
         except StopIteration:
             break
         except Exception as error:
-            raise BatchError(f"the loader raised {_brief(error)} when asked for batch {number + 1}") from error
+            raise BatchError(f"the loader raised {brief(error)} when asked for batch {number + 1}") from error
         number += 1
         yield map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
     if number == 0:
@@ -176,7 +185,3 @@ def _path_of_failure(error: Exception, model: nn.Module) -> str | None:
     owners = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
     found = [paths[id(owner)] for owner in owners if id(owner) in paths]
     return found[-1] if found else None
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

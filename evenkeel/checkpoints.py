@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import re
 import warnings
@@ -16,14 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, brief
+from evenkeel.files import whole
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict, most usual first
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # what DDP, torch.compile and Lightning put before every key
 _AVERAGED = "n_averaged"  # the one key that AveragedModel adds without a prefix
 _STATISTICS = ("running_mean", "running_var")
 _FEW = 3  # keys named in an error
-_LONG = 160  # letters of another library's error that are quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +89,7 @@ class Checkpoint:
             model.load_state_dict(state, strict=True)
         except Exception as error:
             _restore(model, before)
-            reason = self._mismatch(pairs, ours, list(rest)) or _brief(error)
+            reason = self._mismatch(pairs, ours, list(rest)) or brief(error)
             raise EvenkeelError(
                 f"{self.path} does not fit the model {type(model).__name__}: {reason}; "
                 "build the model with the arguments that it was trained with"
@@ -111,22 +110,18 @@ class Checkpoint:
             EvenkeelError: the folder does not exist, writing failed, or the file was read for another model.
         """
         path = Path(path)
-        if path.is_dir() or not path.parent.is_dir():
-            what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
-            raise EvenkeelError(f"{path} {what}: name a file in a folder that exists")
         state = copy.copy(self.state)  # keeps the type, and the attributes that torch puts on a state dict
         cast("dict[str, Any]", state).update(self._changed(model))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            if _is_safetensors(path):
-                _write_safetensors(temporary, state, {"format": "pt"} if self.metadata is None else self.metadata)
-            else:
-                torch.save(state if self.wrapper is None else _with(self.content, self.wrapper, state), temporary)
-            os.replace(temporary, path)
+            with whole(path) as temporary:
+                if _is_safetensors(path):
+                    _write_safetensors(temporary, state, {"format": "pt"} if self.metadata is None else self.metadata)
+                else:
+                    torch.save(state if self.wrapper is None else _with(self.content, self.wrapper, state), temporary)
+        except EvenkeelError:
+            raise
         except Exception as error:
-            raise EvenkeelError(f"{path} cannot be written: {_brief(error)}; nothing was written") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
 
     def _match(self, ours: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         """The file's keys by the model's, tied weights sharing one, and the rest of the file's keys by their names."""
@@ -184,7 +179,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except Exception as error:
         raise EvenkeelError(
-            f"{path} of {path.stat().st_size:,} bytes is damaged or no safetensors file ({_brief(error)}): "
+            f"{path} of {path.stat().st_size:,} bytes is damaged or no safetensors file ({brief(error)}): "
             "download or save it again"
         ) from error
 
@@ -217,7 +212,7 @@ def _read_torch(path: Path) -> Any:
                 "save model.state_dict() where the file comes from"
             ) from error
         raise EvenkeelError(
-            f"{path} of {path.stat().st_size:,} bytes is damaged or no weights file ({_brief(error)}): "
+            f"{path} of {path.stat().st_size:,} bytes is damaged or no weights file ({brief(error)}): "
             "download it again, or save model.state_dict() with torch.save"
         ) from error
 
@@ -291,8 +286,3 @@ def _shape(value: Any) -> list[int] | None:
 def _first(keys: Iterable[Any]) -> str:
     names = [str(key) for key in keys]
     return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
-
-
-def _brief(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:_LONG]}{'...' if len(message) > _LONG else ''}"

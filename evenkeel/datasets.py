@@ -6,9 +6,7 @@ import importlib
 import math
 import os
 import pickle
-import pkgutil
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, brief
+from evenkeel.names import raised, resolve
 
 _Split = tuple[Tensor, Tensor]  # images (uint8, NCHW) and labels (int64, N)
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -201,7 +200,7 @@ def _read_cifar_pickle(path: Path, key: str) -> _Split:
         entries = {k.decode() if isinstance(k, bytes) else k: value for k, value in content.items()}
         return entries["data"].tensor().reshape(-1, 3072), torch.tensor(entries[key], dtype=torch.int64)
     except Exception as error:
-        raise EvenkeelError(f"{path} is no CIFAR batch ({_brief(error)}): download it again") from error
+        raise EvenkeelError(f"{path} is no CIFAR batch ({brief(error)}): download it again") from error
 
 
 class _Stub:
@@ -278,7 +277,7 @@ def _read_bytes(path: Path) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise EvenkeelError(f"{path} cannot be read ({_brief(error)}): download it again") from error
+        raise EvenkeelError(f"{path} cannot be read ({brief(error)}): download it again") from error
 
 
 def _as_tensor(data: bytes) -> Tensor:
@@ -334,7 +333,7 @@ def _read_image(path: Path, mode: str, size: tuple[int, ...]) -> Any:
         with Image.open(path) as image:
             return np.asarray(image.convert(mode).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     except Exception as error:
-        raise EvenkeelError(f"{path} is no image that can be read ({_brief(error)}): mend or remove it") from error
+        raise EvenkeelError(f"{path} is no image that can be read ({brief(error)}): mend or remove it") from error
 
 
 @dataclass(frozen=True)
@@ -348,13 +347,11 @@ class _Remade:
 
 
 def _load_callable(name: str) -> Data:
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
+    function = resolve(name)
     try:
-        function: Any = pkgutil.resolve_name(name)
         made: Any = function()
     except (Exception, SystemExit) as error:
-        raise EvenkeelError(f"data {name!r}: {_brief(error)}; name a callable that returns batches") from error
+        raise EvenkeelError(f"data {name!r} {raised(error)}: name a callable that returns batches") from error
     if not isinstance(made, tuple):
         return Data(name, _reiterable(name, made, function))
     pair: tuple[Any, ...] = made
@@ -372,7 +369,3 @@ def _reiterable(name: str, made: Any, again: Callable[[], Any]) -> Iterable[Any]
 
 def _by(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -15,3 +15,13 @@ class BatchError(EvenkeelError):
 
 class ModelError(EvenkeelError):
     """The model has nothing for a verb to work on, such as no norm layer with running statistics."""
+
+
+def brief(error: BaseException, most: int = 200) -> str:
+    """An error of others in one line: its type and its message, cut after `most` letters.
+
+    >>> brief(ValueError("no luck"))
+    'ValueError: no luck'
+    """
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:most]}{'...' if len(message) > most else ''}"

@@ -66,7 +66,7 @@ _FUNCTIONS: dict[Kind, str] = {
         detach data to type type_as float double half bfloat16 cpu cuda requires_grad alias real chunk split
         split_with_sizes unsafe_chunk unsafe_split tensor_split unbind narrow select index_select getitem take_along_dim
         gather roll flip pad constant_pad_nd channel_shuffle pixel_shuffle pixel_unshuffle unfold fold as_strided
-        rot90 identity nan_to_num positive masked_select meshgrid diagonal""",
+        rot90 identity nan_to_num copy positive masked_select meshgrid diagonal""",
 }
 _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
 

@@ -25,7 +25,7 @@ _KERNELS = (
     nn.SyncBatchNorm.forward,
     nn.modules.instancenorm._InstanceNorm.forward,
 )
-_MERGE_EVERY = 32  # batches whose statistics wait to be merged at once
+_MERGE_EVERY = 64  # batches whose statistics wait to be merged at once
 _FEWEST = 4  # batches from which the spread between batches says enough to stop by
 
 
@@ -158,7 +158,8 @@ class _Measurement:
         for path, norm in norms.items():
             norm.training = True  # on the object itself: .train() would wake a dropout nested in it
             norm.momentum = 1.0
-            norm.register_forward_hook(self._reader(path, norm), with_kwargs=True)
+            norm.num_batches_tracked = None
+            self._watch(path, norm)
 
     def run(
         self, batches: Iterable[Any], forward: Forward | None, tolerance: float | None, max_batches: int | None
@@ -200,23 +201,27 @@ class _Measurement:
                 raise BatchError(f"batch {bad} is not finite at norm {path!r}: its mean or variance is NaN or infinite")
         return _largest(population.standard_error for population in self.populations.values())
 
-    def _reader(self, path: str, norm: Norm) -> Callable[..., None]:
-        """A forward hook that hands one call's statistics to the norm's population."""
+    def _watch(self, path: str, norm: Norm) -> None:
+        """Have every call of a norm hand its batch's statistics to the norm's population."""
         pooled = pools_batch(norm)
+        population = Population(pooled=pooled)
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None and variance is not None
-        by_kernel = type(norm).forward in _KERNELS and variance.dtype in (torch.float32, torch.float64)
+        channels = len(mean)
 
-        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            x: Tensor = args[0] if args else kwargs["input"]
-            population = self.populations.setdefault(path, Population(pooled=pooled))
-            if by_kernel:
-                count = x.numel() // len(mean) if pooled else len(x)
-                population.add(self.batches, count, mean.clone(), variance.clone())
-            else:
-                population.add(self.batches, *batch_moments(x, pooled=pooled))
+        def read_kernel(module: nn.Module, args: Any, output: Tensor) -> None:
+            self.populations[path] = population  # on reaching it, so that they stand in execution order
+            count = output.numel() // channels if pooled else len(output)
+            population.add(self.batches, count, mean.clone(), variance.clone())
 
-        return read
+        def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.populations[path] = population
+            population.add(self.batches, *batch_moments(args[0] if args else kwargs["input"], pooled=pooled))
+
+        if type(norm).forward in _KERNELS and variance.dtype in (torch.float32, torch.float64):
+            norm.register_forward_hook(read_kernel)
+        else:
+            norm.register_forward_pre_hook(read_input, with_kwargs=True)
 
 
 def _blend(population: Population, norm: Norm, weight: float) -> None:

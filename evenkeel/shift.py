@@ -20,7 +20,7 @@ from evenkeel.kinds import Kind
 from evenkeel.modes import eager, restored
 from evenkeel.norms import Norm, norms_of, pools_batch
 from evenkeel.population import Population, batch_moments
-from evenkeel.recording import record
+from evenkeel.tracing import record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -216,8 +216,10 @@ def _measure(
     number = 0
 
     def reader(path: str, norm: Norm) -> Callable[..., None]:
+        population = Population(pooled=pools_batch(norm))
+
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            population = populations.setdefault(path, Population(pooled=pools_batch(norm)))
+            populations[path] = population  # on reaching it, so that they stand in execution order
             population.add(number, *batch_moments(args[0] if args else kwargs["input"], pooled=population.pooled))
             if population.merge() is not None:
                 raise BatchError(

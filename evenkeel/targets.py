@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
-import os
-import sys
-import traceback
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from evenkeel.errors import EvenkeelError
+from evenkeel.names import raised, resolve, similar
 
 # library: the module with its models, the function that makes one, what keeps that from downloading weights
 _LIBRARIES: dict[str, tuple[str, str, dict[str, object]]] = {
@@ -47,7 +43,7 @@ def load_target(target: str, arguments: Mapping[str, object] | None = None) -> n
     if not (source and colon and name):
         raise EvenkeelError(f"{target!r} names no model: write package.module:callable, torchvision:NAME or timm:NAME")
     given = dict(arguments or {})
-    model = _from_library(source, name, given) if source in _LIBRARIES else _from_module(source, name, given)
+    model = _from_library(source, name, given) if source in _LIBRARIES else _from_module(target, given)
     if not isinstance(model, nn.Module):
         raise EvenkeelError(f"{target!r} returned {_a(model)}, not a torch.nn.Module: name what makes the model")
     return model
@@ -115,8 +111,8 @@ def _from_library(library: str, name: str, arguments: dict[str, object]) -> Any:
     except Exception as error:
         known: list[str] = module.list_models()
         if name.partition(".")[0].lower() in known:  # timm's names may end in the tag of their weights
-            raise EvenkeelError(f"'{library}:{name}' {_raised(error)}: {_CHECK}") from error
-        advice = _similar(name.lower(), known) or f"{module_name}.list_models() lists {len(known):,}"
+            raise EvenkeelError(f"'{library}:{name}' {raised(error)}: {_CHECK}") from error
+        advice = similar(name.lower(), known) or f"{module_name}.list_models() lists {len(known):,}"
         raise EvenkeelError(f"{library} has no model {name!r}: {advice}") from None
 
 
@@ -127,21 +123,11 @@ def _import_library(library: str, module_name: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == library:
             raise EvenkeelError(f"{library} is not installed: pip install {library}") from error
         advice = f"install the torchvision that matches torch {torch.__version__}"  # timm imports it too
-        raise EvenkeelError(f"importing {library} {_raised(error)}: {advice}") from error
+        raise EvenkeelError(f"importing {library} {raised(error)}: {advice}") from error
 
 
-def _from_module(module_name: str, name: str, arguments: dict[str, object]) -> Any:
-    target = f"{module_name}:{name}"
-    value = _import_module(module_name)
-    for part in name.split("."):
-        try:
-            value = getattr(value, part)
-        except AttributeError as error:
-            advice = _similar(part, dir(value)) or "name something that is defined there"
-            owner = getattr(value, "__name__", _a(value))
-            raise EvenkeelError(f"{target!r}: {owner} has no {part!r}: {advice}") from error
-        except Exception as error:  # of a module that imports its parts when they are asked for
-            raise EvenkeelError(f"{target!r} {_raised(error)}: mend that first") from error
+def _from_module(target: str, arguments: dict[str, object]) -> Any:
+    value = resolve(target)
     if isinstance(value, nn.Module):
         if arguments:
             raise EvenkeelError(f"{target!r} is a module already: it takes no arguments, {len(arguments)} were given")
@@ -151,34 +137,7 @@ def _from_module(module_name: str, name: str, arguments: dict[str, object]) -> A
     try:
         return value(**arguments)
     except (Exception, SystemExit) as error:
-        raise EvenkeelError(f"{target!r} {_raised(error)}: {_CHECK}") from error
-
-
-def _import_module(name: str) -> Any:
-    if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
-        raise EvenkeelError(f"{name!r} is no name of a module: write package.module:callable, without .py or slashes")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            where = "neither here nor installed: run in the folder that holds it, or install it"
-            raise EvenkeelError(f"no module {error.name!r}, {where}") from error
-        raise EvenkeelError(f"importing {name!r} {_raised(error)}: mend that first") from error
-
-
-def _raised(error: BaseException) -> str:
-    """What was raised, in one line, and where if that is not in this file."""
-    message = next(iter(str(error).splitlines()), "")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and f.filename[0] != "<"]
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"raised {type(error).__name__}: {message}{where}"
-
-
-def _similar(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(matches)}?" if matches else ""
+        raise EvenkeelError(f"{target!r} {raised(error)}: {_CHECK}") from error
 
 
 def _a(value: object) -> str:

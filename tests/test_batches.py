@@ -159,6 +159,37 @@ def test_tensors_are_those_that_map_tensors_meets_in_order(structure):
     assert [id(t) for t in tensors(structure)] == [id(t) for t in met]
 
 
+def test_map_tensors_sets_entries_one_by_one():
+    """The outputs of the transformers library are mappings that refuse update."""
+
+    class Outputs(OrderedDict):
+        def update(self, *args, **kwargs):
+            raise TypeError("set the entries one by one")
+
+    outputs = Outputs()
+    outputs["x"] = X
+    mapped = map_tensors(lambda t: t + 1, outputs)
+    assert type(mapped) is Outputs
+    assert torch.equal(mapped["x"], X + 1)
+    assert outputs["x"] is X
+
+
+def test_looking_for_tensors_makes_nothing_anew():
+    """A dataclass may count its instances or check them; outputs are looked at after every module."""
+    made = []
+
+    @dataclass
+    class Counted:
+        x: torch.Tensor
+
+        def __post_init__(self):
+            made.append(self)
+
+    counted = Counted(X)
+    assert tensors([counted]) == [X]
+    assert made == [counted]
+
+
 def test_map_tensors_leaves_its_argument_alone():
     structure = {"x": [X, (Y, 3)], "s": Sample(X)}
     mapped = map_tensors(lambda t: t + 1, structure)

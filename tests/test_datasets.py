@@ -445,9 +445,9 @@ def test_a_callable_gives_whatever_it_yields_as_often_as_asked(my_data, name, tr
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("my_data:absent", "AttributeError: module 'my_data' has no attribute 'absent'"),
-        ("my_dota:batches", "ModuleNotFoundError: No module named 'my_dota'"),
-        ("my-data:batches", "ValueError"),
+        ("my_data:absent", "my_data has no 'absent'"),
+        ("my_dota:batches", "no module 'my_dota'"),
+        ("my-data:batches", "no name of a module"),
         ("my_data:BATCHES", "TypeError: 'list' object is not callable"),
         ("my_data:tensors", "returned a Tensor, not batches"),
         ("my_data:three", "returned a tuple of 3"),

@@ -8,8 +8,9 @@ import pytest
 
 FLOORS = (
     ("errors", "kinds"),
-    ("batches", "datasets", "files", "graph", "modes", "norms", "population", "progress", "targets"),
-    ("checkpoints", "evaluation", "recording"),
+    ("batches", "files", "graph", "modes", "names", "norms", "population", "progress"),
+    ("checkpoints", "datasets", "evaluation", "recorder", "targets"),
+    ("tracing",),
     ("reestimation", "shift"),
     ("demo",),
     ("cli",),

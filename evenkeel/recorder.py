@@ -1,14 +1,11 @@
-"""trace: read a model into a LayerGraph by recording one forward pass, on fake tensors wherever they can go."""
+"""Recorder: what turns the calls of one forward pass into layers."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from traceback import extract_tb
 from typing import Any, cast
 
@@ -17,8 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from evenkeel.batches import device_of, map_tensors, tensors
-from evenkeel.errors import TraceError
+from evenkeel.batches import map_tensors, tensors
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import (
     ENTERING,
@@ -32,109 +28,19 @@ from evenkeel.kinds import (
     is_own_call,
     kind_of_function,
 )
-from evenkeel.modes import eager, restored
-from evenkeel.norms import has_running_statistics
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _HERE = os.path.join(os.path.dirname(__file__), "")
+_NO_SIGNAL = SHAPE_ONLY | RANDOM
 
 
-def trace(model: nn.Module, example: Any) -> LayerGraph:
-    """Read a model into a `LayerGraph` by recording one forward pass.
-
-    The pass runs on fake tensors, which have shapes but no data, with the model in train mode, so that every dropout
-    is seen, functional ones too (modules in eval mode inside a model in train mode stay so: they are frozen). Where
-    that fails it is repeated in eval mode, and where fake tensors cannot go (control flow that depends on data) with
-    the example itself, in eval mode. The model is given back exactly as it was found.
+class Recorder(TorchFunctionMode):
+    """Sees every call of a torch function in one forward pass, and writes the layers down.
 
     Args:
-        model: the model, in train or eval mode, on any device, its parameters in any floating dtype.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values do
-            not. Tensors are moved to the model's device, and floating ones to its dtype if it has only one.
-
-    Returns:
-        The graph of what ran: a branch that the example does not take is not in it.
-
-    Raises:
-        TraceError: the forward pass itself raises; names the layer that it had come to.
-
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
-    >>> print(trace(model, torch.ones(2, 4)))
-    i W A D W N o
+        model: the model, as the caller gave it.
+        training: whether the pass is made in train mode.
     """
-    if isinstance(example, Mapping):
-        return record(model, lambda inputs: model(**inputs), dict(example))
-    inputs = example if isinstance(example, tuple) else (example,)
-    return record(model, lambda inputs: model(*inputs), inputs)
-
-
-def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
-    """Record the pass that `run(inputs)` makes through the model: `trace` with the call left to the caller.
-
-    Args:
-        model: the model.
-        run: makes one forward pass of the model and returns its outputs.
-        inputs: what `run` is given, in any nesting; its tensors are the graph's inputs.
-
-    Returns:
-        The graph.
-
-    Raises:
-        TraceError: as for `trace`.
-    """
-    inputs = _prepared(inputs, model)
-    failure: Exception | None = None
-    recorder = _Recorder(model, training=True)
-    for training, fake in ((True, True), (False, True), (False, False)):
-        recorder = _Recorder(model, training=training)
-        try:
-            with restored(model, parameters=not fake), eager(model), torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
-                _set_modes(model, training)
-                with _fake_tensors(model) if fake else nullcontext(torch.clone) as convert:
-                    return recorder.run(run, map_tensors(convert, inputs))
-        except Exception as error:
-            failure = error
-    raise TraceError(recorder.explain(failure)) from failure
-
-
-def _prepared(inputs: Any, model: nn.Module) -> Any:
-    """The inputs on the model's device, floating ones in its dtype if all of its parameters share one."""
-    device = device_of(model)
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else None
-    return map_tensors(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None), inputs)
-
-
-def _set_modes(model: nn.Module, training: bool) -> None:
-    """Train mode with the norms in eval mode, since in train mode they refuse single values; or eval mode."""
-    if not (training and model.training):
-        model.train(training)
-    for module in model.modules():
-        if has_running_statistics(module):
-            module.training = False  # on the object itself: .eval() would reach a dropout nested in it
-
-
-@contextmanager
-def _fake_tensors(model: nn.Module) -> Generator[Callable[[Tensor], Tensor]]:
-    """Yield the conversion to fake tensors, in a mode in which the model holds fake parameters and buffers."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True  # it prints a traceback for errors that are handled here
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            for module in model.modules():  # in-place updates by the pass never reach the real ones then
-                for held in (module._parameters, module._buffers):
-                    for name, tensor in held.items():
-                        held[name] = None if tensor is None else mode.from_tensor(tensor)  # type: ignore[assignment]
-            yield mode.from_tensor
-    finally:
-        logger.disabled = disabled
-
-
-class _Recorder(TorchFunctionMode):
-    """Sees every call of a torch function in one forward pass, and writes the layers down."""
 
     def __init__(self, model: nn.Module, *, training: bool) -> None:
         super().__init__()
@@ -142,6 +48,7 @@ class _Recorder(TorchFunctionMode):
         self.frozen = {module for module in model.modules() if model.training and not module.training}
         self.layers: list[Layer] = []
         self.position: dict[Layer, int] = {}
+        self.failure: tuple[BaseException | None, str] = (None, "")  # the last error seen, and the module it left first
         self.names: Counter[str] = Counter()
         self.paths = {module: path for path, module in model.named_modules()}
         # The modules entered and not left, each with the layers whose signals it was given.
@@ -151,8 +58,8 @@ class _Recorder(TorchFunctionMode):
         self.producers = WeakIdKeyDictionary()
         # Of every random tensor without signal, its probability of keeping a value, or None if that is not known.
         self.noise = WeakIdKeyDictionary()
-        # Of every tensor with views that was written to in place, or through a view, the layer that did it last.
-        self.rewritten = WeakIdKeyDictionary()
+        # Of every tensor written to in place, itself or through a view: what was written to, by which layer.
+        self.writes: Any = WeakIdKeyDictionary()
         self.escaped: list[Layer] = []  # layers whose signals left torch: what enters it may come from them
         # Parameters and buffers as the caller knows them, by the ones that the pass sees.
         self.held = dict([*model.named_parameters(), *model.named_buffers()])
@@ -160,7 +67,7 @@ class _Recorder(TorchFunctionMode):
         self.model = model
 
     def run(self, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
-        """Record the pass, the model's modes being set and its parameters perhaps fake by now."""
+        """Record the pass that `run(inputs)` makes, the model's modes being set, its parameters perhaps fake by now."""
         for path, seen in (*self.model.named_parameters(), *self.model.named_buffers()):
             self.originals[seen] = self.held[path]
             self.producers[seen] = None
@@ -170,21 +77,19 @@ class _Recorder(TorchFunctionMode):
         for module in self.paths:
             if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and shows no calls
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
-                module.register_forward_hook(self._leave)
+                module.register_forward_hook(self._leave, always_call=True)
         with self:
             outputs = run(inputs)
         self._admit_loss(self.model, given, outputs)
         self._add(Kind.OUTPUT, "output", [], inputs=self._signals(outputs))
         return LayerGraph(tuple(self.layers))
 
-    def explain(self, failure: Exception | None) -> str:
+    def explain(self, failure: Exception) -> str:
         """What the pass died of, where, and what to do."""
-        modules = [self.paths[module] for module, _ in self.stack]
-        layer = f"in layer {modules[-1]!r}" if modules and modules[-1] else "in the model's forward"
-        frames = [
-            f for f in extract_tb(failure and failure.__traceback__) if not f.filename.startswith((_TORCH, _HERE))
-        ]
-        where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames and modules else ""
+        seen, path = self.failure
+        layer = f"in layer {path!r}" if seen is failure and path else "in the model's forward"
+        frames = [f for f in extract_tb(failure.__traceback__) if not f.filename.startswith((_TORCH, _HERE))]
+        where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames and seen is failure else ""
         return (
             f"the forward pass raised {type(failure).__name__} {layer}{where}, after {len(self.layers)} layers: "
             f"{failure}; check that the example has the shape and dtype that the model takes"
@@ -206,8 +111,8 @@ class _Recorder(TorchFunctionMode):
 
     def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]) -> None:
         """Write down one call, unless what it returns carries no signal."""
-        read = args[:1] if name in LIKE_SECOND else (args, kwargs)
-        signals = () if name in SHAPE_ONLY | RANDOM else self._signals(read)
+        read = args[:1] if name in LIKE_SECOND else args[1:] if name == "copy" else (args, kwargs)
+        signals = () if name in _NO_SIGNAL else self._signals(read)
         noise = [self.noise[tensor] for tensor in tensors(read) if tensor in self.noise]
         if not signals:
             self._record_constant(name, args, kwargs, noise, outputs)
@@ -227,7 +132,7 @@ class _Recorder(TorchFunctionMode):
             line=line,
         )
         if args and outputs[0] is args[0]:
-            self._write_back(outputs[0])
+            self.writes.setdefault(_base(outputs[0]), []).append((outputs[0], self.layers[-1]))
 
     def _record_constant(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[float | None], outputs: list[Tensor]
@@ -244,19 +149,6 @@ class _Recorder(TorchFunctionMode):
             self.producers[output] = None
             if noise:
                 self.noise[output] = noise[0]
-
-    def _write_back(self, written: Tensor) -> None:
-        """After an in-place call on a view, the tensor viewed carries the new signal too."""
-        base, made = written._base, self.producers[written]
-        if base is None:
-            self.rewritten[written] = made
-            return
-        self.rewritten[base] = made
-        if written.numel() == base.numel():
-            self.producers[base] = made
-        else:
-            kept = (*self._signals(base), made)
-            self._add(Kind.CONCAT, "setitem", [base], inputs=kept, shape=tuple(base.shape))
 
     def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
         module = self.stack[-1][0] if self.stack else self.model
@@ -279,15 +171,16 @@ class _Recorder(TorchFunctionMode):
             self.whole = module
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        while self.stack[-1][0] is not module:  # its callee raised, and the model handled that
-            self.stack.pop()
-        signals = self.stack[-1][1]
+        error = sys.exc_info()[1]
         with torch._C.DisableTorchFunction():
-            if module is self.whole:
-                self._add_whole(module, signals, tensors(output))
-                self.whole = None
+            if error is not None:
+                if error is not self.failure[0]:
+                    self.failure = (error, self.paths[module])
+            elif module is self.whole:
+                self._add_whole(module, self.stack[-1][1], tensors(output))
             elif self.whole is None:
-                self._admit_loss(module, signals, output)
+                self._admit_loss(module, self.stack[-1][1], output)
+        self.whole = None if module is self.whole else self.whole
         self.stack.pop()
 
     def _add_whole(self, module: nn.Module, signals: tuple[Layer, ...], outputs: list[Tensor]) -> None:
@@ -315,10 +208,14 @@ class _Recorder(TorchFunctionMode):
             if self.escaped:
                 inputs = tuple(dict.fromkeys(self.escaped))
                 self._add(Kind.OPAQUE, "unknown", [tensor], inputs=inputs, shape=tuple(tensor.shape))
-        made, base = self.producers[tensor], tensor._base
-        change = self.rewritten.get(base) if base is not None else None
-        if made is not None and change is not None and self.position[change] > self.position[made]:
-            self._add(Kind.PASS, "view", [tensor], inputs=(self.producers[base],), shape=tuple(tensor.shape))
+        made = self.producers[tensor]
+        since = self.position[made] if made else -1
+        writes = ((view, layer) for view, layer in self.writes.get(_base(tensor), ()) if self.position[layer] > since)
+        later = [layer for view, layer in writes if view is not tensor and _overlap(view, tensor)]
+        if later:  # it views, or is viewed by, what was written to in place after it was made
+            inputs = (made, *later) if made else tuple(later)
+            kind = Kind.PASS if len(inputs) == 1 else Kind.CONCAT
+            self._add(kind, "view", [tensor], inputs=inputs, shape=tuple(tensor.shape))
         return self.producers[tensor]
 
     def _without_data(self, tensor: Tensor) -> Any:
@@ -328,14 +225,12 @@ class _Recorder(TorchFunctionMode):
     def _drop_probability(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[float | None]
     ) -> float | None:
-        if self.stack and self.stack[-1][0] in self.frozen:
-            return 0.0
         if noise:  # a product with a random tensor
             attributes = (getattr(self.stack[-1][0], a, None) for a in ("p", "drop_prob")) if self.stack else ()
             return next((a for a in (*(1 - k for k in noise if k), *attributes) if isinstance(a, float)), None)
         given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-        on = given.get("training", given.get("train", "alpha" not in name))  # alpha dropouts default to off
-        return float(given.get("p", 0.5)) if on or not self.training else 0.0
+        counts = given.get("training", True) or not (self.training or (self.stack and self.stack[-1][0] in self.frozen))
+        return float(given.get("p", 0.5)) if counts else 0.0
 
     def _location(self) -> tuple[str | None, int | None]:
         """File and line of the model's source that makes the call: the innermost frame outside of torch."""
@@ -362,3 +257,20 @@ def _kind(name: str, signals: tuple[Layer, ...], *, operands: int, noise: bool) 
     if kind is Kind.POOL and len(signals) > 1:
         return Kind.OPAQUE  # the maximum of two signals
     return kind
+
+
+def _base(tensor: Tensor) -> Tensor:
+    return tensor if tensor._base is None else tensor._base
+
+
+def _overlap(left: Tensor, right: Tensor) -> bool:
+    """Whether two views of one tensor may share memory."""
+    if left.stride() != right.stride():
+        return True
+    low, high = sorted((left, right), key=Tensor.storage_offset)
+    distance = int(high.storage_offset() - low.storage_offset())
+    for stride, size in sorted(zip(map(int, low.stride()), low.shape, strict=True), reverse=True):
+        steps, distance = divmod(distance, stride) if stride else (0, distance)
+        if steps >= size:
+            return False
+    return True

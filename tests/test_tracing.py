@@ -6,8 +6,9 @@ import inspect
 import os
 import re
 import textwrap
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo import BY_NAME, ZOO, DeclaredNoise, StochasticDepth
 
 import evenkeel as ek
-from evenkeel.recording import record
+from evenkeel.tracing import record
 
 THIS_FILE = os.path.basename(__file__)
 every_entry = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
@@ -262,6 +263,13 @@ def test_nested_inputs_numbers_and_none():
     assert str(ek.trace(model, (({"x": X}, X), 2.0, None))) == "i i W . + o"
 
 
+def test_a_signal_that_lends_its_shape_only_is_not_read():
+    for forward in (lambda m, x: m.fc(x).view_as(x.relu()), lambda m, x: m.fc(x).expand_as(x.relu())):
+        graph = ek.trace(model_of(forward, fc=linear()), X)
+        assert str(graph) == "i W A . o"
+        assert graph.layers[3].inputs == (graph["fc"],)
+
+
 def test_shared_parameters_stay_shared():
     model = nn.Sequential(linear(), nn.ReLU(), linear())
     model[2].weight = model[0].weight
@@ -454,6 +462,32 @@ def test_frozen_dropout_drops_nothing(looks):
     assert rates(model) == [0, 0, 0, 0.1]
 
 
+@pytest.mark.parametrize("looks", [False, True], ids=["fake pass", "real pass"])
+def test_what_drops_in_eval_mode_too_is_not_frozen(looks):
+    def always(m, x):
+        if looks and not torch.isfinite(x).all():
+            raise ValueError("not finite")
+        return F.dropout(x, 0.2) * x.new_empty(2, 1).bernoulli_(0.7)
+
+    model = nn.Sequential(linear(), model_of(always))
+    model[1].eval()
+    assert [layer.p for layer in ek.trace(model, X).of(ek.Kind.DROPOUT)] == pytest.approx([0.2, 0.3])
+
+
+def test_a_declared_kind_inside_another_is_not_seen():
+    class Outer(DeclaredNoise):
+        def __init__(self):
+            super().__init__(0.4)
+            self.inner = DeclaredNoise(0.1)
+
+        def forward(self, x):
+            return super().forward(self.inner(x)).relu()
+
+    graph = ek.trace(nn.Sequential(Outer(), nn.ReLU()), X)
+    assert str(graph) == "i D A o"
+    assert graph["0"].p == 0.4
+
+
 def test_declared_kind_is_one_call_and_is_not_entered():
     class Mixed(nn.Module):
         evenkeel_kind = ek.Kind.DROPOUT
@@ -488,6 +522,7 @@ UNKNOWN = {
     "attention": (lambda m, x: m.fc(F.scaled_dot_product_attention(x, x, x)), "i ? W o"),
     "numpy": (lambda m, x: m.fc(torch.from_numpy(np.tanh(m.fc(x).detach().numpy()))), None),
     "numpy in a function": (lambda m, x: m.fc(ThroughNumpy.apply(m.fc(x))), None),
+    "numpy in a module": (lambda m, x: m.fc(nn.Sequential(m.numpy)(m.fc(x))), None),
     "list": (lambda m, x: m.fc(torch.tensor(m.fc(x).tolist())), None),
 }
 
@@ -495,11 +530,19 @@ UNKNOWN = {
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_what_is_not_known_is_opaque_and_stays_connected(case):
     forward, picture = UNKNOWN[case]
-    graph = ek.trace(model_of(forward, fc=linear()), X)
+    numpy = model_of(lambda m, x: torch.from_numpy(np.tanh(x.numpy())))
+    graph = ek.trace(model_of(forward, fc=linear(), numpy=numpy), X)
     assert graph.of(ek.Kind.OPAQUE) != ()
     assert is_connected(graph)
     assert picture is None or str(graph) == picture
     assert str(graph).endswith("W o")
+
+
+def test_what_a_module_returns_from_out_of_sight_is_its_own_layer():
+    model = nn.Sequential(linear(), model_of(lambda m, x: torch.from_numpy(np.tanh(x.numpy()))), linear())
+    graph = ek.trace(model, X)
+    assert str(graph) == "i W ? W o"
+    assert graph.layers[2].path == "1"
 
 
 def test_a_random_choice_between_signals_is_reported():
@@ -539,6 +582,62 @@ def test_work_in_place_on_a_base_reaches_the_readers_of_its_views():
 
     graph = ek.trace(model_of(forward, first=linear(), last=nn.Linear(2, 2)), X)
     assert graph["dropout"] in graph.upstream(graph["last"])
+
+
+def test_work_in_place_on_one_view_leaves_the_others_alone():
+    def gated(m, x):
+        value, gate = m.first(x).chunk(2, 1)
+        return m.last(value * gate.sigmoid_())
+
+    graph = ek.trace(model_of(gated, first=nn.Linear(4, 8), last=linear()), X)
+    assert str(graph) == "i W . A x W o"
+    assert [layer.kind.value for layer in graph["mul"].inputs] == [".", "A"]
+
+    def half_dropped(m, x):
+        x = m.first(x)
+        left, right = x[:, :2], x[:, 2:]
+        F.dropout(left, 0.5, m.training, inplace=True)
+        return m.norm(right), left
+
+    graph = ek.trace(model_of(half_dropped, first=linear(), norm=nn.BatchNorm1d(2)), X)
+    assert graph["dropout"] not in graph.upstream(graph["norm"])
+
+
+def test_work_in_place_on_one_view_reaches_those_that_overlap():
+    def forward(m, x):
+        x = m.first(x)
+        left, right = x[:, :3], x[:, 1:]
+        F.dropout(left, 0.5, m.training, inplace=True)
+        return m.last(right)
+
+    graph = ek.trace(model_of(forward, first=linear(), last=nn.Linear(3, 2)), X)
+    assert graph["dropout"] in graph.upstream(graph["last"])
+
+
+def test_work_in_place_on_several_views_reaches_the_readers_of_their_base():
+    def forward(m, x):
+        x = m.first(x)
+        left, right = x.chunk(2, 1)
+        F.relu(left, inplace=True)
+        F.dropout(right, 0.5, m.training, inplace=True)
+        return m.last(x), m.last(x)
+
+    graph = ek.trace(model_of(forward, first=linear(), last=linear()), X)
+    for reader in (graph["last"], graph["last#2"]):
+        assert {graph["first"], graph["relu"], graph["dropout"]} <= set(graph.upstream(reader))
+    assert graph["last"].inputs == graph["last#2"].inputs
+
+
+def test_work_in_place_by_a_module_on_a_view_is_one_layer_of_that_module():
+    def forward(m, x):
+        x = m.first(x)
+        m.act(x[:, :2])
+        return m.last(x)
+
+    model = model_of(forward, first=linear(), act=nn.ReLU(inplace=True), last=linear())
+    graph = ek.trace(model, X)
+    assert [layer.kind for layer in graph if layer.module is model.act] == [ek.Kind.ACTIVATION]
+    assert graph["act"] in graph.upstream(graph["last"])
 
 
 # Arguments and immutability
@@ -639,12 +738,16 @@ def test_error_for_an_example_that_does_not_fit_the_signature():
 
 
 def test_a_model_that_runs_in_eval_mode_only_is_traced_there():
+    seen = []
+
     def forward(m, x):
         if m.training:
             raise RuntimeError("for inference only")
+        seen.append(type(x).__name__)
         return m.drop(m.fc(x))
 
     graph = ek.trace(model_of(forward, fc=linear(), drop=nn.Dropout(0.3)), X)
+    assert seen == ["FakeTensor"]  # on shapes alone, still
     assert str(graph) == "i W D o"
     assert graph["drop"].p == 0.3
 
@@ -664,6 +767,22 @@ def test_an_error_that_the_model_handles_itself_is_no_error():
     assert [layer.where for layer in graph][1] is not None
 
 
+def test_calls_after_an_error_handled_belong_to_the_module_that_handled_it():
+    def forward(m, x):
+        try:
+            return m.broken(x)
+        except RuntimeError:
+            return F.relu(x)  # at rescue
+
+    model = nn.Sequential(model_of(forward, broken=nn.Sequential(nn.ReLU(), nn.Linear(5, 5))), linear())
+    graph = ek.trace(model, X)
+    assert str(graph) == "i A A W o"  # what the broken one did before it broke is seen, and read by nobody
+    assert graph.layers[2].path == "0"
+    assert graph.layers[2].module is None
+    assert graph.layers[2].where == marked_lines(forward)["rescue"]
+    assert graph["1"].inputs == (graph.layers[2],)
+
+
 # The example
 
 
@@ -677,9 +796,9 @@ def test_values_of_the_example_do_not_matter_and_stay():
 
 
 def test_a_batch_of_one_is_enough():
-    """In train mode a batch norm would refuse a single value per channel."""
-    entry = BY_NAME["mlp"]
-    assert str(ek.trace(entry.build(), torch.ones(1, 6))) == entry.picture
+    """In train mode a batch norm would refuse a single value per channel, and in eval mode some noise is not seen."""
+    model = nn.Sequential(BY_NAME["mlp"].build(), nn.Linear(8, 6), StochasticDepth())
+    assert str(ek.trace(model, torch.ones(1, 6))) == "i W A D W N W W A D + o"
 
 
 def test_examples_that_require_gradients_stay_as_they_are():
@@ -688,6 +807,40 @@ def test_examples_that_require_gradients_stay_as_they_are():
     assert str(graph) == "i W A o"
     assert example.grad is None
     assert example.requires_grad
+
+
+class Outputs(OrderedDict):
+    """Its entries are set one by one only, as in the outputs of the transformers library."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("set the entries one by one")
+
+
+def test_outputs_in_a_mapping_of_its_own_kind():
+    def forward(m, x):
+        outputs = Outputs()
+        outputs["logits"], outputs["hidden"] = m.head(x), x
+        return outputs
+
+    graph = ek.trace(model_of(forward, head=model_of(lambda m, x: m.fc(x), fc=linear())), X)
+    assert str(graph) == "i W o"
+    assert graph["output"].inputs == (graph["head.fc"], graph["input"])
+
+
+@dataclass
+class Result:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = field(default=None, init=False)
+
+
+def test_outputs_in_a_dataclass_with_a_field_set_later():
+    def forward(m, x):
+        result = Result(m.fc(x))
+        result.hidden = m.fc(x)
+        return result
+
+    graph = ek.trace(model_of(forward, fc=linear()), X)
+    assert graph["output"].inputs == (graph["fc"], graph["fc#2"])
 
 
 def test_record_leaves_the_call_to_the_caller():
