@@ -166,7 +166,7 @@ class _Judgement:
 
 def _judge(model: nn.Module, data: Data, max_batches: int | None, description: str) -> _Judgement:
     report = variance_shift(model, Bar(data.train, description), max_batches=max_batches)
-    score = None if data.test is None or data.classes is None else evaluate(model, data.test)
+    score = None if data.test is None or data.classes is None else evaluate(model, Bar(data.test, "scoring"))
     return _Judgement(report, score)
 
 

@@ -13,6 +13,10 @@ class BatchError(EvenkeelError):
     """A batch or the iterable that yields it is at fault: it raised, ran short, was empty or not finite."""
 
 
+class ActivationError(EvenkeelError):
+    """A callable is no activation whose Gaussian moments exist: not elementwise, finite or deterministic."""
+
+
 class ModelError(EvenkeelError):
     """The model has nothing for a verb to work on, such as no norm layer with running statistics."""
 

@@ -8,7 +8,7 @@ import pytest
 
 FLOORS = (
     ("errors", "kinds"),
-    ("batches", "files", "graph", "modes", "names", "norms", "population", "progress"),
+    ("batches", "files", "graph", "modes", "moments", "names", "norms", "population", "progress"),
     ("checkpoints", "datasets", "evaluation", "recorder", "targets"),
     ("tracing",),
     ("reestimation", "shift"),
