@@ -118,32 +118,35 @@ def reestimate_(
     if prior < 0 or (tolerance is not None and tolerance <= 0):
         raise EvenkeelError(f"prior must be at least 0 and tolerance above 0, not {prior} and {tolerance}")
     with eager(model) as plain:
-        norms = norms_of(plain)
-        untouched = {
-            path: "frozen: in eval mode while the model is in train mode"
-            for path, norm in norms.items()
-            if plain.training and not norm.training
-        }
-        if len(untouched) == len(norms):
-            raise ModelError(f"all {len(norms)} norms are frozen: in eval mode while the model is in train mode")
-        free = {path: norm for path, norm in norms.items() if path not in untouched}
+        free, untouched = _divide(plain)
         with restored(plain), torch.no_grad():
             measurement = _Measurement(plain, free)
             measurement.run(Bar(batches, "re-estimating") if progress else batches, forward, tolerance, max_batches)
-    reached = {path: norm for path, norm in free.items() if path in measurement.populations}
-    untouched |= {path: "never reached by the batches" for path in free if path not in reached}
+    if prior and not measurement.samples:
+        raise BatchError(f"prior={prior} needs the number of samples, and no tensor in the batches tells it")
+    populations = measurement.populations
+    errors = {path: population.standard_error for path, population in populations.items()}
+    untouched |= {path: "never reached by the batches" for path in free if path not in populations}
     names = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}[stats]
-    before = [(norm, name, getattr(norm, name).clone()) for norm in reached.values() for name in names]
-    errors = {path: measurement.populations[path].standard_error for path in reached}
-    for path, norm in reached.items():
-        population = measurement.populations[path]
+    before = [(free[path], name, getattr(free[path], name).clone()) for path in populations for name in names]
+    for path, population in populations.items():
         if prior:
-            _blend(population, norm, prior / measurement.samples)
+            _blend(population, free[path], prior / measurement.samples)
         values = {"running_mean": population.mean, "running_var": population.variance}
         with torch.no_grad():
             for name in names:
-                getattr(norm, name).copy_(values[name])
+                getattr(free[path], name).copy_(values[name])
     return Reestimation(measurement.batches, measurement.samples, errors, untouched, before)
+
+
+def _divide(model: nn.Module) -> tuple[dict[str, Norm], dict[str, str]]:
+    """The norms to re-estimate, and those that are frozen, with the reason."""
+    norms = norms_of(model)
+    frozen = {path for path, norm in norms.items() if model.training and not norm.training}
+    reason = "frozen: in eval mode while the model is in train mode"
+    if len(frozen) == len(norms):
+        raise ModelError(f"all {len(norms)} norms are {reason}: call model.eval() to have them count")
+    return {path: norms[path] for path in norms if path not in frozen}, dict.fromkeys(sorted(frozen), reason)
 
 
 class _Measurement:
@@ -176,6 +179,8 @@ class _Measurement:
             elif self._is_check() and self._merge() <= tolerance:
                 return
         self._merge()
+        if not self.populations:
+            raise BatchError(f"the {self.batches} batches reached none of the model's norms")
 
     def _is_check(self) -> bool:
         """Whether to look at the standard errors now: rarely enough that looking costs nothing."""

@@ -323,6 +323,25 @@ def test_prior_counts_the_statistics_found_as_samples():
     assert torch.allclose(model.running_var.double(), both.var(0), rtol=1e-2)
 
 
+def test_batches_of_unknown_size_are_used_but_bear_no_prior():
+    model, data = nn.BatchNorm1d(4), [torch.randn(32, 4).numpy() for _ in range(3)]
+    before = snapshot(model)
+    with pytest.raises(ek.BatchError, match="prior=5 needs the number of samples"):
+        ek.reestimate_(model, data, forward=lambda m, b: m(torch.from_numpy(b)), prior=5)
+    assert_as(model, before)
+    done = ek.reestimate_(model, data, forward=lambda m, b: m(torch.from_numpy(b)))
+    assert (done.batches, done.samples) == (3, 0)
+    assert torch.allclose(
+        model.running_var.double(), torch.cat([torch.from_numpy(b) for b in data]).double().var(0), rtol=1e-5
+    )
+
+
+def test_a_model_whose_norms_are_never_reached_is_an_error():
+    model = Partial()
+    with pytest.raises(ek.BatchError, match="reached none of the model's norms"):
+        ek.reestimate_(model, torch.randn(2, 8, 4), forward=lambda m, b: b)
+
+
 def test_samples_and_batches_are_counted():
     done = ek.reestimate_(nn.BatchNorm1d(4), [(torch.randn(n, 4), 0) for n in (5, 7, 11)])
     assert (done.batches, done.samples) == (3, 23)
