@@ -63,7 +63,8 @@ def forward_pass(model: nn.Module, batch: Any, number: int, forward: Forward | N
     except Exception as error:
         path = _path_of_failure(error, model)
         layer = f" in layer {path!r}" if path else ""
-        raise BatchError(f"the forward pass on batch {number} raised {brief(error)}{layer}") from error
+        advice = ": use drop_last=True or another batch size" if "more than 1 value per channel" in str(error) else ""
+        raise BatchError(f"the forward pass on batch {number} raised {brief(error)}{layer}{advice}") from error
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -112,8 +113,8 @@ def tensors(value: Any) -> list[Tensor]:
         items = cast("Iterable[Any]", value)
     elif is_dataclass(value) and not isinstance(value, type):
         items = [getattr(value, field.name) for field in fields(value)]
-    else:
-        return []
+    else:  # of other objects, the attributes that are tensors
+        items = [item for item in getattr(value, "__dict__", {}).values() if isinstance(item, Tensor)]
     return [tensor for item in items for tensor in tensors(item)]
 
 
@@ -148,8 +149,8 @@ def each(batches: Iterable[Any], model: nn.Module, max_batches: int | None) -> I
     """
     if isinstance(batches, (Mapping, str)) or not hasattr(batches, "__iter__"):
         raise BatchError(f"batches must be an iterable of batches, not one {type(batches).__name__}: pass [batch]")
-    if max_batches is not None and max_batches < 1:
-        raise BatchError(f"max_batches must be at least 1, not {max_batches}")
+    if max_batches is not None and (max_batches < 1 or max_batches != int(max_batches)):
+        raise BatchError(f"max_batches must be a whole number of at least 1, not {max_batches}")
     device = device_of(model)
     iterator, number = None, 0
     while max_batches is None or number < max_batches:
@@ -158,9 +159,13 @@ def each(batches: Iterable[Any], model: nn.Module, max_batches: int | None) -> I
             batch = next(iterator)
         except StopIteration:
             break
+        except BatchError:  # of batches that were taken from here before
+            raise
         except Exception as error:
             raise BatchError(f"the loader raised {brief(error)} when asked for batch {number + 1}") from error
         number += 1
+        if (sizes := [len(tensor) for tensor in tensors(batch) if tensor.ndim]) and not any(sizes):
+            raise BatchError(f"batch {number} holds no samples: its tensors are empty")
         yield map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
     if number == 0:
         raise BatchError("the loader is empty: it yielded no batch")

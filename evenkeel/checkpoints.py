@@ -227,8 +227,8 @@ def _find_wrapper(path: Path, content: Any) -> str | None:
         return (usual or found)[0]
     if found:
         raise EvenkeelError(f"{path} holds {len(found)} state dicts ({_first(found)}): save the one that counts alone")
-    what = f"with {len(entries)} entries ({_first(entries)})" if entries else "without entries"
-    raise EvenkeelError(f"{path} holds a {type(content).__name__} {what}, no state dict: save model.state_dict()")
+    what = f" with {len(entries)} entries ({_first(entries)})" if entries else ""
+    raise EvenkeelError(f"{path} holds a {type(content).__name__}{what}, no state dict: save model.state_dict()")
 
 
 def _is_state(value: Any) -> bool:

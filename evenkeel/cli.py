@@ -98,11 +98,13 @@ def shift(
     as_json: Json = False,
 ) -> None:
     """Print, for every norm layer, the variance it meets in eval mode against the one that it stores."""
+    if fail_above is not None and not fail_above >= 1:
+        raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
     model = load_target(target, parse_arguments(arg or []))
     if weights is not None:
         Checkpoint.read(weights).apply_(model)
     batches = _load(data, input_shape, data_dir, batch_size).train
-    report = variance_shift(model, Bar(batches, "measuring"), max_batches=max_batches)
+    report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
     _show(report.to_dict() if as_json else report)
     if fail_above is not None and report.worst > fail_above:
         raise typer.Exit(1)
@@ -128,24 +130,31 @@ def repair(
     """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after."""
     for path in filter(None, (out, html)):
         require_folder(path)
+    if html is not None and html.resolve() in (out.resolve(), weights.resolve()):
+        raise EvenkeelError(f"--html {html} is the checkpoint's own file: name another")
     checkpoint = Checkpoint.read(weights)
     model = load_target(target, parse_arguments(arg or []))
     checkpoint.apply_(model)
     given = _load(data, input_shape, data_dir, batch_size)
     before = _judge(model, given, max_batches, "measuring before")
-    done = reestimate_(model, Bar(given.train, "re-estimating"), max_batches=max_batches, tolerance=tolerance)
+    done = reestimate_(
+        model, Bar(given.train, "re-estimating", total=max_batches), max_batches=max_batches, tolerance=tolerance
+    )
     after = _judge(model, given, max_batches, "measuring after")
     page = Console(record=True, file=io.StringIO(), width=120)
     page.print(_comparison(before, after, done))
-    checkpoint.write(out, model)
-    if html is not None:
-        with whole(html) as temporary:
+    if html is None:
+        checkpoint.write(out, model)
+    else:
+        with whole(html) as temporary:  # both files, or neither
             temporary.write_text(page.export_html(), encoding="utf-8")
+            checkpoint.write(out, model)
     result = {
         "out": str(out),
         "batches": done.batches,
         "samples": done.samples,
         "standard_error": done.standard_error,
+        "converged": done.converged,
         "untouched": done.untouched,
         "before": before.to_dict(),
         "after": after.to_dict(),
@@ -165,7 +174,7 @@ class _Judgement:
 
 
 def _judge(model: nn.Module, data: Data, max_batches: int | None, description: str) -> _Judgement:
-    report = variance_shift(model, Bar(data.train, description), max_batches=max_batches)
+    report = variance_shift(model, Bar(data.train, description, total=max_batches), max_batches=max_batches)
     score = None if data.test is None or data.classes is None else evaluate(model, Bar(data.test, "scoring"))
     return _Judgement(report, score)
 
@@ -173,16 +182,16 @@ def _judge(model: nn.Module, data: Data, max_batches: int | None, description: s
 def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> RenderableType:
     """The shift, norm by norm, and the scores, before and after."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("norm")
+    table.add_column("norm", overflow="fold")
     for heading in ("running var before", "after", "eval/train before", "after"):
         table.add_column(heading, justify="right")
-    table.add_column("fed by dropouts")
+    table.add_column("fed by dropouts", overflow="fold")
     for old, new in zip(before.shift, after.shift, strict=True):
         figures = f"{old.running_var:.4g}", f"{new.running_var:.4g}", f"{old.ratio:.3f}", f"{new.ratio:.3f}"
         table.add_row(Text(old.path), *figures, Text(old.fed_by))
     lines = [
         f"worst norm: x{before.shift.worst:.2f} before, x{after.shift.worst:.2f} after  (x1.00 is even)",
-        f"from {done.batches} batches of {done.samples} samples, standard error {done.standard_error:.2%}",
+        f"from {done.summary}",
         *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
     ]
     if before.score and after.score:

@@ -55,12 +55,13 @@ class Batches:
         mean: what is taken off each channel, in units of the pixels.
         deviation: what each channel is then divided by.
         count: number of images, N.
-        batch_size: images in a batch; the last one may hold fewer.
+        batch_size: images in a batch; the last one may hold fewer, or one more where one would be left over, which no
+            norm can be given alone.
 
     >>> pixels = torch.tensor([0, 4, 8]).view(3, 1, 1, 1)
     >>> batches = Batches(pixels.__getitem__, None, torch.tensor([4.0]), torch.tensor([2.0]), count=3, batch_size=2)
     >>> [images.flatten().tolist() for images in batches]
-    [[-2.0, 0.0], [2.0]]
+    [[-2.0, 0.0, 2.0]]
     """
 
     read: Callable[[slice], Tensor]
@@ -71,14 +72,19 @@ class Batches:
     batch_size: int
 
     def __len__(self) -> int:
-        return math.ceil(self.count / self.batch_size)
+        return len(self._starts())
 
     def __iter__(self) -> Iterator[Any]:
         mean, deviation = self.mean.view(-1, 1, 1), self.deviation.view(-1, 1, 1)
-        for start in range(0, self.count, self.batch_size):
-            part = slice(start, start + self.batch_size)
+        starts = self._starts()
+        for start, end in zip(starts, (*starts[1:], self.count), strict=True):
+            part = slice(start, end)
             images = (self.read(part).float() - mean) / deviation
             yield images if self.labels is None else (images, self.labels[part])
+
+    def _starts(self) -> range:
+        one_is_left = self.count > self.batch_size > 1 and self.count % self.batch_size == 1
+        return range(0, self.count - one_is_left, self.batch_size)
 
 
 def load_data(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, brief
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def whole(path: Path) -> Generator[Path]:
         Where to write it.
 
     Raises:
-        EvenkeelError: the path is a folder, or its own folder does not exist.
+        EvenkeelError: the path is a folder, its own folder does not exist, or writing failed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,9 +34,19 @@ def whole(path: Path) -> Generator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        temporary.chmod(path.stat().st_mode if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to read it alone
+    os.umask(mask)
+    return mask
 
 
 def require_folder(path: Path) -> None:

@@ -25,7 +25,8 @@ class Layer:
         function: torch's name of the function called, such as "conv2d"; "" for inputs and outputs.
         args, kwargs: the call's arguments, every signal replaced by the layer that produced it.
         shape: shape of the (first) tensor that it returns.
-        p: drop probability of a dropout in training; None if it is no dropout or the rate is not known.
+        p: drop probability in training, of a dropout or of one inside an OPAQUE call (attention, recurrent layers);
+            None if there is none or the rate is not known.
         file, line: where the model's source makes the call.
         users: the layers that read it.
     """

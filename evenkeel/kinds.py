@@ -72,6 +72,15 @@ _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name i
 
 # Products of two tensors: a weight layer if one of them is a parameter, not understood if both are signals.
 PRODUCTS = frozenset("matmul mm mv bmm addmm addmv baddbmm einsum tensordot rmatmul imatmul".split())
+# Functions with a dropout inside, by the place of its probability among their arguments.
+HIDDEN_DROPOUT = {
+    "scaled_dot_product_attention": 4,
+    "multi_head_attention_forward": 10,
+    "lstm": 5,
+    "gru": 5,
+    "rnn_tanh": 5,
+    "rnn_relu": 5,
+}
 # Functions that read the signal in their first argument and only the shape or dtype of the second.
 LIKE_SECOND = frozenset("view_as reshape_as expand_as type_as".split())
 # Functions whose result is random whatever their input: a product with such a tensor is dropout by another name.

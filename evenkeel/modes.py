@@ -67,6 +67,12 @@ def eager(model: nn.Module) -> Generator[nn.Module]:
         yield original
 
 
+def write_(tensor: Tensor, value: Tensor) -> None:
+    """Write values into a tensor in place, of the same shape, whether or not it was made in inference mode."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(value)
+
+
 class _Memory:
     """The state of modules, containers, tensors and generators, as it was when they were kept."""
 
@@ -97,10 +103,15 @@ class _Memory:
             self._undo.append(partial(_restore_tensor, value, value.detach().clone()))
 
     def restore(self) -> None:
-        """Put everything back."""
-        with torch.no_grad():
-            for undo in self._undo:
+        """Put everything back; what cannot be put back does not keep the rest from it."""
+        failures: list[Exception] = []
+        for undo in self._undo:
+            try:
                 undo()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise ModelError(f"{len(failures)} parts of the model's state could not be restored") from failures[0]
 
     def _keep_all(self, values: Iterable[Any]) -> None:
         for value in values:
@@ -131,8 +142,16 @@ def _restore_generator(generator: torch.Generator, state: Tensor) -> None:
 
 
 def _restore_tensor(tensor: Tensor, content: Tensor) -> None:
-    if not torch.equal(tensor.flatten().view(torch.uint8), content.flatten().view(torch.uint8)):
-        tensor.copy_(content)
+    same = tensor.shape == content.shape and torch.equal(_bits(tensor), _bits(content))
+    if not same:
+        with torch.no_grad():
+            if tensor.shape != content.shape:
+                tensor.resize_(content.shape)
+        write_(tensor, content)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten().view(torch.uint8)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
         The modules, a shared one once.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or one holds no values.
 
     >>> list(norms_of(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))))
     ['1']
@@ -39,6 +39,9 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
             f"{type(model).__name__} has no norm layer with running statistics (such as BatchNorm with "
             "track_running_stats=True): there is nothing to measure or repair"
         )
+    for path, norm in norms.items():
+        if norm.running_var.is_meta:  # type: ignore[union-attr]
+            raise ModelError(f"{path!r} is on the meta device and holds no values: load the weights first")
     return norms  # type: ignore[return-value]
 
 

@@ -34,7 +34,8 @@ class Population:
         self.mean = torch.zeros(())
         self._squares = torch.zeros(())  # sum of squared deviations from the mean
         self._waiting: list[tuple[int, float, Tensor, Tensor]] = []
-        self._spread: list[Tensor] = []  # per batch: its count, its second moment about the pooled mean
+        # Over batches with counts n and second moments s about the pooled mean: sums of 1, n, n s, n^2, n^2 s, n^2 s^2.
+        self._spread = torch.zeros(6, dtype=torch.float64)
 
     def add(self, batch: int, count: float, mean: Tensor, variance: Tensor) -> None:
         """Hand in one call's statistics, to be merged by `merge`.
@@ -45,7 +46,8 @@ class Population:
             mean: their mean, shape (channels,); kept, not copied.
             variance: their unbiased variance, shape (channels,); kept, not copied.
         """
-        self._waiting.append((batch, count, mean, variance))
+        if count:
+            self._waiting.append((batch, count, mean, variance))
 
     def drop(self, batch: int) -> None:
         """Forget what waits of a batch."""
@@ -72,7 +74,8 @@ class Population:
         squares = (n - 1) * variance + n * (mean - self.mean) ** 2 if self.pooled else n * variance
         drift = before * (old_mean - self.mean) ** 2 if self.pooled else 0.0
         self._squares = self._squares.to(mean) + drift + squares.sum(0)
-        self._spread.append(_by_batch(batches, torch.cat([n, squares.mean(1, keepdim=True)], 1)))
+        n, squares = _by_batch(batches, torch.cat([n, squares.mean(1, keepdim=True)], 1)).unbind(1)
+        self._spread += torch.stack([n**0, n, squares, n**2, n * squares, squares**2]).sum(1).cpu()
         return None
 
     @property
@@ -83,14 +86,12 @@ class Population:
     @property
     def standard_error(self) -> float:
         """Standard error of the variance's mean over channels, relative to it; NaN from fewer than two batches."""
-        n, squares = torch.cat(self._spread).unbind(1)
-        k, second = len(n), squares / n
+        k, count, squares, *second = self._spread.tolist()
         if k < 2:
             return math.nan
-        weight = n / n.sum()
-        center = (weight * second).sum()
-        error = (k / (k - 1) * (weight * (second - center)).square().sum()).sqrt()
-        return float(error / center) if center > 0 else 0.0
+        center = squares / count
+        deviations = max(second[2] - 2 * center * second[1] + center**2 * second[0], 0)
+        return math.sqrt(k / (k - 1) * deviations) / count / center if center > 0 else 0.0
 
 
 def _by_batch(batches: tuple[int, ...], rows: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from evenkeel.batches import map_tensors, tensors
+from evenkeel.errors import brief
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import (
     ENTERING,
+    HIDDEN_DROPOUT,
     LEAVING,
     LIKE_SECOND,
     PRODUCTS,
@@ -75,7 +77,9 @@ class Recorder(TorchFunctionMode):
             self._add(Kind.INPUT, "input", [tensor], shape=tuple(tensor.shape))
         given = self._signals(inputs)
         for module in self.paths:
-            if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and shows no calls
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and shows no calls
+                self.escaped = list(given)
+            else:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
                 module.register_forward_hook(self._leave, always_call=True)
         with self:
@@ -91,8 +95,8 @@ class Recorder(TorchFunctionMode):
         frames = [f for f in extract_tb(failure.__traceback__) if not f.filename.startswith((_TORCH, _HERE))]
         where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames and seen is failure else ""
         return (
-            f"the forward pass raised {type(failure).__name__} {layer}{where}, after {len(self.layers)} layers: "
-            f"{failure}; check that the example has the shape and dtype that the model takes"
+            f"the forward pass raised {brief(failure)} {layer}{where}, after {len(self.layers)} layers: "
+            "check that the example has the shape and dtype that the model takes"
         )
 
     def __torch_function__(
@@ -127,7 +131,9 @@ class Recorder(TorchFunctionMode):
             args=map_tensors(self._without_data, args),
             kwargs=map_tensors(self._without_data, kwargs),
             shape=tuple(outputs[0].shape),
-            p=self._drop_probability(name, args, kwargs, noise) if kind is Kind.DROPOUT else None,
+            p=self._drop_probability(name, args, kwargs, noise)
+            if kind is Kind.DROPOUT
+            else self._hidden_drop_probability(name, args, kwargs),
             file=file,
             line=line,
         )
@@ -166,9 +172,17 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         with torch._C.DisableTorchFunction():  # what the recorder itself asks of tensors is no call of the model
+            if not self.stack:
+                self._admit_inputs((args, kwargs))
             self.stack.append((module, self._signals((args, kwargs))))
         if self.whole is None and getattr(module, "evenkeel_kind", None) is not None:
             self.whole = module
+
+    def _admit_inputs(self, given: Any) -> None:
+        """Add an INPUT for every tensor given to the model that the caller made, out of sight, of its own inputs."""
+        for tensor in tensors(given):
+            if self.producers.get(tensor) is None and tensor not in self.originals:
+                self._add(Kind.INPUT, "input", [tensor], shape=tuple(tensor.shape))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         error = sys.exc_info()[1]
@@ -205,7 +219,9 @@ class Recorder(TorchFunctionMode):
         """The layer that made a tensor, once that has been brought up to date."""
         if tensor not in self.producers:  # of unknown origin
             self.producers[tensor] = None
-            if self.escaped:
+            if not self.layers:  # the inputs came in some object that does not show its tensors
+                self._add(Kind.INPUT, "input", [tensor], shape=tuple(tensor.shape))
+            elif self.escaped:
                 inputs = tuple(dict.fromkeys(self.escaped))
                 self._add(Kind.OPAQUE, "unknown", [tensor], inputs=inputs, shape=tuple(tensor.shape))
         made = self.producers[tensor]
@@ -231,6 +247,13 @@ class Recorder(TorchFunctionMode):
         given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
         counts = given.get("training", True) or not (self.training or (self.stack and self.stack[-1][0] in self.frozen))
         return float(given.get("p", 0.5)) if counts else 0.0
+
+    def _hidden_drop_probability(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+        """The rate of a dropout inside a call that is not understood; None if there is none."""
+        place = HIDDEN_DROPOUT.get(name, len(args))
+        p = kwargs.get("dropout_p", args[place] if place < len(args) else None)
+        off = kwargs.get("training") is False or (self.stack and not self.stack[-1][0].training)
+        return p if isinstance(p, float) and not (off and self.training) and name in HIDDEN_DROPOUT else None
 
     def _location(self) -> tuple[str | None, int | None]:
         """File and line of the model's source that makes the call: the innermost frame outside of torch."""

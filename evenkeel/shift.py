@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import median
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evenkeel.batches import Forward, call, each, forward_pass
-from evenkeel.errors import BatchError, TraceError
+from evenkeel.batches import Forward, call, each
+from evenkeel.errors import TraceError
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind
+from evenkeel.measurement import Measurement
 from evenkeel.modes import eager, restored
-from evenkeel.norms import Norm, norms_of, pools_batch
-from evenkeel.population import Population, batch_moments
+from evenkeel.norms import norms_of
 from evenkeel.tracing import record
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ShiftReport(Sequence[ShiftRow]):
         console = Console(file=io.StringIO(), width=110, color_system=None, legacy_windows=False)
         with console.capture() as capture:
             console.print(self)
-        return capture.get().rstrip()
+        return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
     def __repr__(self) -> str:
         return f"ShiftReport({len(self)} norms, median x{self.median:.3f}, worst x{self.worst:.3f})"
@@ -144,10 +144,10 @@ class ShiftReport(Sequence[ShiftRow]):
         table = Table(
             box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=Text(caption), caption_justify="left"
         )
-        table.add_column("norm")
+        table.add_column("norm", overflow="fold")
         for heading in ("running var", "eval var", "eval/train", "folded"):
             table.add_column(heading, justify="right")
-        table.add_column("fed by dropouts")
+        table.add_column("fed by dropouts", overflow="fold")
         for row in self.rows:
             figures = f"{row.running_var:.4g}", f"{row.eval_var:.4g}", f"{row.ratio:.3f}", f"x{row.folded:.2f}"
             table.add_row(Text(row.path), *figures, Text(row.fed_by))
@@ -197,9 +197,9 @@ def variance_shift(
             graph = LayerGraph(())
             notes.append(f"which dropouts feed a norm is not known: {error}")
         with restored(plain), torch.no_grad():
-            populations = _measure(plain, norms, chain([first], stream), forward)
-    if not populations:
-        raise BatchError(f"the batches reached none of its {len(norms)} norms: {', '.join(norms)}")
+            measurement = Measurement(plain, norms, by_batch=False)
+            measurement.run(chain([first], stream), forward)
+    populations = measurement.populations
     notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
     rows = [
         ShiftRow(path, _mean(norms[path].running_var), _mean(population.variance), _feeding(graph, norms[path]))
@@ -208,40 +208,11 @@ def variance_shift(
     return ShiftReport(rows, notes)
 
 
-def _measure(
-    model: nn.Module, norms: dict[str, Norm], batches: Iterable[Any], forward: Forward | None
-) -> dict[str, Population]:
-    """The population at the input of every norm reached, in execution order, with the model in eval mode."""
-    populations: dict[str, Population] = {}
-    number = 0
-
-    def reader(path: str, norm: Norm) -> Callable[..., None]:
-        population = Population(pooled=pools_batch(norm))
-
-        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            populations[path] = population  # on reaching it, so that they stand in execution order
-            population.add(number, *batch_moments(args[0] if args else kwargs["input"], pooled=population.pooled))
-            if population.merge() is not None:
-                raise BatchError(
-                    f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
-                )
-
-        return read
-
-    model.eval()
-    for path, norm in norms.items():
-        norm.register_forward_pre_hook(reader(path, norm), with_kwargs=True)
-    for batch in batches:
-        number += 1
-        forward_pass(model, batch, number, forward)
-    return populations
-
-
 def _feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
     """The dropouts that act on a norm's input: those upstream of its calls, back to the norms before."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
     found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
-    return tuple(dict.fromkeys(layer for layer in found if layer.kind is Kind.DROPOUT and layer.p != 0))
+    return tuple(dict.fromkeys(layer for layer in found if layer.p or (layer.kind is Kind.DROPOUT and layer.p is None)))
 
 
 def _mean(channels: torch.Tensor | None) -> float:

@@ -64,7 +64,8 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGra
     """
     inputs = _prepared(inputs, model)
     recorder, failure = Recorder(model, training=True), Exception()
-    for training, fake in ((True, True), (False, True), (False, False)):
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    for training, fake in ((False, False),) if scripted else ((True, True), (False, True), (False, False)):
         recorder = Recorder(model, training=training)
         try:
             with restored(model, parameters=not fake), eager(model), torch.no_grad(), warnings.catch_warnings():

@@ -363,9 +363,9 @@ UNREADABLE = {
     ),
     "evil.pkl": (lambda path: path.write_bytes(pickle.dumps(Evil())), ["evil.pkl"]),
     "model.pt": (lambda path: torch.save(Net(), path), ["more than tensors (", "save model.state_dict()"]),
-    "list.pt": (lambda path: torch.save([1, 2], path), ["holds a list without entries, no state dict"]),
+    "list.pt": (lambda path: torch.save([1, 2], path), ["holds a list, no state dict"]),
     "number.pt": (lambda path: torch.save(3, path), ["holds a int", "no state dict"]),
-    "nothing.pt": (lambda path: torch.save({}, path), ["holds a dict without entries, no state dict"]),
+    "nothing.pt": (lambda path: torch.save({}, path), ["holds a dict, no state dict"]),
     "log.pt": (lambda path: torch.save({"epoch": 3, 4: "a"}, path), ["a dict with 2 entries (epoch, 4), no state"]),
     "pickle.pt": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=4)), ["damaged or no weights file"]),
     "two.pt": (lambda path: torch.save({"a": STATE, "b": STATE}, path), ["holds 2 state dicts (a, b)"]),
@@ -373,7 +373,7 @@ UNREADABLE = {
     "cut.safetensors": (lambda path: _cut(path, STATE, save_file), ["is damaged or no safetensors file"]),
     "pickle.safetensors": (lambda path: torch.save(STATE, path), ["damaged or no safetensors file"]),
     "header.safetensors": (lambda path: _write_header(path, {"a": 1}, 4), ["damaged or no safetensors file"]),
-    "nothing.safetensors": (lambda path: save_file({}, path), ["holds a dict without entries"]),
+    "nothing.safetensors": (lambda path: save_file({}, path), ["holds a dict, no state dict"]),
 }
 
 

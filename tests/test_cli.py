@@ -133,7 +133,17 @@ BAD = {
         (*REPAIR, "--weights", "net.pt", "--html", "no/page.html"),
         "there is no folder no",
     ),
-    "negative tolerance": ((*REPAIR, "--weights", "net.pt", "--tolerance", "-1"), "tolerance above 0, not"),
+    "page over the checkpoint": ((*REPAIR, "--weights", "net.pt", "--html", "new.pt"), "is the checkpoint's own file"),
+    "page over the weights": ((*REPAIR, "--weights", "net.pt", "--html", "net.pt"), "is the checkpoint's own file"),
+    "page that cannot be written": (
+        (*REPAIR, "--weights", "net.pt", "--html", "/proc/page.html"),
+        "nothing was written",
+    ),
+    "limit that no ratio can be above": ((*SHIFT, "--fail-above", "nan"), "at least 1, not nan"),
+    "negative tolerance": (
+        (*REPAIR, "--weights", "net.pt", "--tolerance", "-1"),
+        "tolerance above 0, both finite, not 0 and -1",
+    ),
     "too many batches": ((*REPAIR, "--weights", "net.pt", "--max-batches", "99"), "ran short: 8 of max_batches=99"),
     "wrong shape": ((*SHIFT, "--input", "3x32x32"), "images of digits are 1x8x8, not 3x32x32"),
     "wrong shape for the model": (

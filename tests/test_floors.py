@@ -9,7 +9,7 @@ import pytest
 FLOORS = (
     ("errors", "kinds"),
     ("batches", "files", "graph", "modes", "moments", "names", "norms", "population", "progress"),
-    ("checkpoints", "datasets", "evaluation", "recorder", "targets"),
+    ("checkpoints", "datasets", "evaluation", "measurement", "recorder", "targets"),
     ("tracing",),
     ("reestimation", "shift"),
     ("demo",),

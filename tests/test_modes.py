@@ -192,3 +192,28 @@ def test_compiled_models_and_parts_are_seen_through():
     in_place = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     in_place[0].compile()
     assert str(ek.trace(in_place, x)) == "i W A o"
+
+
+def test_tensors_that_were_resized_come_back():
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("range", torch.zeros(0))
+    with restored(model):
+        model.range.resize_(4).fill_(1.0)
+    assert model.range.shape == (0,)
+
+
+def test_tensors_made_in_inference_mode_come_back():
+    with torch.inference_mode():
+        model = nn.BatchNorm1d(2)
+    with restored(model), torch.inference_mode():
+        model.running_mean.fill_(3.0)
+    assert model.running_mean.tolist() == [0, 0]
+
+
+def test_what_cannot_come_back_keeps_nothing_else_from_it():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    model[0].kept = torch.zeros(1).expand(3)  # writing to it is refused: its elements share one place
+    with pytest.raises(ek.ModelError, match="1 parts of the model's state"), restored(model):
+        model.eval()
+        model[0].kept._base.fill_(1.0)
+    assert model.training and model[1].training

@@ -342,6 +342,75 @@ def test_a_model_whose_norms_are_never_reached_is_an_error():
         ek.reestimate_(model, torch.randn(2, 8, 4), forward=lambda m, b: b)
 
 
+@pytest.mark.parametrize("verb", [ek.reestimate_, ek.variance_shift])
+def test_an_empty_batch_is_an_error(verb):
+    model, x = nn.BatchNorm1d(4), torch.randn(8, 4)
+    before = snapshot(model)
+    with pytest.raises(ek.BatchError, match="batch 2 holds no samples"):
+        verb(model, [x, x[:0]])
+    assert_as(model, before)
+
+
+@pytest.mark.parametrize("verb", [ek.reestimate_, ek.variance_shift])
+def test_a_model_without_values_is_refused(verb):
+    with pytest.raises(ek.ModelError, match="'0' is on the meta device"):
+        verb(nn.Sequential(nn.BatchNorm1d(4)).to("meta"), [torch.randn(8, 4)])
+
+
+def test_statistics_that_overflow_their_dtype_are_not_written():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).half()
+    before = snapshot(model)
+    with pytest.raises(ek.BatchError, match=r"running_var of BatchNorm1d.*overflows torch.float16"):
+        ek.reestimate_(model, [(1200 * torch.randn(64, 2)).half() for _ in range(3)])
+    assert_as(model, before)
+
+
+class Counting(nn.BatchNorm1d):
+    """A norm that counts its batches as old code does."""
+
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked += 1
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum
+        )
+
+
+def test_a_norm_that_counts_in_its_own_way():
+    model, data = Counting(4), torch.randn(3, 16, 4)
+    ek.reestimate_(model, data)
+    assert torch.allclose(model.running_var.double(), data.flatten(0, 1).double().var(0), rtol=1e-5)
+    assert model.num_batches_tracked == 0
+
+
+def test_a_layout_that_fails_in_a_branch_leaves_no_trace():
+    """The first try reaches a norm that the second one does not."""
+
+    class Layouts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            if not x.is_contiguous():
+                self.other(x)
+                raise RuntimeError("not this layout")
+            return self.norm(x)
+
+    data = torch.randn(3, 4, 3, 5, 5)
+    done = ek.reestimate_(Layouts(), data)
+    assert list(done.standard_errors) == ["norm"] and list(done.untouched) == ["other"]
+
+
+def test_whether_the_tolerance_was_reached_is_said():
+    model, data = nn.BatchNorm1d(4), torch.randn(6, 16, 4)
+    assert ek.reestimate_(model, data).converged
+    assert ek.reestimate_(model, data, tolerance=0.5).converged
+    done = ek.reestimate_(model, data, tolerance=1e-6)
+    assert not done.converged and "the tolerance was not reached" in repr(done)
+    assert "error not known" in repr(ek.reestimate_(model, data[:1]))
+
+
 def test_samples_and_batches_are_counted():
     done = ek.reestimate_(nn.BatchNorm1d(4), [(torch.randn(n, 4), 0) for n in (5, 7, 11)])
     assert (done.batches, done.samples) == (3, 23)
@@ -431,7 +500,13 @@ def test_random_state_is_as_found():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"stats": "sd"}, "'both', 'var' or 'mean', not 'sd'"), ({"prior": -1}, "not -1"), ({"tolerance": 0}, "and 0")],
+    [
+        ({"stats": "sd"}, "'both', 'var' or 'mean', not 'sd'"),
+        ({"prior": -1}, "not -1"),
+        ({"tolerance": 0}, "and 0"),
+        ({"prior": math.nan}, "not nan"),
+        ({"tolerance": math.inf}, "and inf"),
+    ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ek.EvenkeelError, match=message):

@@ -848,3 +848,51 @@ def test_record_leaves_the_call_to_the_caller():
     graph = record(model, lambda inputs: F.relu(model(inputs["x"])), {"x": X})
     assert str(graph) == "i W D A o"
     assert [layer.where for layer in graph] == [None] * 5
+
+
+# Parts that show no calls
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("verb", [ek.trace, lambda model, x: ek.variance_shift(model, [x])], ids=["trace", "shift"])
+def test_scripted_parts_are_opaque_and_keep_their_weights(verb):
+    model = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.BatchNorm1d(4))
+    before = {name: (type(t), t.clone()) for name, t in model.state_dict().items()}
+    verb(model, X)
+    for name, tensor in model.state_dict().items():
+        assert type(tensor) is before[name][0]
+        assert torch.equal(tensor, before[name][1])
+    assert str(ek.trace(model, X)) == "i ? N o"
+
+
+class Holder:
+    def __init__(self, x):
+        self.x = x
+
+
+def test_inputs_and_outputs_in_objects_of_ones_own():
+    model = model_of(lambda m, held: Holder(m.fc(held.x)), fc=linear())
+    graph = ek.trace(model, Holder(X))
+    assert str(graph) == "i W o"
+    assert is_connected(graph)
+
+
+def test_inputs_that_the_caller_makes_of_something_else():
+    model = nn.Sequential(linear(), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    graph = record(model, lambda numbers: model(torch.tensor(numbers)), [[1.0] * 4] * 3)
+    assert str(graph) == "i W D N o"
+
+
+def test_dropout_inside_attention_and_recurrent_layers_is_known():
+    lstm = ek.trace(nn.LSTM(4, 4, num_layers=2, dropout=0.25), torch.ones(3, 2, 4))
+    attention = ek.trace(nn.MultiheadAttention(4, 2, dropout=0.125), (torch.ones(3, 2, 4),) * 3)
+    product = ek.trace(
+        model_of(lambda m, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)), torch.ones(1, 2, 4)
+    )
+    for graph, p in ((lstm, 0.25), (attention, 0.125), (product, 0.5)):
+        assert [layer.p for layer in graph.of(ek.Kind.OPAQUE)] == [p]
+    model = nn.Sequential(
+        linear(), model_of(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 4, 2, dropout=0.25)), nn.BatchNorm1d(4)
+    )
+    (row,) = ek.variance_shift(model, [X])
+    assert [layer.p for layer in row.dropouts] == [0.25]
