@@ -2,7 +2,15 @@
 
 
 class EvenkeelError(Exception):
-    """Base of all errors that evenkeel raises on purpose."""
+    """Base of all errors that evenkeel raises on purpose.
+
+    >>> import torch, evenkeel as ek
+    >>> try:
+    ...     ek.variance_shift(torch.nn.Linear(2, 2), [torch.ones(4, 2)])
+    ... except EvenkeelError as error:
+    ...     print(type(error).__name__)
+    ModelError
+    """
 
 
 class TraceError(EvenkeelError):

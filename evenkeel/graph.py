@@ -29,6 +29,11 @@ class Layer:
             None if there is none or the rate is not known.
         file, line: where the model's source makes the call.
         users: the layers that read it.
+
+    >>> import torch, evenkeel as ek
+    >>> layer = ek.trace(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3)), torch.ones(2, 4))["1"]
+    >>> layer, layer.inputs, layer.shape
+    (Layer('1', DROPOUT, p=0.3), (Layer('0', WEIGHT),), (2, 4))
     """
 
     name: str

@@ -34,7 +34,11 @@ class ShiftRow:
         path: the norm's path in the model.
         running_var: the variance it stores, averaged over channels.
         eval_var: the variance of its input in eval mode, averaged over channels.
-        dropouts: the dropouts that feed it: those upstream of it, back to the norms before.
+        dropouts: the dropouts that feed it: those upstream of it, back to the norms before, nearest first.
+
+    >>> row = ShiftRow("layer1.bn2", running_var=2.0, eval_var=1.0)
+    >>> row.ratio, row.folded
+    (0.5, 2.0)
     """
 
     path: str
@@ -79,6 +83,10 @@ class ShiftReport(Sequence[ShiftRow]):
     Attributes:
         rows: one a norm.
         notes: what the reader must know, such as norms that no batch reached.
+
+    >>> report = ShiftReport([ShiftRow("bn1", 1.0, 1.0), ShiftRow("bn2", 2.0, 1.0), ShiftRow("bn3", 1.0, 1.1)])
+    >>> report.median, report.worst, report.worst_row.path
+    (1.1, 2.0, 'bn2')
     """
 
     def __init__(self, rows: Iterable[ShiftRow], notes: Iterable[str] = ()) -> None:
