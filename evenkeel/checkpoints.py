@@ -34,6 +34,18 @@ class Checkpoint:
         content: all that the file holds, tensors on the CPU.
         wrapper: the key of the content under which the state dict lies; None if the content is the state dict.
         metadata: the texts in the header of a safetensors file; None for other files.
+
+    >>> import tempfile
+    >>> model = nn.BatchNorm1d(2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"state_dict": model.state_dict(), "epoch": 3}, Path(folder, "old.pt"))
+    ...     checkpoint = Checkpoint.read(Path(folder, "old.pt"))
+    ...     checkpoint.apply_(model)
+    ...     _ = model.running_var.fill_(2.0)
+    ...     checkpoint.write(Path(folder, "new.pt"), model)
+    ...     new = torch.load(Path(folder, "new.pt"))
+    >>> new["epoch"], new["state_dict"]["running_var"].tolist()
+    (3, [2.0, 2.0])
     """
 
     path: Path

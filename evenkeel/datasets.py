@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evenkeel.batches import tensors
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.names import raised, resolve
 
@@ -121,7 +122,7 @@ def load_data(
     if name in _SETS:
         return _load_set(name, data_dir, shape, batch_size)
     if kind and rest:
-        return _load_callable(name)
+        return _load_callable(name, shape)
     raise EvenkeelError(f"no data set {name!r}: name {', '.join(_SETS)}, folder:PATH or package.module:callable")
 
 
@@ -352,19 +353,29 @@ class _Remade:
         return self.make()
 
 
-def _load_callable(name: str) -> Data:
+def _load_callable(name: str, shape: tuple[int, ...] | None) -> Data:
     function = resolve(name)
     try:
         made: Any = function()
     except (Exception, SystemExit) as error:
         raise EvenkeelError(f"data {name!r} {raised(error)}: name a callable that returns batches") from error
-    if not isinstance(made, tuple):
-        return Data(name, _reiterable(name, made, function))
-    pair: tuple[Any, ...] = made
-    if len(pair) != 2:
+    pair: tuple[Any, ...] = made if isinstance(made, tuple) else ()
+    if isinstance(made, tuple) and len(pair) != 2:
         raise EvenkeelError(f"data {name!r} returned a tuple of {len(pair)}: return batches, or (train, test)")
-    train, test = (_reiterable(name, part, lambda i=i: function()[i]) for i, part in enumerate(pair))
+    if pair:
+        train, test = (_reiterable(name, part, lambda i=i: function()[i]) for i, part in enumerate(pair))
+    else:
+        train, test = _reiterable(name, made, function), None
+    if shape is not None:
+        _check_first(name, train, shape)
     return Data(name, train, test)
+
+
+def _check_first(name: str, batches: Iterable[Any], shape: tuple[int, ...]) -> None:
+    """Refuse data whose first batch is of another shape than asked for."""
+    found = next((tuple(tensor.shape[1:]) for tensor in tensors(next(iter(batches), ()))), shape)
+    if found != shape:
+        raise EvenkeelError(f"inputs of {name} are {_by(found)}, not {_by(shape)}: name a model for {_by(found)}")
 
 
 def _reiterable(name: str, made: Any, again: Callable[[], Any]) -> Iterable[Any]:

@@ -39,6 +39,12 @@ class Measurement:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
         batches: number of batches run.
         samples: number of samples in them, as far as tensors tell.
+
+    >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
+    >>> measurement = Measurement(model, {"1": model[1]}, by_batch=False)
+    >>> measurement.run(data)
+    >>> torch.allclose(measurement.populations["1"].variance.float(), data.flatten(0, 1).var(0))
+    True
     """
 
     def __init__(self, model: nn.Module, norms: dict[str, Norm], *, by_batch: bool) -> None:

@@ -442,6 +442,14 @@ def test_a_callable_gives_whatever_it_yields_as_often_as_asked(my_data, name, tr
         assert data.test is None if test is None else len(list(data.test)) == test
 
 
+def test_a_callables_first_batch_is_checked_against_the_shape_asked_for(my_data):
+    data = load_data("my_data:batches")
+    shape = tuple(next(iter(data.train)).shape[1:])
+    assert load_data("my_data:batches", shape=shape).name == "my_data:batches"
+    with pytest.raises(EvenkeelError, match=r"inputs of my_data:batches are .*, not 3x9x9"):
+        load_data("my_data:batches", shape=(3, 9, 9))
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
