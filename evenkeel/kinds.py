@@ -41,7 +41,9 @@ _FUNCTIONS: dict[Kind, str] = {
     Kind.WEIGHT: """
         linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
         convolution embedding embedding_bag""",
-    Kind.NORM: "batch_norm instance_norm layer_norm group_norm rms_norm sync_batch_norm native_batch_norm",
+    Kind.NORM: """
+        batch_norm instance_norm layer_norm group_norm rms_norm sync_batch_norm
+        native_batch_norm""",
     Kind.ACTIVATION: """
         relu relu6 elu selu celu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid hardshrink
         leaky_relu prelu rrelu logsigmoid log_sigmoid softsign softshrink tanhshrink threshold glu softmax log_softmax
@@ -57,7 +59,7 @@ _FUNCTIONS: dict[Kind, str] = {
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
         adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
         mean sum max min amax amin interpolate upsample upsample_bilinear upsample_nearest""",
-    Kind.JOIN: "add sub subtract rsub iadd isub radd",
+    Kind.JOIN: "add sub subtract rsub iadd isub radd addcmul addcdiv lerp",
     Kind.CONCAT: "cat concat concatenate stack hstack vstack dstack column_stack setitem",
     Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv",
     Kind.PASS: """
