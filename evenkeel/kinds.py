@@ -58,7 +58,8 @@ _FUNCTIONS: dict[Kind, str] = {
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
         adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
-        mean sum max min amax amin interpolate upsample upsample_bilinear upsample_nearest""",
+        mean sum max min amax amin scatter_add scatter_reduce index_add
+        interpolate upsample upsample_bilinear upsample_nearest""",
     Kind.JOIN: "add sub subtract rsub iadd isub radd addcmul addcdiv lerp",
     Kind.CONCAT: "cat concat concatenate stack hstack vstack dstack column_stack setitem",
     Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv",

@@ -121,7 +121,9 @@ class Recorder(TorchFunctionMode):
         if not signals:
             self._record_constant(name, args, kwargs, noise, outputs)
             return
-        kind = _kind(name, signals, operands=len(tensors((args, kwargs))), noise=bool(noise))
+        operands = tensors((args, kwargs))
+        values = self._signals([tensor for tensor in operands if tensor.is_floating_point()])
+        kind = _kind(name, signals, values=len(values), operands=len(operands), noise=bool(noise))
         file, line = self._location()
         self._add(
             kind,
@@ -268,7 +270,7 @@ class Recorder(TorchFunctionMode):
         return None, None
 
 
-def _kind(name: str, signals: tuple[Layer, ...], *, operands: int, noise: bool) -> Kind:
+def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, noise: bool) -> Kind:
     """The kind of one call, by its name and by which of its operands are signals, constants or noise."""
     kind = kind_of_function(name)
     if name in PRODUCTS:
@@ -277,7 +279,7 @@ def _kind(name: str, signals: tuple[Layer, ...], *, operands: int, noise: bool) 
         return Kind.DROPOUT if kind is Kind.GATE or name in ("where", "masked_fill") else Kind.OPAQUE
     if kind in (Kind.JOIN, Kind.GATE) and len(signals) == 1:
         return Kind.PASS  # a constant added or multiplied
-    if kind is Kind.POOL and len(signals) > 1:
+    if kind is Kind.POOL and values > 1:  # indices apart
         return Kind.OPAQUE  # the maximum of two signals
     return kind
 

@@ -896,3 +896,15 @@ def test_dropout_inside_attention_and_recurrent_layers_is_known():
     )
     (row,) = ek.variance_shift(model, [X])
     assert [layer.p for layer in row.dropouts] == [0.25]
+
+
+def test_sums_over_neighbours_are_pools():
+    """As graph nets make them: the indices are inputs too, but carry no values."""
+
+    def aggregate(m, x, index):
+        return m.norm(torch.zeros(3, 4).scatter_add(0, index.unsqueeze(1).expand_as(x), m.drop(m.fc(x))))
+
+    model = model_of(aggregate, fc=linear(), drop=nn.Dropout(0.5), norm=nn.BatchNorm1d(4))
+    graph = ek.trace(model, (torch.ones(5, 4), torch.tensor([0, 1, 2, 1, 0])))
+    assert next(layer.kind for layer in graph.upstream(graph["norm"])) is ek.Kind.POOL
+    assert str(ek.trace(model_of(lambda m, a, b: torch.max(a, b)), (X, X))) == "i i ? o"
