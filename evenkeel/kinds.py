@@ -60,7 +60,7 @@ _FUNCTIONS: dict[Kind, str] = {
         adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
         mean sum max min amax amin scatter_add scatter_reduce index_add
         interpolate upsample upsample_bilinear upsample_nearest""",
-    Kind.JOIN: "add sub subtract rsub iadd isub radd addcmul addcdiv lerp",
+    Kind.JOIN: "add sub subtract rsub iadd isub radd",
     Kind.CONCAT: "cat concat concatenate stack hstack vstack dstack column_stack setitem",
     Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv",
     Kind.PASS: """
@@ -75,6 +75,8 @@ _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name i
 
 # Products of two tensors: a weight layer if one of them is a parameter, not understood if both are signals.
 PRODUCTS = frozenset("matmul mm mv bmm addmm addmv baddbmm einsum tensordot rmatmul imatmul".split())
+# Functions that add, scale or blank out one signal by constants, and of two make what is not understood.
+AFFINE = frozenset("addcmul addcdiv lerp where masked_fill".split())
 # Functions with a dropout inside, by the place of its probability among their arguments.
 HIDDEN_DROPOUT = {
     "scaled_dot_product_attention": 4,

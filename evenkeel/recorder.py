@@ -18,6 +18,7 @@ from evenkeel.batches import map_tensors, tensors
 from evenkeel.errors import brief
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import (
+    AFFINE,
     ENTERING,
     HIDDEN_DROPOUT,
     LEAVING,
@@ -279,8 +280,10 @@ def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, 
         return Kind.DROPOUT if kind is Kind.GATE or name in ("where", "masked_fill") else Kind.OPAQUE
     if kind in (Kind.JOIN, Kind.GATE) and len(signals) == 1:
         return Kind.PASS  # a constant added or multiplied
-    if kind is Kind.POOL and values > 1:  # indices apart
-        return Kind.OPAQUE  # the maximum of two signals
+    if name in AFFINE and len(signals) == 1:
+        return Kind.PASS
+    if kind in (Kind.POOL, Kind.ACTIVATION) and values > 1:  # indices apart
+        return Kind.OPAQUE  # the maximum of two signals, or one to the power of the other
     return kind
 
 

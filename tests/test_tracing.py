@@ -908,3 +908,19 @@ def test_sums_over_neighbours_are_pools():
     graph = ek.trace(model, (torch.ones(5, 4), torch.tensor([0, 1, 2, 1, 0])))
     assert next(layer.kind for layer in graph.upstream(graph["norm"])) is ek.Kind.POOL
     assert str(ek.trace(model_of(lambda m, a, b: torch.max(a, b)), (X, X))) == "i i ? o"
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda m, x: torch.addcmul(m.fc.bias, m.fc.weight[0], x), ek.Kind.PASS),
+        (lambda m, x: torch.addcmul(m.fc.bias, x, m.fc(x)), ek.Kind.OPAQUE),
+        (lambda m, x: x.masked_fill(torch.eye(4, dtype=torch.bool)[:2], 0.0), ek.Kind.PASS),
+        (lambda m, x: torch.where(x > 0, x, 0.0), ek.Kind.OPAQUE),
+        (lambda m, x: x.abs().pow(2), ek.Kind.ACTIVATION),
+        (lambda m, x: x.abs().pow(m.fc(x)), ek.Kind.OPAQUE),
+    ],
+)
+def test_constants_scale_and_blank_out_and_signals_do_what_is_not_understood(function, kind):
+    graph = ek.trace(model_of(function, fc=linear()), X)
+    assert graph.layers[-2].kind is kind
