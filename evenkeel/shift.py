@@ -194,7 +194,7 @@ def variance_shift(
     >>> round(report.worst, 1), report[0].dropouts
     (2.0, (Layer('0', DROPOUT, p=0.5),))
     """
-    with eager(model) as plain:
+    with eager(model) as plain, restored(plain), torch.no_grad():
         norms = norms_of(plain)
         stream = each(batches, plain, max_batches)
         first = next(stream)
@@ -204,9 +204,8 @@ def variance_shift(
         except TraceError as error:
             graph = LayerGraph(())
             notes.append(f"which dropouts feed a norm is not known: {error}")
-        with restored(plain), torch.no_grad():
-            measurement = Measurement(plain, norms, by_batch=False)
-            measurement.run(chain([first], stream), forward)
+        measurement = Measurement(plain, norms, by_batch=False)
+        measurement.run(chain([first], stream), forward)
     populations = measurement.populations
     notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
     rows = [

@@ -490,11 +490,12 @@ def test_a_compiled_model():
     assert done.batches == 3 and list(done.standard_errors) == ["4"]
 
 
-def test_random_state_is_as_found():
+@pytest.mark.parametrize("verb", [ek.reestimate_, ek.variance_shift])
+def test_random_state_is_as_found(verb):
     model, data = dropout_net(), torch.randn(40, 8)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data), batch_size=8, shuffle=True)
     state = torch.get_rng_state()
-    ek.reestimate_(model, loader)
+    verb(model, loader)
     assert torch.equal(torch.get_rng_state(), state)
 
 
