@@ -171,7 +171,7 @@ def test_all_spellings_of_an_op_agree(function, name):
 def test_a_callable_without_a_name_has_that_of_its_type():
     class Callable:
         def __call__(self):
-            raise NotImplementedError
+            return None
 
     assert function_name(Callable()) == "Callable"
 

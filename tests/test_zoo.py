@@ -10,6 +10,7 @@ from torch import nn
 import evenkeel as ek
 from benchmarks import zoo
 from evenkeel.norms import has_running_statistics
+from evenkeel.targets import load_target
 
 SAMPLE = """
     torchvision:alexnet torchvision:vgg11_bn torchvision:googlenet torchvision:inception_v3 torchvision:squeezenet1_1
@@ -116,3 +117,9 @@ def test_what_lies_between_dropout_and_norm(layers, found):
     graph = ek.trace(nn.Sequential(*layers), torch.ones(2, 4))
     norms = [layer for layer in graph if isinstance(layer.module, nn.BatchNorm1d)]
     assert len(zoo.between(graph, norms)) == found
+
+
+@pytest.mark.parametrize("target", ["torchvision:resnet18", "timm:resnet18"])
+def test_a_target_names_a_model_of_either_library(target):
+    model = load_target(target, {"num_classes": 7})
+    assert model.fc.out_features == 7
