@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
-from evenkeel.kinds import Kind
+from evenkeel.kinds import ARGUMENTS, Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,7 @@ class Layer:
         module: the module whose work the call is; None for a function called in a container's forward.
         inputs: the layers that produced the signals it reads.
         function: torch's name of the function called, such as "conv2d"; "" for inputs and outputs.
+        call: the function itself, where one was called.
         args, kwargs: the call's arguments, every signal replaced by the layer that produced it.
         shape: shape of the (first) tensor that it returns.
         p: drop probability in training, of a dropout or of one inside an OPAQUE call (attention, recurrent layers);
@@ -42,6 +44,7 @@ class Layer:
     module: nn.Module | None = None
     inputs: tuple[Layer, ...] = ()
     function: str = ""
+    call: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     shape: tuple[int, ...] = ()
@@ -49,6 +52,16 @@ class Layer:
     file: str | None = None
     line: int | None = None
     users: tuple[Layer, ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The call's arguments by name, as far as its signature is known."""
+        return dict(zip(ARGUMENTS.get(self.function, ()), self.args, strict=False)) | self.kwargs
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """The values among the arguments that are no signals, those in tuples and lists included."""
+        return tuple(_constants((self.args, tuple(self.kwargs.values()))))
 
     @property
     def where(self) -> str | None:
@@ -154,3 +167,11 @@ class LayerGraph:
 
     def _in_order(self, layers: Collection[Layer]) -> tuple[Layer, ...]:
         return tuple(sorted(layers, key=self._position.__getitem__))
+
+
+def _constants(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        for item in cast("tuple[Any, ...]", value):
+            yield from _constants(item)
+    elif not isinstance(value, Layer):
+        yield value

@@ -99,6 +99,36 @@ SHAPE_ONLY = frozenset(
     "argmax argmin argsort isnan isinf isfinite size shape".split()
 )
 
+_CONV = "input weight bias stride padding dilation groups"
+_CONV_TRANSPOSE = "input weight bias stride padding output_padding groups dilation"
+_BATCH_NORM = "input running_mean running_var weight bias training momentum eps"
+_MAX_POOL = "input kernel_size stride padding dilation ceil_mode return_indices"
+# Names of the arguments of the functions that propagation looks into, in torch's order.
+ARGUMENTS = {
+    name: tuple(names.split())
+    for names, functions in {
+        "input weight bias": "linear",
+        "input1 input2 weight bias": "bilinear",
+        _CONV: "conv1d conv2d conv3d",
+        _CONV_TRANSPOSE: "conv_transpose1d conv_transpose2d conv_transpose3d",
+        "input weight bias stride padding dilation transposed output_padding groups": "convolution",
+        "input weight padding_idx": "embedding",
+        "input weight offsets max_norm norm_type scale_grad_by_freq mode": "embedding_bag",
+        "self other": "matmul mm mv rmatmul bmm",
+        "bias self other": "addmm addmv",
+        _BATCH_NORM: "batch_norm",
+        "input weight bias running_mean running_var training momentum eps": "native_batch_norm sync_batch_norm",
+        "input running_mean running_var weight bias use_input_stats momentum eps": "instance_norm",
+        "input normalized_shape weight bias eps": "layer_norm",
+        "input num_groups weight bias eps": "group_norm",
+        "input normalized_shape weight eps": "rms_norm",
+        _MAX_POOL: """max_pool1d max_pool2d max_pool3d
+            max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""",
+        "input kernel_size stride padding ceil_mode count_include_pad": "avg_pool1d avg_pool2d avg_pool3d",
+    }.items()
+    for name in functions.split()
+}
+
 
 def function_name(function: object) -> str:
     """Name of a torch function without in-place underscore or dunders, so that all spellings of an op agree.

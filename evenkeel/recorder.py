@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from operator import attrgetter
 from traceback import extract_tb
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -104,17 +107,22 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is functional.multi_head_attention_forward and self.whole is None:
+            with _opened(), self:
+                return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if self.whole is None:
             name = function_name(func)
             outputs = tensors(args[0] if name == "setitem" else result)
             if outputs:
-                self._record(name, args, kwargs, outputs)
+                self._record(name, func, args, kwargs, outputs)
             elif name in LEAVING:
                 self.escaped.extend(self._signals(args))
         return result
 
-    def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]) -> None:
+    def _record(
+        self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> None:
         """Write down one call, unless what it returns carries no signal."""
         read = args[:1] if name in LIKE_SECOND else args[1:] if name == "copy" else (args, kwargs)
         signals = () if name in _NO_SIGNAL else self._signals(read)
@@ -131,6 +139,7 @@ class Recorder(TorchFunctionMode):
             name,
             outputs,
             inputs=signals,
+            call=attrgetter(name) if func.__name__ == "__get__" else func,  # a getter is not to be copied
             args=map_tensors(self._without_data, args),
             kwargs=map_tensors(self._without_data, kwargs),
             shape=tuple(outputs[0].shape),
@@ -285,6 +294,18 @@ def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, 
     if kind in (Kind.POOL, Kind.ACTIVATION) and values > 1:  # indices apart
         return Kind.OPAQUE  # the maximum of two signals, or one to the power of the other
     return kind
+
+
+@contextmanager
+def _opened() -> Generator[None]:
+    """Let multi-head attention, which is one function to torch, make its calls under the recorder."""
+    names: Any = vars(functional)
+    asked = names["has_torch_function"]
+    names["has_torch_function"] = lambda tensors: False  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        names["has_torch_function"] = asked
 
 
 def _base(tensor: Tensor) -> Tensor:

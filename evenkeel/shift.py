@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,13 @@ from evenkeel.kinds import Kind
 from evenkeel.measurement import Measurement
 from evenkeel.modes import eager, restored
 from evenkeel.norms import norms_of
+from evenkeel.tables import plain, table
 from evenkeel.tracing import record
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_COLUMNS = ("norm", "running var", "eval var", "eval/train", "folded", "fed by dropouts")
 
 
 @dataclass(frozen=True)
@@ -128,38 +130,18 @@ class ShiftReport(Sequence[ShiftRow]):
         }
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=110, color_system=None, legacy_windows=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+        return plain(self)
 
     def __repr__(self) -> str:
         return f"ShiftReport({len(self)} norms, median x{self.median:.3f}, worst x{self.worst:.3f})"
 
     def __rich__(self) -> Table:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        caption = "\n".join(
-            (
-                f"median x{self.median:.2f}, worst x{self.worst:.2f} at {self.worst_row.path}  (x1.00 is even)",
-                *self.notes,
-            )
-        )
-        table = Table(
-            box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=Text(caption), caption_justify="left"
-        )
-        table.add_column("norm", overflow="fold")
-        for heading in ("running var", "eval var", "eval/train", "folded"):
-            table.add_column(heading, justify="right")
-        table.add_column("fed by dropouts", overflow="fold")
-        for row in self.rows:
-            figures = f"{row.running_var:.4g}", f"{row.eval_var:.4g}", f"{row.ratio:.3f}", f"x{row.folded:.2f}"
-            table.add_row(Text(row.path), *figures, Text(row.fed_by))
-        return table
+        even = f"median x{self.median:.2f}, worst x{self.worst:.2f} at {self.worst_row.path}  (x1.00 is even)"
+        rows = [
+            (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", f"x{r.folded:.2f}", r.fed_by)
+            for r in self.rows
+        ]
+        return table(_COLUMNS, rows, [even, *self.notes], words=(_COLUMNS[0], _COLUMNS[-1]))
 
 
 def variance_shift(

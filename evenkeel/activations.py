@@ -1,0 +1,129 @@
+"""Activations: what an elementwise function makes of a signal's moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from evenkeel.batches import map_tensors
+from evenkeel.errors import ActivationError
+from evenkeel.graph import Layer
+from evenkeel.marginals import Marginal, correlations, nodes
+from evenkeel.signals import Signal
+
+Function = Callable[[Tensor], Tensor]
+
+_STRENGTHS = 17  # of the input, at which an activation is evaluated where its input's variance varies
+
+
+def activation_of(layer: Layer) -> Function:
+    """The elementwise function of an activation layer; of its parameters, the mean, and of its noise, too.
+
+    >>> import evenkeel as ek
+    >>> layer = ek.trace(torch.nn.LeakyReLU(0.5), torch.ones(1)).of(ek.Kind.ACTIVATION)[0]
+    >>> activation_of(layer)(torch.tensor([-1.0, 1.0]))
+    tensor([-0.5000,  1.0000])
+    """
+    options = {name: value for name, value in layer.kwargs.items() if not isinstance(value, Layer)}
+    rest, options = map_tensors(lambda t: t.detach().double().mean(), (layer.args[1:], options))
+    if layer.function == "rrelu":
+        slopes = [v for v in (*rest, *options.values()) if isinstance(v, float)]
+        return lambda z: F.leaky_relu(z, sum(slopes[:2]) / 2 if len(slopes) > 1 else 11 / 48)
+    if layer.function == "prelu":
+        slope = float(next(iter((*rest, *options.values()))))
+        return lambda z: torch.where(z > 0, z, z * slope)
+    call = layer.call
+    if call is None:
+        raise ActivationError(f"{layer.name} is no call of a function")
+    return lambda z: call(z.clone(), *rest, **options)
+
+
+def activated(x: Signal, f: Function) -> Signal:
+    """The signal after an elementwise function.
+
+    Args:
+        x: the signal before.
+        f: the function, of float64 tensors.
+
+    Returns:
+        The signal.
+
+    Raises:
+        ActivationError: f is not elementwise, or not finite.
+    """
+    power, weights = x.power, x.marginal.weights
+    if power == 0 and float(f(torch.zeros(1, dtype=torch.float64))) == 0:
+        return x
+    values, slopes = _with_slopes(f, x.marginal.values * math.sqrt(power))
+    marginal, grown = x.marginal.mapped(values, slopes**2, x.correlation)
+    strength = x.second / power
+    if x.second.numel() > 1 and not is_homogeneous(f):
+        strength = _response(f, x, strength) / grown
+    second = grown * strength
+    mean = marginal.mean * second.sqrt()
+    noise = (x.second - x.mean**2).clamp_min(1e-300)
+    position, sample = (
+        _shared(marginal, (t - x.mean**2) / noise, second, mean, normal=x.marginal.normal)
+        for t in (x.position, x.sample)
+    )
+    radial, turned = _radial(x, values, slopes)
+    derivative = (slopes**2) @ weights
+    like = (-1, *(1,) * (x.flow.dim() - 1))
+    flow = x.flow * derivative.view(like) + (x.radial * turned / 4).view(like)
+    return Signal(x.shape, second, position, sample, mean, marginal, flow, radial, x.local * derivative)
+
+
+def _radial(x: Signal, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """What an activation makes of a change of strength: of strength again, and of everything else, by level.
+
+    If z grows to z (1 + e / 2), f(z) grows by e f'(z) z / 2: its part along f(z) changes the mean square by
+    chi e, chi = E f f' z / E f^2, and the rest is a change like any other.
+    """
+    weights = x.marginal.weights
+    grown = slopes * x.marginal.values * math.sqrt(x.power)
+    squares = ((values**2) @ weights).clamp_min(1e-300)
+    along = (values * grown) @ weights
+    return x.radial * (along / squares) ** 2, ((grown**2) @ weights - along**2 / squares).clamp_min(0)
+
+
+def _shared(marginal: Marginal, rho: Tensor, second: Tensor, mean: Tensor, *, normal: bool) -> Tensor:
+    """E f(u) f(v) of two values whose arguments correlate by rho."""
+    if not normal:
+        return mean**2 + rho * (second - mean**2)
+    result = torch.zeros_like(rho)
+    for coefficient in correlations(marginal).flip(0).tolist():
+        result = result * rho.clamp(-1, 1) + coefficient
+    return result * second
+
+
+def _with_slopes(f: Function, values: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        z = values.detach().clone().requires_grad_()
+        y = f(z * 1)
+        slopes = torch.autograd.grad(y.sum(), z)[0] if y.requires_grad else torch.zeros_like(z)
+    if y.shape != z.shape or not (y.isfinite().all() and slopes.isfinite().all()):
+        raise ActivationError("no elementwise function that is finite everywhere")
+    return y.detach().double(), slopes
+
+
+def is_homogeneous(f: Function) -> bool:
+    """Whether f(3 z) = 3 f(z), as of ReLU: then samples of any strength are treated alike.
+
+    >>> is_homogeneous(torch.relu), is_homogeneous(torch.tanh)
+    (True, False)
+    """
+    probe, _ = nodes()
+    return torch.allclose(f(3 * probe), 3 * f(probe), rtol=1e-9, atol=1e-12)
+
+
+def _response(f: Function, x: Signal, strength: Tensor) -> Tensor:
+    """E f^2 where the input is weaker or stronger than its mean, interpolated between a few strengths."""
+    grid = torch.linspace(float(strength.min()), float(strength.max()), _STRENGTHS, dtype=torch.float64)
+    values, weights = x.marginal.values * math.sqrt(x.power), x.marginal.weights
+    seconds = [float((f(values * math.sqrt(s)) ** 2 @ weights) @ x.marginal.masses) for s in grid.tolist()]
+    return torch.from_numpy(np.interp(strength.numpy(), grid.numpy(), seconds))

@@ -1,0 +1,340 @@
+"""init_: weights whose variance fits what the graph says comes before and after them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import ModelError
+from evenkeel.gains import MODES, choose_variances, words
+from evenkeel.graph import Layer, LayerGraph
+from evenkeel.kinds import Kind
+from evenkeel.marginals import Sum
+from evenkeel.modes import write_
+from evenkeel.propagation import Powers, Propagation, frozen_in, given_weights, predict_powers
+from evenkeel.signals import Signal
+from evenkeel.tables import plain, table
+from evenkeel.tracing import trace
+from evenkeel.weights import FILLS, Weights, weights_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Mode = Literal["forward", "backward", "mean", "hendrycks2016"]
+
+_COLUMNS = ("layer", "before", "after", "gain", "train var", "eval var", "train error", "eval error")
+_SETTLING = (Kind.WEIGHT, Kind.NORM)  # what makes a signal known again
+
+
+@dataclass(frozen=True)
+class InitRow:
+    """One weight layer as `init_` left it.
+
+    Attributes:
+        name: the layer's name in the graph.
+        before, after: what stands between it and the layers before and after, nearest first, in words.
+        fan_in, fan_out: how many weights meet in one output, and how many one input meets.
+        gain: its weights' root mean square times the root of fan_in; 1 is the unit sphere.
+        predicted: mean squares of its output and of the errors there, in train and in eval mode.
+        drawn: whether its weights were drawn by it; if not, `note` says why.
+        note: what else there is to know.
+    """
+
+    name: str
+    before: str
+    after: str
+    fan_in: float
+    fan_out: float
+    gain: float
+    predicted: Powers
+    drawn: bool = True
+    note: str = ""
+
+
+class InitReport(Sequence[InitRow]):
+    """What `init_` did and what it predicts, layer by layer in execution order; `str()` is the table.
+
+    Attributes:
+        rows: one a weight layer.
+        notes: what the reader must know.
+        mode, weights: as asked for.
+    """
+
+    def __init__(
+        self, rows: Iterable[InitRow], notes: Iterable[str], mode: str, weights: str, before: dict[nn.Parameter, Tensor]
+    ) -> None:
+        self.rows = tuple(rows)
+        self.notes = tuple(notes)
+        self.mode = mode
+        self.weights = weights
+        self._before = before
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[InitRow]:
+        return iter(self.rows)
+
+    def undo(self) -> None:
+        """Put every weight and bias back as it was before `init_`."""
+        for parameter, values in self._before.items():
+            write_(parameter, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain numbers, strings and lists, for JSON."""
+        rows = [asdict(row) for row in self.rows]
+        return {"mode": self.mode, "weights": self.weights, "rows": rows, "notes": list(self.notes)}
+
+    def __str__(self) -> str:
+        return plain(self, width=140)
+
+    def __repr__(self) -> str:
+        return f"InitReport({len(self)} weight layers, mode={self.mode!r}, weights={self.weights!r})"
+
+    def __rich__(self) -> Table:
+        rows = [
+            (
+                *(row.name, row.before, row.after, f"{row.gain:.4f}"),
+                *(f"{value:.3g}" for value in astuple(row.predicted)),
+            )
+            for row in self.rows
+        ]
+        notes = [f"{row.name}: {row.note}" for row in self.rows if row.note]
+        return table(_COLUMNS, rows, [*notes, *self.notes], words=_COLUMNS[:3])
+
+
+def init_(
+    model: nn.Module,
+    example: Any,
+    *,
+    mode: Mode = "forward",
+    weights: str = "sphere",
+    generator: torch.Generator | None = None,
+    branch_scale: float | Literal["even"] = 1.0,
+) -> InitReport:
+    """Draw a model's weights so that signals keep their variance through every activation, dropout and pool.
+
+    Read off the graph is, for each weight layer, the second moment q of what it is fed in train mode: of an activation
+    after unit variance E f^2, over keep for dropout, of a max-pool that of the largest, and so on; joins add. With d
+    the mean square of the derivative on the way there (E f'^2 / keep), entries get the variance
+
+        forward          1 / (fan_in q)                  the signal keeps its variance; E f^2 / keep
+        backward         1 / (fan_out d)                 error signals keep theirs; E f'^2 / keep
+        mean             2 / (fan_in q + fan_out d)
+        hendrycks2016    1 / (fan_in (E f^2 / keep + keep E f'^2)), as printed, f' that of the activation after
+
+    after Hendrycks & Gimpel (2016, section 2), whose printed backward term is not what autograd does. In layers of
+    finite width, samples differ in strength, and an activation that is no multiple of ReLU makes more or less of the
+    mixture than of its mean: q and d are means over samples. Biases are set to 0. What is fed by an operation that is
+    not understood gets q = 1/2, the paper's default.
+
+    Args:
+        model: the model; its norms, its frozen parameters and what is no weight layer's stay as they are.
+        example: as for `trace`; its values do not matter.
+        mode: what is to keep its variance.
+        weights: "sphere" (rows of one length), "orthogonal", "normal" or "uniform", of the same variance. With mode
+            hendrycks2016, "uniform" is the paper's generalized Xavier: fan_out in place of fan_in at the second term.
+        generator: drawn from; torch's global one if None. The same seed gives the same bits.
+        branch_scale: factor of the last weights (or norm) of every residual branch, so that sums do not grow with
+            depth; "even" is 1 / sqrt(number of branches).
+
+    Returns:
+        The report; `undo()` puts back what was there.
+
+    Raises:
+        TraceError: the model's forward pass raises.
+        ModelError: there are no weights to draw, or they are on the meta device.
+        ValueError: mode, weights or branch_scale is none of those above.
+
+    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 10))
+    >>> report = init_(net, torch.ones(1, 64), generator=torch.Generator().manual_seed(0))
+    >>> [(row.name, row.before, round(row.gain, 4)) for row in report]
+    [('0', 'input', 1.0), ('3', 'dropout p=0.5, relu, linear', 1.0)]
+    """
+    _require(mode in MODES, "mode", mode, MODES)
+    _require(weights in FILLS, "weights", weights, tuple(FILLS))
+    numeric = isinstance(branch_scale, (int, float)) and not isinstance(branch_scale, bool) and branch_scale > 0
+    _require(numeric or branch_scale == "even", "branch_scale", branch_scale, ("a positive number", "even"))
+    graph = trace(model, example)
+    frozen = frozen_in(model)
+    calls = {layer: weights_of(layer) for layer in graph.of(Kind.WEIGHT)}
+    owners = _owners(calls)
+    _refuse_empty(model, owners)
+    scales = _branch_scales(graph, branch_scale)
+    with _restored_on_error(_reached(owners, calls, scales)) as before:
+        for layer, scale in scales.items():
+            if layer.kind is Kind.NORM:
+                write_(layer.arguments["weight"], torch.full_like(layer.arguments["weight"], scale))
+        for bias in {w.bias for w in calls.values() if w and w.parameter in owners and _is_free(w.bias)}:
+            write_(bias, torch.zeros_like(bias))
+        xavier = weights == "uniform"
+        variances = choose_variances(graph, owners, mode, xavier=xavier, scales=scales, frozen=frozen)
+        _draw([calls[layer] for layer in owners.values()], variances, weights, generator)
+        return _report(model, graph, calls, owners, variances, mode, weights, before, frozen)
+
+
+def _owners(calls: dict[Layer, Weights | None]) -> dict[nn.Parameter, Layer]:
+    """The parameters to draw, each with the one call that decides: of tied ones a product rather than an embedding."""
+    owners: dict[nn.Parameter, Layer] = {}
+    for layer, weights in calls.items():
+        if weights is not None and _is_free(weights.parameter):
+            first = owners.setdefault(weights.parameter, layer)
+            if first.function.startswith("embedding") and not layer.function.startswith("embedding"):
+                owners[weights.parameter] = layer
+    return owners
+
+
+def _is_free(parameter: nn.Parameter | None) -> TypeGuard[nn.Parameter]:
+    return parameter is not None and parameter.requires_grad
+
+
+def _refuse_empty(model: nn.Module, owners: dict[nn.Parameter, Layer]) -> None:
+    if not owners:
+        raise ModelError(
+            f"{type(model).__name__} has no weight layer with weights to draw: those it has are frozen "
+            "(requires_grad=False) or computed from other parameters"
+        )
+    for parameter, layer in owners.items():
+        if parameter.is_meta:
+            raise ModelError(f"the weights of {layer.name!r} are on the meta device: model.to_empty(device=...) first")
+
+
+def _branch_scales(graph: LayerGraph, scale: float | str) -> dict[Layer, float]:
+    """The last weights, or the norm behind them, of every residual branch, with the factor that they get."""
+    if scale == 1.0:
+        return {}
+    last: list[Layer] = []
+    for join in graph.of(Kind.JOIN):
+        branches = [[x for x in b if x.kind is Kind.WEIGHT or _has_gamma(x)] for b in graph.branch(join)]
+        shortcut = min(branches, key=len)
+        last.extend(branch[-1] for branch in branches if branch is not shortcut and branch)
+    factor = 1 / math.sqrt(max(len(last), 1)) if scale == "even" else float(scale)
+    return dict.fromkeys(last, factor)
+
+
+def _has_gamma(layer: Layer) -> bool:
+    return layer.kind is Kind.NORM and _is_free(layer.arguments.get("weight"))
+
+
+def _reached(
+    owners: dict[nn.Parameter, Layer], calls: dict[Layer, Weights | None], scales: dict[Layer, float]
+) -> list[nn.Parameter]:
+    """Every parameter that is going to be written to."""
+    biases = [w.bias for w in calls.values() if w and w.parameter in owners and _is_free(w.bias)]
+    gammas = [layer.arguments["weight"] for layer in scales if layer.kind is Kind.NORM]
+    return list(dict.fromkeys([*owners, *biases, *gammas]))
+
+
+@contextmanager
+def _restored_on_error(parameters: Sequence[nn.Parameter]) -> Generator[dict[nn.Parameter, Tensor]]:
+    before = {parameter: parameter.detach().clone() for parameter in parameters}
+    try:
+        yield before
+    except BaseException:
+        for parameter, values in before.items():
+            write_(parameter, values)
+        raise
+
+
+def _draw(
+    drawn: Sequence[Weights | None],
+    variances: dict[nn.Parameter, float],
+    kind: str,
+    generator: torch.Generator | None,
+) -> None:
+    """Fill all weights at once, on all cores; each has a seed of its own, so that their order does not matter."""
+    device = generator.device if generator is not None else "cpu"
+    seeds = torch.randint(2**62, (len(drawn),), generator=generator, device=device).tolist()
+
+    def fill(item: tuple[Weights, int]) -> None:
+        weights, seed = item
+        own = torch.Generator(weights.parameter.device).manual_seed(seed)
+        weights.fill_(variances[weights.parameter], kind, own)
+
+    items = [(weights, seed) for weights, seed in zip(drawn, seeds, strict=True) if weights is not None]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, sorted(items, key=lambda item: -item[0].parameter.numel())))
+
+
+def _report(
+    model: nn.Module,
+    graph: LayerGraph,
+    calls: dict[Layer, Weights | None],
+    owners: dict[nn.Parameter, Layer],
+    variances: dict[nn.Parameter, float],
+    mode: str,
+    kind: str,
+    before: dict[nn.Parameter, Tensor],
+    frozen: Sequence[nn.Module],
+) -> InitReport:
+    def choose(layer: Layer, weights: Weights, x: Signal, reached: Sum) -> float:
+        return variances.get(weights.parameter) or given_weights(layer, weights, x, reached)
+
+    powers, train = predict_powers(graph, frozen=frozen, choose=choose)
+    rows = [_row(graph, layer, weights, owners, variances, train, powers[layer]) for layer, weights in calls.items()]
+    return InitReport(rows, _notes(model, rows, calls, mode), mode, kind, before)
+
+
+def _row(
+    graph: LayerGraph,
+    layer: Layer,
+    weights: Weights | None,
+    owners: dict[nn.Parameter, Layer],
+    variances: dict[nn.Parameter, float],
+    train: Propagation,
+    predicted: Powers,
+) -> InitRow:
+    note, fan_in, fan_out, gain = "computed from other parameters: left as it was", math.nan, math.nan, math.nan
+    if weights is not None:
+        parameter, fan_in, fan_out = weights.parameter, weights.fan_in, weights.fan_out
+        square = variances.get(parameter) or float(parameter.detach().double().square().mean())
+        gain, note = math.sqrt(square * fan_in), ""
+        if parameter not in owners:
+            note = "frozen (requires_grad=False): left as it was"
+        elif owners[parameter] is not layer:
+            note = f"shares its weights with {owners[parameter].name}, which decides"
+        elif not train.signals[layer.inputs[0]].known:
+            unknown = [x for x in graph.upstream(layer, _SETTLING) if not train.signals[x].known]
+            note = f"fed by what is not understood ({unknown[0].name if unknown else '?'}): factor 1/2"
+    return InitRow(
+        layer.name,
+        *words(graph, layer),
+        fan_in,
+        fan_out,
+        gain,
+        predicted,
+        weights is not None and owners.get(weights.parameter) is layer,
+        note,
+    )
+
+
+def _notes(model: nn.Module, rows: Sequence[InitRow], calls: dict[Layer, Weights | None], mode: str) -> list[str]:
+    notes: list[str] = []
+    if mode == "hendrycks2016" and len(rows) > 1:
+        last = rows[-1]
+        notes.append(
+            "hendrycks2016, as printed, adds the backward term to the forward one, so the signal shrinks at every "
+            f"layer: {last.predicted.train_variance:.2g} of its variance is left at {last.name} in train mode, "
+            f"{last.predicted.eval_variance:.2g} in eval mode; mode='forward' keeps it"
+        )
+    known = {w.parameter for w in calls.values() if w is not None}
+    left = [path for path, p in model.named_parameters() if p.dim() > 1 and p.requires_grad and p not in known]
+    if left:
+        shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        notes.append(f"left as they were, since no weight layer in the graph reads them: {shown}")
+    return notes
+
+
+def _require(condition: bool, name: str, value: object, choices: Sequence[str]) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}: it must be {' or '.join(choices)}")

@@ -1,0 +1,264 @@
+"""Marginal: the law of a signal's values over random weights, inputs and masks, as a function of a normal variable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_END = 8.0  # nodes lie between -8 and 8
+_PIECES = 64  # of the interval, each with its own rule, so that kinks at multiples of 1/4 are met exactly
+_RULE = 5  # Gauss-Legendre nodes on one piece
+_DEGREE = 32  # of the Hermite series that carries correlations through an activation
+_WIDTH = 0.1  # of a bin of levels, in log variance
+MOST_LEVELS = 128
+
+
+@cache
+def nodes() -> tuple[Tensor, Tensor]:
+    """Nodes z and weights of a quadrature rule for E g(z), z ~ N(0, 1)."""
+    x, w = np.polynomial.legendre.leggauss(_RULE)
+    edges = np.linspace(-_END, _END, _PIECES + 1)
+    half = _END / _PIECES
+    z = torch.from_numpy((edges[:-1, None] + half + half * x).ravel())
+    weights = torch.from_numpy(np.tile(w * half, _PIECES)) * torch.exp(-(z**2) / 2)
+    return z, weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """The law of one element of a signal, given how strong the sample is that it belongs to.
+
+    Weights, inputs and masks are random, so an element of a pre-activation is normal *given its sample's level*: the
+    mean square of the values that reach it. Levels vary from sample to sample, because layers are of finite width and
+    dropout thins them, and they matter: of a mixture of levels an activation makes more, or less, than of their mean.
+
+    Attributes:
+        levels: mean square of single samples, relative to the mean over samples; shape (K,).
+        masses: how likely each level is; shape (K,).
+        values: the element at the nodes z, and what it is if dropped, at each level, in units of the root of the
+            second moment; shape (K, N + 1).
+        slopes: (dx/dz)^2 there, up to a factor; shape (K, N + 1).
+        weights: of the nodes, and the share that is dropped; shape (N + 1,).
+        mean: E x in these units.
+        fourth: E x^4 given the level, over the level's square; shape (K,).
+        paired: E x^2 g^2 given the level, g = dx/dz, over E x^2 E g^2: how much stronger x is where errors pass; (K,).
+        correlation: of the z of two positions of one sample; for a normal law it is the signal's to say.
+        normal: whether values are still linear in z.
+        together: whether all positions of a channel are dropped together.
+    """
+
+    levels: Tensor
+    masses: Tensor
+    values: Tensor
+    slopes: Tensor
+    weights: Tensor
+    mean: float
+    fourth: Tensor
+    paired: Tensor
+    correlation: float = 0.0
+    normal: bool = True
+    together: bool = False
+
+    @property
+    def spread(self) -> float:
+        """Relative variance of the levels."""
+        return float((self.masses * self.levels**2).sum()) - 1
+
+    def at_mean(self) -> Marginal:
+        """The law of a sample of mean strength, for all."""
+        one = torch.ones(1, dtype=torch.float64)
+        values = gaussian(mean=self.mean).values if self.normal else (self.masses @ self.values)[None]
+        slopes, fourth, paired = ((self.masses @ t)[None] for t in (self.slopes, self.fourth, self.paired))
+        return replace(self, levels=one, masses=one, values=values, slopes=slopes, fourth=fourth, paired=paired)
+
+    def mapped(
+        self, values: Tensor, slopes: Tensor | float = 1.0, correlation: float | None = None
+    ) -> tuple[Marginal, float]:
+        """The law of a function of the element, and its second moment in units of the present one.
+
+        Args:
+            values: of the function, in place of the law's values.
+            slopes: squares of its derivative there.
+            correlation: of the z of two positions, if not as before.
+        """
+        squares, slopes = (values**2) @ self.weights, self.slopes * slopes
+        second = float(squares @ self.masses)
+        if second <= 0:
+            raise ArithmeticError("nothing is left of the signal")
+        passing = (squares * (slopes @ self.weights)).clamp_min(1e-300)
+        return Marginal(
+            squares / second,
+            self.masses,
+            values / math.sqrt(second),
+            slopes,
+            self.weights,
+            float((values @ self.weights) @ self.masses) / math.sqrt(second),
+            (values**4) @ self.weights / squares.clamp_min(1e-300) ** 2,
+            (values**2 * slopes) @ self.weights / passing,
+            self.correlation if correlation is None else correlation,
+            normal=False,
+            together=self.together,
+        ), second
+
+    def dropped(self, keep: float, correlation: float, *, together: bool) -> Marginal:
+        """The law after dropout, in units that grow with it: a share 1 - keep of values is 0, the rest over keep."""
+        kept = torch.cat([self.weights[:-1] * keep, 1 - keep * self.weights[:-1].sum()[None]])
+        scale = torch.ones_like(kept)
+        scale[-1] = 0  # what was dropped before at another value counts as 0, too
+        return replace(
+            self,
+            values=self.values * scale / math.sqrt(keep),
+            slopes=self.slopes * scale / keep,
+            weights=kept,
+            mean=self.mean * math.sqrt(keep),
+            fourth=self.fourth / keep,
+            paired=self.paired / keep,
+            correlation=correlation,
+            normal=False,
+            together=together,
+        )
+
+    def largest(self, count: float, correlation: float) -> tuple[Marginal, float, Tensor]:
+        """The law of the largest of `count` elements of one sample.
+
+        Elements share a normal variable, so that their z correlate; given it they are independent, and the largest
+        has the count-th power of their distribution function.
+
+        Returns:
+            The law, its second moment in units of the present one, and by how much larger than on average the squared
+            slope of the largest is, by level.
+        """
+        if self.together:
+            bare, keep = replace(self, weights=gaussian().weights, together=False), float(1 - self.weights[-1])
+            law, second, steeper = bare.largest(count, correlation)
+            return law.dropped(keep, correlation, together=True), second * keep, steeper
+        z, weights = nodes()
+        shared = math.sqrt(min(max(correlation, 0.0), 0.99))
+        own = math.sqrt(1 - shared**2)
+        order = self.values.argsort(dim=1, stable=True)
+        total = torch.zeros_like(self.values)
+        points, shares = np.polynomial.hermite_e.hermegauss(12)
+        for point, share in zip(points, shares / shares.sum(), strict=True):
+            given = weights * torch.exp(z**2 / 2 - ((z - shared * float(point)) / own) ** 2 / 2)
+            given = torch.cat([given / given.sum() * (1 - self.weights[-1]), self.weights[-1:]])
+            below = given.expand_as(self.values).gather(1, order).cumsum(1).clamp(0, 1)
+            total += float(share) * torch.diff(below**count, dim=1, prepend=torch.zeros_like(below[:, :1]))
+        ranked, slopes = self.values.gather(1, order), self.slopes.gather(1, order)
+        steeper = (slopes * total).sum(1) / (self.slopes @ self.weights).clamp_min(1e-300)
+        values, slopes = _at_nodes(ranked, slopes, total)
+        law, second = replace(self, slopes=slopes, weights=gaussian().weights).mapped(values)
+        return law, second, steeper
+
+    def summed(self, fan_in: float, most: int = MOST_LEVELS) -> Sum:
+        """The law of a sum of fan_in such elements with random weights, and how levels have moved.
+
+        Given the sample, the sum is normal; its level is the elements' mean square, which itself varies by
+        `(E x^4 - (E x^2)^2) / fan_in` around its expectation. Where errors pass, one of the elements is a stronger one.
+
+        Args:
+            fan_in: how many elements are summed.
+            most: how many levels to tell apart.
+        """
+        variance = ((self.fourth - 1) / fan_in).clamp_min(0)
+        passing = torch.log1p(((self.paired - 1) / fan_in).clamp_min(-0.5))
+        levels, masses, moved, passed = _scattered(self.levels, self.masses, variance, passing, most)
+        return Sum(gaussian(levels, masses), moved, passed)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The law of a weighted sum.
+
+    Attributes:
+        law: the law.
+        moved: P(new level | level), shape (new K, K).
+        passed: the same for the errors that pass one of the elements.
+    """
+
+    law: Marginal
+    moved: Tensor
+    passed: Tensor
+
+
+def gaussian(levels: Tensor | None = None, masses: Tensor | None = None, mean: float = 0.0) -> Marginal:
+    """A normal law of unit second moment and the given mean, its levels all 1 if not given.
+
+    >>> gaussian().values.shape[0], gaussian().mean
+    (1, 0.0)
+    """
+    one = torch.ones(1, dtype=torch.float64)
+    levels, masses = one if levels is None else levels, one if masses is None else masses
+    z, weights = nodes()
+    deviation = (levels - mean**2).clamp_min(0).sqrt()
+    values = _with_last(mean + deviation[:, None] * z, 0.0)
+    slopes = _with_last(torch.ones_like(values[:, :-1]), 0.0)
+    fourth = 3 - 2 * (mean**2 / levels) ** 2
+    return Marginal(levels, masses, values, slopes, _with_last(weights, 0.0), mean, fourth, torch.ones_like(levels))
+
+
+def correlations(marginal: Marginal) -> Tensor:
+    """Coefficients a_n^2 of E f(u) f(v) = sum_n a_n^2 rho^n, u and v standard normal with correlation rho.
+
+    f is the marginal's values as a function of z. The last coefficient is what the series leaves of E f^2: two values
+    share it only where rho is 1.
+    """
+    _, weights = nodes()
+    averaged = marginal.masses @ marginal.values[:, :-1]
+    squares = (_hermite() @ (weights * averaged)) ** 2
+    return torch.cat([squares, (1 - squares.sum()).clamp_min(0)[None]])
+
+
+@cache
+def _hermite() -> Tensor:
+    """Normalized Hermite polynomials at the nodes; shape (degrees, N)."""
+    z, _ = nodes()
+    rows = [torch.ones_like(z), z]
+    for n in range(1, _DEGREE):
+        rows.append((z * rows[-1] - math.sqrt(n) * rows[-2]) / math.sqrt(n + 1))
+    return torch.stack(rows)
+
+
+def _scattered(
+    levels: Tensor, masses: Tensor, variance: Tensor, shift: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Spread each level over a log-normal law with that relative variance, and gather the mixture in bins.
+
+    Every bin keeps its mass and its mean, so no mean is changed by the gathering. Also returned is the share of each
+    level that comes to each bin if the law is shifted in logarithm.
+    """
+    deviation = torch.log1p(variance).sqrt().clamp_min(1e-9)
+    center = levels.clamp_min(1e-300).log() - deviation**2 / 2
+    low, high = float((center - 6 * deviation).min()), float((center + 7 * deviation).max())
+    bins = min(max(math.ceil((high - low) / _WIDTH), 1), most)
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)[:, None]
+    score = (edges - center) / deviation
+    moved, passed = (torch.special.ndtr(score - by).diff(dim=0) for by in (0.0, shift / deviation))
+    sums = torch.special.ndtr(score - deviation).diff(dim=0) @ (masses * levels)
+    held = moved @ masses
+    used = held > 1e-14
+    moved, passed = (share[used] / share[used].sum(0).clamp_min(1e-300) for share in (moved, passed))
+    sums, held = sums[used], held[used]
+    scale = (masses * levels).sum() / sums.sum()  # what was cut off beyond the edges
+    return sums / held * scale, held / held.sum(), moved, passed
+
+
+def _at_nodes(values: Tensor, slopes: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of ranked atoms as functions of z: the quantile function, and the slopes along it."""
+    z, _ = nodes()
+    probability, middle = torch.special.ndtr(z).numpy(), (masses.cumsum(1) - masses / 2).numpy()
+    rows = (
+        [torch.from_numpy(np.interp(probability, m, v)) for m, v in zip(middle, t.numpy(), strict=True)]
+        for t in (values, slopes)
+    )
+    values, slopes = (_with_last(torch.stack(row), 0.0) for row in rows)
+    return values, slopes
+
+
+def _with_last(t: Tensor, value: float) -> Tensor:
+    """A tensor with one more entry at the end of its last dimension."""
+    return torch.nn.functional.pad(t, (0, 1), value=value)

@@ -1,0 +1,58 @@
+"""Tables: what rich draws, as plain text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], caption: Sequence[str], *, words: Sequence[str]
+) -> Table:
+    """A table of figures in the project's one style.
+
+    Args:
+        columns: headings.
+        rows: cells.
+        caption: lines below.
+        words: headings of the columns that hold words, not figures.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        caption=Text("\n".join(caption)),
+        caption_justify="left",
+    )
+    for heading in columns:
+        if heading in words:
+            result.add_column(heading, overflow="fold")
+        else:
+            result.add_column(heading, justify="right")
+    for row in rows:
+        result.add_row(*(Text(cell) for cell in row))
+    return result
+
+
+def plain(renderable: Any, width: int = 110) -> str:
+    """What rich would print, without colour and trailing blanks.
+
+    >>> print(plain(table(["norm", "ratio"], [["bn1", "1.00"]], [], words=["norm"])))
+    norm   ratio
+    ────────────
+    bn1     1.00
+    """
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
