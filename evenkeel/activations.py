@@ -95,9 +95,9 @@ def _shared(marginal: Marginal, rho: Tensor, second: Tensor, mean: Tensor, *, no
     """E f(u) f(v) of two values whose arguments correlate by rho."""
     if not normal:
         return mean**2 + rho * (second - mean**2)
-    result = torch.zeros_like(rho)
+    rho, result = rho.clamp(-1, 1), torch.zeros_like(rho)
     for coefficient in correlations(marginal).flip(0).tolist():
-        result = result * rho.clamp(-1, 1) + coefficient
+        result = result.mul_(rho).add_(coefficient)
     return result * second
 
 

@@ -191,14 +191,20 @@ def gaussian(levels: Tensor | None = None, masses: Tensor | None = None, mean: f
     >>> gaussian().values.shape[0], gaussian().mean
     (1, 0.0)
     """
-    one = torch.ones(1, dtype=torch.float64)
-    levels, masses = one if levels is None else levels, one if masses is None else masses
+    if levels is None or masses is None:
+        return _unlevelled(mean)
     z, weights = nodes()
     deviation = (levels - mean**2).clamp_min(0).sqrt()
     values = _with_last(mean + deviation[:, None] * z, 0.0)
     slopes = _with_last(torch.ones_like(values[:, :-1]), 0.0)
     fourth = 3 - 2 * (mean**2 / levels) ** 2
     return Marginal(levels, masses, values, slopes, _with_last(weights, 0.0), mean, fourth, torch.ones_like(levels))
+
+
+@cache
+def _unlevelled(mean: float) -> Marginal:
+    one = torch.ones(1, dtype=torch.float64)
+    return gaussian(one, one, mean)
 
 
 def correlations(marginal: Marginal) -> Tensor:

@@ -1,5 +1,7 @@
 """Networks in the shapes of the papers' families, small enough for Monte Carlo."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from torch import nn
 def deep_net(activation, p, widths=(500,) * 16 + (250,) * 5):
     """hendrycks2016's Figure 1: 15 layers of 500, then 5 of 250."""
     layers = []
-    for index, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (n_in, n_out) in enumerate(pairwise(widths)):
         layers += [activation(), nn.Dropout(p)] * (index > 0)
         layers.append(nn.Linear(n_in, n_out))
     return nn.Sequential(*layers)
