@@ -34,9 +34,8 @@ _SINKS = (Kind.WEIGHT, Kind.JOIN, Kind.CONCAT, Kind.GATE, Kind.OPAQUE, Kind.OUTP
 _HALF = Moments(0.5, 0.5, 0.0, 0.0)  # the paper's factor where nothing is known
 _ONE = Moments(1.0, 1.0, 0.0, 1.0)  # no activation
 
-# Given a weight layer, its weights, what it is fed, E (dx/dz)^2 on the way there and the share of errors that come by
-# changes of strength: the variance of its weights.
-Rule = Callable[[Layer, Weights, Signal, float, float], float]
+# Given a weight layer, its weights, what it is fed, and E (dx/dz)^2 on the way there: the variance of its weights.
+Rule = Callable[[Layer, Weights, Signal, float], float]
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def choose_variances(
         if parameter not in owners:
             return given_weights(layer, weights, x, reached)
         if owners[parameter] is layer:
-            slope, radial = _returned(tilts.get(layer), weights, x, reached)
-            chosen = rule(layer, weights, x, slope, radial) * scales.get(layer, 1.0) ** 2
+            slope = _slope(tilts.get(layer), weights, x, reached, variances.get(parameter))
+            chosen = rule(layer, weights, x, slope) * scales.get(layer, 1.0) ** 2
             last = variances.get(parameter, chosen)
             variances[parameter] = last * (chosen / last) ** _STEP
         elif parameter not in variances:  # tied to a layer that comes later
@@ -130,16 +129,16 @@ def _word(layer: Layer) -> str:
     return layer.function or layer.kind.name.lower()
 
 
-def _forward(layer: Layer, weights: Weights, x: Signal, slope: float, radial: float) -> float:
+def _forward(layer: Layer, weights: Weights, x: Signal, slope: float) -> float:
     return 1 / (weights.fan_in * (x.power or 1.0))
 
 
-def _backward(layer: Layer, weights: Weights, x: Signal, slope: float, radial: float) -> float:
-    return max(1 - radial, _LEAST) / (weights.fan_out * slope)
+def _backward(layer: Layer, weights: Weights, x: Signal, slope: float) -> float:
+    return 1 / (weights.fan_out * (slope or 1.0))
 
 
-def _mean(layer: Layer, weights: Weights, x: Signal, slope: float, radial: float) -> float:
-    return 2 / (weights.fan_in * x.power + weights.fan_out * slope / max(1 - radial, _LEAST))
+def _mean(layer: Layer, weights: Weights, x: Signal, slope: float) -> float:
+    return 2 / (weights.fan_in * x.power + weights.fan_out * slope or 2.0)
 
 
 def _printed(
@@ -150,7 +149,6 @@ def _printed(
     weights: Weights,
     x: Signal,
     slope: float,
-    radial: float,
 ) -> float:
     """W / sqrt(E f^2 / keep + keep E f'^2), the second term read behind the weights (Hendrycks & Gimpel 2016, 2.2)."""
     if layer.function.startswith("embedding"):
@@ -158,7 +156,8 @@ def _printed(
     before, keep_before = _neighbours(graph.upstream(layer, _SOURCES), known)
     after, keep_after = _neighbours(graph.downstream(layer, _SINKS), known)
     fan = weights.fan_out if xavier else weights.fan_in
-    return 1 / (weights.fan_in * before.second / keep_before + fan * keep_after * after.derivative_second)
+    forward = weights.fan_in * before.second / keep_before if keep_before else 0.0
+    return 1 / (forward + fan * keep_after * after.derivative_second or 1.0)
 
 
 def _neighbours(layers: tuple[Layer, ...], known: dict[str, Moments]) -> tuple[Moments, float]:
@@ -189,13 +188,15 @@ def _tilt(propagation: Propagation, layer: Layer) -> _Tilt:
     return _Tilt(marginal.levels, errors / mean, propagation.strengths[layer] / mean)
 
 
-def _returned(tilt: _Tilt | None, weights: Weights, x: Signal, reached: Sum) -> tuple[float, float]:
-    """Of the errors behind a weight layer: what the way to it lets pass, and the share that comes without its weights.
+def _slope(tilt: _Tilt | None, weights: Weights, x: Signal, reached: Sum, variance: float | None) -> float:
+    """Of the errors behind a weight layer, what comes back to the layers before per weight, E (dx/dz)^2.
 
-    That share is the errors that a change of the sample's strength makes: whatever the weights are, it is the same.
+    A part comes back by changes of the sample's strength; counted in full, it could ask for weights that are almost 0.
     """
-    if tilt is None:
-        return float((reached.passed @ x.local).sum()), 0.0
-    slope = float(tilt.at(tilt.errors, reached) @ (reached.passed @ (x.local * (1 - along(x)))))
-    strengthened = reached.passed @ (x.local * strengthening(x))
-    return slope, float(tilt.at(tilt.strengths, reached) @ strengthened) * weights.fan_out / weights.fan_in
+    passing = reached.passed @ x.local
+    if tilt is None or not variance:
+        return float(passing.sum())
+    errors = tilt.at(tilt.errors, reached)
+    straight = float(errors @ (reached.passed @ (x.local * (1 - along(x)))))
+    strengthened = float(tilt.at(tilt.strengths, reached) @ (reached.passed @ (x.local * strengthening(x))))
+    return min(straight + strengthened / (weights.fan_in * variance), float(errors @ passing) / _LEAST)

@@ -17,10 +17,10 @@ from evenkeel.gains import MODES, choose_variances, words
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind
 from evenkeel.marginals import Sum
-from evenkeel.modes import write_
+from evenkeel.modes import eager, write_
 from evenkeel.propagation import Powers, Propagation, frozen_in, given_weights, predict_powers
 from evenkeel.signals import Signal
-from evenkeel.tables import plain, table
+from evenkeel.tables import plain, table, without_nan
 from evenkeel.tracing import trace
 from evenkeel.weights import FILLS, Weights, weights_of
 
@@ -92,7 +92,7 @@ class InitReport(Sequence[InitRow]):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain numbers, strings and lists, for JSON."""
-        rows = [asdict(row) for row in self.rows]
+        rows = [without_nan(asdict(row)) for row in self.rows]
         return {"mode": self.mode, "weights": self.weights, "rows": rows, "notes": list(self.notes)}
 
     def __str__(self) -> str:
@@ -144,7 +144,8 @@ def init_(
         mode: what is to keep its variance.
         weights: "sphere" (rows of one length), "orthogonal", "normal" or "uniform", of the same variance. With mode
             hendrycks2016, "uniform" is the paper's generalized Xavier: fan_out in place of fan_in at the second term.
-        generator: drawn from; torch's global one if None. The same seed gives the same bits.
+        generator: drawn from; torch's global one if None. The same seed gives the same bits ("orthogonal": on the same
+            number of threads).
         branch_scale: factor of the last weights (or norm) of every residual branch, so that sums do not grow with
             depth; "even" is 1 / sqrt(number of branches).
 
@@ -162,14 +163,20 @@ def init_(
     [('0', 'input', 1.0), ('3', 'dropout p=0.5, relu, linear', 1.0)]
     """
     _require(mode in MODES, "mode", mode, MODES)
-    _require(weights in FILLS, "weights", weights, tuple(FILLS))
-    numeric = isinstance(branch_scale, (int, float)) and not isinstance(branch_scale, bool) and branch_scale > 0
-    _require(numeric or branch_scale == "even", "branch_scale", branch_scale, ("a positive number", "even"))
-    graph = trace(model, example)
-    frozen = frozen_in(model)
+    _require(weights in tuple(FILLS), "weights", weights, tuple(FILLS))
+    numeric = isinstance(branch_scale, (int, float)) and not isinstance(branch_scale, bool)
+    _require(
+        (numeric and 0 < branch_scale < math.inf) or branch_scale == "even",
+        "branch_scale",
+        branch_scale,
+        ("a positive number", "even"),
+    )
+    with eager(model) as plainly:
+        graph = trace(plainly, example)
+        frozen = frozen_in(plainly)
     calls = {layer: weights_of(layer) for layer in graph.of(Kind.WEIGHT)}
     owners = _owners(calls)
-    _refuse_empty(model, owners)
+    _refuse_empty(plainly, owners)
     scales = _branch_scales(graph, branch_scale)
     with _restored_on_error(_reached(owners, calls, scales)) as before:
         for layer, scale in scales.items():
@@ -180,7 +187,7 @@ def init_(
         xavier = weights == "uniform"
         variances = choose_variances(graph, owners, mode, xavier=xavier, scales=scales, frozen=frozen)
         _draw([calls[layer] for layer in owners.values()], variances, weights, generator)
-        return _report(model, graph, calls, owners, variances, mode, weights, before, frozen)
+        return _report(plainly, graph, calls, owners, variances, mode, weights, before, frozen)
 
 
 def _owners(calls: dict[Layer, Weights | None]) -> dict[nn.Parameter, Layer]:
@@ -215,11 +222,25 @@ def _branch_scales(graph: LayerGraph, scale: float | str) -> dict[Layer, float]:
         return {}
     last: list[Layer] = []
     for join in graph.of(Kind.JOIN):
-        branches = [[x for x in b if x.kind is Kind.WEIGHT or _has_gamma(x)] for b in graph.branch(join)]
-        shortcut = min(branches, key=len)
-        last.extend(branch[-1] for branch in branches if branch is not shortcut and branch)
+        branches = graph.branch(join)
+        if not set[Layer].intersection(*({x, *graph.upstream(x)} for x in join.inputs)):
+            continue  # signals of different origin meet
+        lengths = [_length(source, branch) for source, branch in zip(join.inputs, branches, strict=True)]
+        shortcut = branches[lengths.index(min(lengths))]
+        scalable = ([x for x in b if x.kind is Kind.WEIGHT or _has_gamma(x)] for b in branches if b is not shortcut)
+        last.extend(branch[-1] for branch in scalable if branch)
+    last = list(dict.fromkeys(last))
     factor = 1 / math.sqrt(max(len(last), 1)) if scale == "even" else float(scale)
     return dict.fromkeys(last, factor)
+
+
+def _length(source: Layer, branch: Sequence[Layer]) -> int:
+    """How many weight layers and norms the shortest way from the fork to the end of a branch goes through."""
+    lengths: dict[Layer, int] = {}
+    for layer in branch:
+        before = min((lengths.get(x, 0) for x in layer.inputs), default=0)  # 0 at the fork
+        lengths[layer] = before + (layer.kind in _SETTLING)
+    return lengths.get(source, 0)
 
 
 def _has_gamma(layer: Layer) -> bool:
@@ -305,7 +326,7 @@ def _row(
             note = f"shares its weights with {owners[parameter].name}, which decides"
         elif not train.signals[layer.inputs[0]].known:
             unknown = [x for x in graph.upstream(layer, _SETTLING) if not train.signals[x].known]
-            note = f"fed by what is not understood ({unknown[0].name if unknown else '?'}): factor 1/2"
+            note = f"fed by what is not understood ({unknown[-1].name if unknown else '?'}): factor 1/2"
     return InitRow(
         layer.name,
         *words(graph, layer),

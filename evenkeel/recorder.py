@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from evenkeel.batches import map_tensors, tensors
@@ -70,6 +71,7 @@ class Recorder(TorchFunctionMode):
         # Parameters and buffers as the caller knows them, by the ones that the pass sees.
         self.held = dict([*model.named_parameters(), *model.named_buffers()])
         self.originals = WeakIdKeyDictionary()
+        self.parts = WeakIdKeyDictionary()  # likewise, by what was selected from them or rearranged
         self.model = model
 
     def run(self, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
@@ -163,10 +165,17 @@ class Recorder(TorchFunctionMode):
             noise = [keep if name == "bernoulli" and isinstance(keep, float) else None]
         elif kind_of_function(name) is Kind.DROPOUT:  # of a constant: a mask
             noise = [1 - (self._drop_probability(name, args, kwargs, []) or 0)]
+        stored = [self._stored(tensor) for tensor in tensors((args, kwargs)) if self._stored(tensor) is not None]
         for output in outputs:
             self.producers[output] = None
             if noise:
                 self.noise[output] = noise[0]
+            if stored and (name == "embedding" or kind_of_function(name) is Kind.PASS):
+                self.parts[output] = stored[0]
+
+    def _stored(self, tensor: Tensor) -> Tensor | None:
+        """The parameter or buffer, as the caller knows it, that a tensor is, or is a part of."""
+        return self.originals.get(tensor, self.parts.get(tensor))
 
     def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
         module = self.stack[-1][0] if self.stack else self.model
@@ -247,8 +256,20 @@ class Recorder(TorchFunctionMode):
         return self.producers[tensor]
 
     def _without_data(self, tensor: Tensor) -> Any:
-        """A signal as its layer, a parameter or buffer as the model's own, any other tensor as its size."""
-        return self.producers.get(tensor) or self.originals.get(tensor, tensor.shape)
+        """What a call was given: a signal as its layer, a parameter or buffer, or its transpose, as the model's own.
+
+        Of a part of one, and of any other tensor, only the size counts; but the part has the same mean square.
+        """
+        layer = self.producers.get(tensor)
+        stored = self._stored(tensor)
+        if layer is not None or tensor in self.originals or stored is None:
+            return layer or (tensor.shape if stored is None else stored)
+        with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+            if stored.dim() == 2 and tensor.shape == stored.T.shape and tensor.stride() == stored.T.stride():
+                return stored.T
+            row = stored.flatten()[: tensor.shape[-1] if tensor.dim() else 1].double()
+            scale = (stored.double().square().mean() / row.square().mean()).sqrt().nan_to_num(0.0, 0.0)
+            return (row * scale if len(row) in tensor.shape[-1:] else scale).expand(tensor.shape)
 
     def _drop_probability(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[float | None]

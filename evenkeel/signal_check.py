@@ -21,7 +21,7 @@ from evenkeel.kinds import Kind, function_name
 from evenkeel.modes import eager, restored
 from evenkeel.norms import has_running_statistics
 from evenkeel.propagation import Powers, frozen_in, predict_powers
-from evenkeel.tables import plain, table
+from evenkeel.tables import plain, table, without_nan
 from evenkeel.tracing import trace
 from evenkeel.weights import weights_of
 
@@ -80,7 +80,7 @@ class SignalReport(Sequence[SignalRow]):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain numbers, strings and lists, for JSON."""
-        return {"samples": self.samples, "rows": [asdict(row) for row in self.rows]}
+        return {"samples": self.samples, "rows": [without_nan(asdict(row)) for row in self.rows]}
 
     def plot(self, path: str | Path) -> None:
         """Draw both variances against the layers, and write the picture.
@@ -237,7 +237,8 @@ class _Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = function_name(func)
-        keys = ((id(value), name) for value in (*args, *kwargs.values()) if isinstance(value, nn.Parameter))
+        operands = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        keys = ((id(value if value._base is None else value._base), name) for value in operands)
         key = next((key for key in keys if key in self.waiting), None)
         layer = None if key is None else next(self.waiting[key], None)
         if layer is None or not result.requires_grad:

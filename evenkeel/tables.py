@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,3 +57,16 @@ def plain(renderable: Any, width: int = 110) -> str:
     with console.capture() as capture:
         console.print(renderable)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def without_nan(value: Any) -> Any:
+    """A nested structure with None for what is not a number, which JSON has no word for.
+
+    >>> without_nan({"x": float("nan"), "y": [1.0]})
+    {'x': None, 'y': [1.0]}
+    """
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in cast("list[Any]", value)]
+    return None if isinstance(value, float) and math.isnan(value) else value

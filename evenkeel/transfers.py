@@ -199,12 +199,14 @@ def _alpha_dropped(x: Signal, keep: float, law: Marginal) -> Signal:
 
 def along(x: Signal) -> Tensor:
     """The share of a change of one element, where errors pass, that only makes the sample's signal stronger."""
+    if not x.power:  # no signal that could be
+        return torch.zeros_like(x.marginal.levels)
     return (x.marginal.paired / x.size).clamp_max(1)
 
 
 def strengthening(x: Signal) -> Tensor:
     """The squared change in the logarithm of a sample's mean square that a change of one element makes, by level."""
-    return 4 * along(x) / (x.power * x.marginal.levels.clamp_min(1e-300))
+    return 4 * along(x) / (max(x.power, 1e-300) * x.marginal.levels.clamp_min(1e-300))
 
 
 def _mask_is_shared(layer: Layer) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from evenkeel.graph import Layer
+from evenkeel.kinds import ARGUMENTS, PRODUCTS
+
+Dims = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +27,7 @@ class Weights:
         fan_out: how many weights one input meets on its way out.
         groups: how many of the parameter's leading entries belong to separate groups of units.
         units: dimensions of the parameter, `groups` split off its first one, that count its output units.
+        unused: the row that stays 0, of an embedding that pads.
 
     >>> import evenkeel as ek
     >>> conv = ek.trace(nn.Conv2d(3, 8, 5, stride=2), torch.ones(1, 3, 9, 9)).of(ek.Kind.WEIGHT)[0]
@@ -37,22 +42,27 @@ class Weights:
     fan_out: float
     groups: int = 1
     units: tuple[int, ...] = (0,)
+    unused: int | None = None
 
     def rows(self) -> Tensor:
         """The weights as a matrix, a row an output unit: a view of the parameter where that can be."""
-        return self._units_first().flatten(len(self.units)).flatten(0, -2)
+        weight = self._units_first()
+        return weight.reshape(math.prod(weight.shape[: len(self.units)]), -1)
 
     def fill_(self, variance: float, kind: str, generator: torch.Generator) -> None:
         """Draw the parameter anew, in place: see `fill_`."""
-        rows = self.rows()
-        in_place = rows.data_ptr() == self.parameter.data_ptr() and rows.is_contiguous()
-        if in_place and rows.dtype in (torch.float32, torch.float64):
-            fill_(rows, variance, kind, generator)
-            return
-        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        drawn = fill_(torch.empty(rows.shape, dtype=dtype, device=rows.device), variance, kind, generator)
-        target = self._units_first()
-        target.copy_(drawn.view(target.shape))
+        with torch.inference_mode(self.parameter.is_inference()), torch.no_grad():
+            rows = self.rows()
+            in_place = rows.data_ptr() == self.parameter.data_ptr() and rows.is_contiguous()
+            if in_place and rows.dtype in (torch.float32, torch.float64):
+                fill_(rows, variance, kind, generator)
+            else:
+                dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+                drawn = fill_(torch.empty(rows.shape, dtype=dtype, device=rows.device), variance, kind, generator)
+                target = self._units_first()
+                target.copy_(drawn.view(target.shape))
+            if self.unused is not None:
+                self.parameter[self.unused] = 0
 
     def _units_first(self) -> Tensor:
         weight = self.parameter.detach()
@@ -70,20 +80,29 @@ def weights_of(layer: Layer) -> Weights | None:
         The weights. A convolution's fans count its kernel, its groups and, on the way out, its stride; an embedding's
         fan-in is 1.
     """
-    arguments = layer.arguments
-    bias = arguments.get("bias")
-    bias = bias if isinstance(bias, nn.Parameter) else None
-    weight = next((value for value in layer.constants if isinstance(value, nn.Parameter)), None)
-    weight = arguments.get("weight", weight)
-    if not isinstance(weight, nn.Parameter):
-        return None
-    if "conv" in layer.function and layer.function != "conv_tbc":
+    if layer.function in PRODUCTS:
+        return _product(layer)
+    value, bias = layer.arguments.get("weight"), _parameter(layer.arguments.get("bias"))
+    weight = _stored(value)
+    return None if weight is None else _of_function(layer, weight, bias, transposed=weight is not value)
+
+
+def _of_function(layer: Layer, weight: nn.Parameter, bias: nn.Parameter | None, *, transposed: bool) -> Weights:
+    if transposed:  # of a linear layer
+        return Weights(weight, bias, weight.shape[0], weight.shape[1], units=(1,))
+    if layer.function == "conv_tbc":
+        taps, inputs, outputs = weight.shape
+        return Weights(weight, bias, taps * inputs, taps * outputs, units=(2,))
+    if "conv" in layer.function:
         return _convolution(layer, weight, bias)
     if layer.function.startswith("embedding"):
-        return Weights(weight, None, 1, 1)
-    if layer.function in ("linear", "bilinear"):
-        return Weights(weight, bias, weight[0].numel(), weight.shape[0])
-    return _product(layer, weight, bias)
+        padding = layer.arguments.get("padding_idx")
+        return Weights(weight, None, 1, 1, unused=padding if isinstance(padding, int) and padding >= 0 else None)
+    return Weights(weight, bias, weight[0].numel(), weight.shape[0])
+
+
+def _parameter(value: object) -> nn.Parameter | None:
+    return value if isinstance(value, nn.Parameter) else None
 
 
 def gathering(layer: Layer, weights: Weights, *, bordered: bool) -> Callable[[Tensor], Tensor]:
@@ -183,27 +202,49 @@ def _convolution(layer: Layer, weight: nn.Parameter, bias: nn.Parameter | None) 
     return Weights(weight, bias, inputs * taps, outputs * taps / strides)
 
 
-def _product(layer: Layer, weight: nn.Parameter, bias: nn.Parameter | None) -> Weights | None:
+def _product(layer: Layer) -> Weights | None:
     """The weights of a matrix product in any spelling: which of their dimensions are summed over."""
     if layer.function == "einsum":
-        summed = _summed_in_einsum(layer, weight)
+        operands = layer.args[1] if isinstance(layer.args[1], (tuple, list)) else layer.args[1:]
     else:
-        first = layer.arguments.get("self") is weight or (bool(layer.args) and layer.args[0] is weight)
-        left = first != (layer.function == "rmatmul")
-        summed = None if weight.dim() < 2 else (weight.dim() - 1,) if left else (weight.dim() - 2,)
-    if not summed:
-        return None
-    units = tuple(dim for dim in range(weight.dim()) if dim not in summed)
-    batch = math.prod(weight.shape[dim] for dim in units[:-1])
-    fan_in = math.prod(weight.shape[dim] for dim in summed)
-    return Weights(weight, bias, fan_in, weight.numel() / fan_in / batch, units=units)
+        operands = [layer.arguments.get(name) for name in ARGUMENTS[layer.function] if name != "dims"]
+    for place, value in enumerate(cast("Sequence[Tensor]", operands[-2:])):
+        parameter = _stored(value)
+        if parameter is not None and (dims := _dims(layer, operands, place, value.dim())) is not None:
+            summed, shared = dims
+            fan_in, batch = (math.prod(value.shape[dim] for dim in some) for some in (summed, shared))
+            units = [dim for dim in range(value.dim()) if dim not in summed]
+            units = tuple(dim if parameter is value else 1 - dim for dim in units)  # or it is the transpose
+            bias = _parameter(operands[0]) if len(operands) > 2 else None
+            return Weights(parameter, bias, fan_in, value.numel() / fan_in / batch, units=units)
+    return None
 
 
-def _summed_in_einsum(layer: Layer, weight: nn.Parameter) -> tuple[int, ...] | None:
-    equation, *operands = layer.args
-    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else operands
-    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation or "." in equation:
+def _dims(layer: Layer, operands: Sequence[Any], place: int, rank: int) -> Dims | None:
+    """Which of the left (0) or right (1) operand's dimensions are summed over, and which other and result share."""
+    if layer.function == "einsum":
+        return _dims_in_einsum(layer.args[0], place) if len(operands) == 2 else None
+    if layer.function == "tensordot":
+        dims = layer.arguments.get("dims", 2)
+        if isinstance(dims, int):
+            return tuple(range(rank - dims, rank) if place == 0 else range(dims)), ()
+        return tuple(dim % rank for dim in dims[place]), ()
+    is_left = (place == 0) != (layer.function == "rmatmul")
+    return ((0,), ()) if rank == 1 else ((rank - 1 if is_left else rank - 2,), tuple(range(rank - 2)))
+
+
+def _stored(value: object) -> nn.Parameter | None:
+    """The parameter that an operand is, or is the transpose of."""
+    return _parameter(value._base if isinstance(value, Tensor) and value._base is not None else value)
+
+
+def _dims_in_einsum(equation: str, place: int) -> Dims | None:
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    subscripts = inputs.split(",")
+    own, other = subscripts[place], subscripts[1 - place]
+    if "." in own or len(set(own)) < len(own):
         return None
-    inputs, output = equation.replace(" ", "").split("->")
-    subscripts = inputs.split(",")[0 if operands[0] is weight else 1]
-    return tuple(dim for dim, letter in enumerate(subscripts) if letter not in output)
+    output = output if arrow else "".join(letter for letter in inputs if inputs.count(letter) == 1)
+    summed = tuple(dim for dim, letter in enumerate(own) if letter not in output)
+    shared = tuple(dim for dim, letter in enumerate(own) if letter in output and letter in other)
+    return (summed, shared) if summed else None
