@@ -164,13 +164,9 @@ def init_(
     """
     _require(mode in MODES, "mode", mode, MODES)
     _require(weights in tuple(FILLS), "weights", weights, tuple(FILLS))
-    numeric = isinstance(branch_scale, (int, float)) and not isinstance(branch_scale, bool)
-    _require(
-        (numeric and 0 < branch_scale < math.inf) or branch_scale == "even",
-        "branch_scale",
-        branch_scale,
-        ("a positive number", "even"),
-    )
+    scale: Any = branch_scale
+    scales_branches = scale == "even" or (type(scale) in (int, float) and 0 < scale < math.inf)
+    _require(scales_branches, "branch_scale", scale, ("a positive number", "even"))
     with eager(model) as plainly:
         graph = trace(plainly, example)
         frozen = frozen_in(plainly)

@@ -142,6 +142,8 @@ def _restore_generator(generator: torch.Generator, state: Tensor) -> None:
 
 
 def _restore_tensor(tensor: Tensor, content: Tensor) -> None:
+    if tensor.grad_fn is not None and not tensor._is_view():  # written to in place, from what has a gradient
+        tensor.detach_()
     same = tensor.shape == content.shape and torch.equal(_bits(tensor), _bits(content))
     if not same:
         with torch.no_grad():

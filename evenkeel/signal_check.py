@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from evenkeel.batches import Forward, call, device_of, each, map_tensors, samples, tensors
-from evenkeel.errors import ModelError
+from evenkeel.batches import Forward, call, device_of, each, forward_pass, map_tensors, samples, tensors
+from evenkeel.errors import ModelError, brief
 from evenkeel.files import whole
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind, function_name
@@ -151,7 +151,7 @@ def check_signals(
 
     Raises:
         TraceError: the model's forward pass raises.
-        ModelError: the model has no weight layer.
+        ModelError: the model has no weight layer, or its backward pass raises.
         BatchError: the batches raised, ran short or were empty.
 
     >>> _ = torch.manual_seed(0)
@@ -184,6 +184,7 @@ class _Meter:
         self.model = model
         self.frozen = frozen_in(model)
         self.norms: list[Any] = [module for module in model.modules() if has_running_statistics(module)]
+        self.batches = 0
         self.samples = 0
         self.sums: dict[tuple[Layer, str], float] = defaultdict(float)
         self.counts: Counter[tuple[Layer, str]] = Counter()
@@ -195,6 +196,7 @@ class _Meter:
 
     def read(self, batch: Any, run: Forward) -> None:
         """Run the model on a batch in both modes, forward and backward."""
+        self.batches += 1
         self.samples += samples(batch)
         for mode in ("train", "eval"):
             self.model.train(mode == "train")
@@ -205,15 +207,24 @@ class _Meter:
             batch = map_tensors(lambda t: t.detach().requires_grad_(t.is_floating_point()), batch)
             tap = _Tap(self.calls)
             with torch.enable_grad(), tap:
-                outputs = [t for t in tensors(run(self.model, batch)) if t.requires_grad]
-            noise = [torch.randn_like(t) for t in outputs]
-            errors = torch.autograd.grad(outputs, tap.outputs, noise, allow_unused=True, materialize_grads=True)
+                outputs = [t for t in tensors(forward_pass(self.model, batch, self.batches, run)) if t.requires_grad]
+            errors = self._errors(outputs, tap.outputs)
             for layer, z, error in zip(tap.layers, tap.outputs, errors, strict=True):
                 self._add(layer, f"{mode}_variance", z)
                 self._add(layer, f"{mode}_error", error)
 
+    def _errors(self, outputs: list[Tensor], wanted: list[Tensor]) -> Sequence[Tensor]:
+        """What comes back of independent errors of variance 1 at the outputs."""
+        if not (outputs and wanted):
+            return [torch.zeros_like(t) for t in wanted]
+        noise = [torch.randn_like(t) for t in outputs]
+        try:
+            return torch.autograd.grad(outputs, wanted, noise, allow_unused=True, materialize_grads=True)
+        except RuntimeError as error:  # such as what is written to in place, although its gradient needs it
+            raise ModelError(f"the backward pass of {type(self.model).__name__} raised {brief(error)}") from error
+
     def powers(self, layer: Layer) -> Powers:
-        """The mean squares at a layer; nan where it was never called."""
+        """The mean squares at a layer; nan where it was never called, or weights are computed from others."""
         names = (field.name for field in fields(Powers))
         return Powers(
             *(self.sums[layer, n] / self.counts[layer, n] if self.counts[layer, n] else math.nan for n in names)

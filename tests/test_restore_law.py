@@ -24,6 +24,8 @@ import evenkeel as ek
 READ_ONLY: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "trace": lambda model, batches: ek.trace(model, batches[0]),
     "variance_shift": ek.variance_shift,
+    "check_signals": lambda model, batches: ek.check_signals(model, batches[0], draws=1),
+    "check_signals on batches": lambda model, batches: ek.check_signals(model, batches[0], batches),
 }
 # Verbs that change the model, and must not if they fail.
 CHANGING: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
@@ -112,7 +114,7 @@ def test_on_the_zoo(verb, entry):
     for training in (True, False):
         model, example = entry.build().train(training), entry.example()
         before = Snapshot(model)
-        with suppress(ek.ModelError):  # not every one has a norm with running statistics
+        with suppress(ek.EvenkeelError):  # not every one has a norm, takes its example as a batch, or has a gradient
             READ_ONLY[verb](model, [example])
         assert before.changes() == []
 
