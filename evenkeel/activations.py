@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from evenkeel.batches import map_tensors
 from evenkeel.errors import ActivationError
 from evenkeel.graph import Layer
-from evenkeel.marginals import Marginal, correlations, nodes
+from evenkeel.marginals import nodes, shared
 from evenkeel.signals import Signal
 
 Function = Callable[[Tensor], Tensor]
@@ -60,22 +60,23 @@ def activated(x: Signal, f: Function) -> Signal:
     if power == 0 and float(f(torch.zeros(1, dtype=torch.float64))) == 0:
         return x
     values, slopes = _with_slopes(f, x.marginal.values * math.sqrt(power))
-    marginal, grown = x.marginal.mapped(values, slopes**2, x.correlation)
-    strength = x.second / power
+    marginal, grown = x.marginal.mapped(values, slopes**2)
+    strength, steeper = x.second / power, torch.ones((), dtype=torch.float64)
     if x.second.numel() > 1 and not is_homogeneous(f):
-        strength = _response(f, x, strength) / grown
+        strength, steeper = _responses(f, x, strength)
     second = grown * strength
     mean = marginal.mean * second.sqrt()
-    noise = (x.second - x.mean**2).clamp_min(1e-300)
     position, sample = (
-        _shared(marginal, (t - x.mean**2) / noise, second, mean, normal=x.marginal.normal)
-        for t in (x.position, x.sample)
+        second * shared(marginal, x.hidden(common, together=together), together)
+        for common, together in ((x.position, x.marginal.together), (x.sample, False))
     )
     radial, turned = _radial(x, values, slopes)
-    derivative = (slopes**2) @ weights
+    passing = (x.marginal.slopes @ weights).clamp_min(1e-300)
+    derivative = ((slopes**2 * x.marginal.slopes) @ weights) / passing
     like = (-1, *(1,) * (x.flow.dim() - 1))
-    flow = x.flow * derivative.view(like) + (x.radial * turned / 4).view(like)
-    return Signal(x.shape, second, position, sample, mean, marginal, flow, radial, x.local * derivative)
+    flow = x.flow * derivative.view(like) * steeper + (x.radial * turned / 4).view(like)
+    local = x.local * derivative * steeper.mean()
+    return Signal(x.shape, second, position, sample, mean, marginal, flow, radial, local)
 
 
 def _radial(x: Signal, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,16 +90,6 @@ def _radial(x: Signal, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     squares = ((values**2) @ weights).clamp_min(1e-300)
     along = (values * grown) @ weights
     return x.radial * (along / squares) ** 2, ((grown**2) @ weights - along**2 / squares).clamp_min(0)
-
-
-def _shared(marginal: Marginal, rho: Tensor, second: Tensor, mean: Tensor, *, normal: bool) -> Tensor:
-    """E f(u) f(v) of two values whose arguments correlate by rho."""
-    if not normal:
-        return mean**2 + rho * (second - mean**2)
-    rho, result = rho.clamp(-1, 1), torch.zeros_like(rho)
-    for coefficient in correlations(marginal).flip(0).tolist():
-        result = result.mul_(rho).add_(coefficient)
-    return result * second
 
 
 def _with_slopes(f: Function, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,9 +112,16 @@ def is_homogeneous(f: Function) -> bool:
     return torch.allclose(f(3 * probe), 3 * f(probe), rtol=1e-9, atol=1e-12)
 
 
-def _response(f: Function, x: Signal, strength: Tensor) -> Tensor:
-    """E f^2 where the input is weaker or stronger than its mean, interpolated between a few strengths."""
+def _responses(f: Function, x: Signal, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """E f^2 and E f'^2 where the input is weaker or stronger than its mean, over what they are at the mean."""
     grid = torch.linspace(float(strength.min()), float(strength.max()), _STRENGTHS, dtype=torch.float64)
-    values, weights = x.marginal.values * math.sqrt(x.power), x.marginal.weights
-    seconds = [float((f(values * math.sqrt(s)) ** 2 @ weights) @ x.marginal.masses) for s in grid.tolist()]
-    return torch.from_numpy(np.interp(strength.numpy(), grid.numpy(), seconds))
+    law, scale = x.marginal, math.sqrt(x.power)
+    found: list[tuple[float, float]] = []
+    for s in (1.0, *grid.tolist()):
+        values, slopes = _with_slopes(f, law.values * scale * math.sqrt(s))
+        squares = ((values**2) @ law.weights) @ law.masses, ((slopes**2 * law.slopes) @ law.weights) @ law.masses
+        found.append((float(squares[0]), float(squares[1])))
+    columns = torch.tensor(found, dtype=torch.float64).clamp_min(1e-300)
+    seconds, derivatives = (columns[1:] / columns[0]).unbind(1)
+    at, knots = strength.numpy(), grid.numpy()
+    return torch.from_numpy(np.interp(at, knots, seconds)), torch.from_numpy(np.interp(at, knots, derivatives))

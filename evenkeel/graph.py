@@ -29,6 +29,7 @@ class Layer:
         shape: shape of the (first) tensor that it returns.
         p: drop probability in training, of a dropout or of one inside an OPAQUE call (attention, recurrent layers);
             None if there is none or the rate is not known.
+        scaled: whether a dropout divides what it keeps by the share that it keeps.
         file, line: where the model's source makes the call.
         users: the layers that read it.
 
@@ -49,6 +50,7 @@ class Layer:
     kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     shape: tuple[int, ...] = ()
     p: float | None = None
+    scaled: bool = True
     file: str | None = None
     line: int | None = None
     users: tuple[Layer, ...] = ()

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 _END = 8.0  # nodes lie between -8 and 8
-_PIECES = 64  # of the interval, each with its own rule, so that kinks at multiples of 1/4 are met exactly
-_RULE = 5  # Gauss-Legendre nodes on one piece
+_PIECES = 256  # of the interval, each with its own rule, so that kinks at multiples of 1/16 are met exactly
+_RULE = 2  # Gauss-Legendre nodes on one piece
 _DEGREE = 32  # of the Hermite series that carries correlations through an activation
 _WIDTH = 0.1  # of a bin of levels, in log variance
 MOST_LEVELS = 128
+_GRID = torch.linspace(-1, 1, 401, dtype=torch.float64)
 
 
 @cache
+@torch.inference_mode(False)
 def nodes() -> tuple[Tensor, Tensor]:
     """Nodes z and weights of a quadrature rule for E g(z), z ~ N(0, 1)."""
     x, w = np.polynomial.legendre.leggauss(_RULE)
@@ -47,8 +49,8 @@ class Marginal:
         mean: E x in these units.
         fourth: E x^4 given the level, over the level's square; shape (K,).
         paired: E x^2 g^2 given the level, g = dx/dz, over E x^2 E g^2: how much stronger x is where errors pass; (K,).
-        correlation: of the z of two positions of one sample; for a normal law it is the signal's to say.
         normal: whether values are still linear in z.
+        kept: of normal values, the share that is not dropped; None if values are no longer linear in z.
         together: whether all positions of a channel are dropped together.
     """
 
@@ -60,8 +62,8 @@ class Marginal:
     mean: float
     fourth: Tensor
     paired: Tensor
-    correlation: float = 0.0
     normal: bool = True
+    kept: float | None = 1.0
     together: bool = False
 
     @property
@@ -76,15 +78,12 @@ class Marginal:
         slopes, fourth, paired = ((self.masses @ t)[None] for t in (self.slopes, self.fourth, self.paired))
         return replace(self, levels=one, masses=one, values=values, slopes=slopes, fourth=fourth, paired=paired)
 
-    def mapped(
-        self, values: Tensor, slopes: Tensor | float = 1.0, correlation: float | None = None
-    ) -> tuple[Marginal, float]:
+    def mapped(self, values: Tensor, slopes: Tensor | float = 1.0) -> tuple[Marginal, float]:
         """The law of a function of the element, and its second moment in units of the present one.
 
         Args:
             values: of the function, in place of the law's values.
             slopes: squares of its derivative there.
-            correlation: of the z of two positions, if not as before.
         """
         squares, slopes = (values**2) @ self.weights, self.slopes * slopes
         second = float(squares @ self.masses)
@@ -100,12 +99,12 @@ class Marginal:
             float((values @ self.weights) @ self.masses) / math.sqrt(second),
             (values**4) @ self.weights / squares.clamp_min(1e-300) ** 2,
             (values**2 * slopes) @ self.weights / passing,
-            self.correlation if correlation is None else correlation,
             normal=False,
+            kept=None,
             together=self.together,
         ), second
 
-    def dropped(self, keep: float, correlation: float, *, together: bool) -> Marginal:
+    def dropped(self, keep: float, *, together: bool) -> Marginal:
         """The law after dropout, in units that grow with it: a share 1 - keep of values is 0, the rest over keep."""
         kept = torch.cat([self.weights[:-1] * keep, 1 - keep * self.weights[:-1].sum()[None]])
         scale = torch.ones_like(kept)
@@ -118,8 +117,8 @@ class Marginal:
             mean=self.mean * math.sqrt(keep),
             fourth=self.fourth / keep,
             paired=self.paired / keep,
-            correlation=correlation,
             normal=False,
+            kept=self.kept and self.kept * keep,
             together=together,
         )
 
@@ -136,15 +135,15 @@ class Marginal:
         if self.together:
             bare, keep = replace(self, weights=gaussian().weights, together=False), float(1 - self.weights[-1])
             law, second, steeper = bare.largest(count, correlation)
-            return law.dropped(keep, correlation, together=True), second * keep, steeper
+            return law.dropped(keep, together=True), second * keep, steeper
         z, weights = nodes()
-        shared = math.sqrt(min(max(correlation, 0.0), 0.99))
-        own = math.sqrt(1 - shared**2)
+        common = math.sqrt(min(max(correlation, 0.0), 0.99))
+        own = math.sqrt(1 - common**2)
         order = self.values.argsort(dim=1, stable=True)
         total = torch.zeros_like(self.values)
         points, shares = np.polynomial.hermite_e.hermegauss(12)
         for point, share in zip(points, shares / shares.sum(), strict=True):
-            given = weights * torch.exp(z**2 / 2 - ((z - shared * float(point)) / own) ** 2 / 2)
+            given = weights * torch.exp(z**2 / 2 - ((z - common * float(point)) / own) ** 2 / 2)
             given = torch.cat([given / given.sum() * (1 - self.weights[-1]), self.weights[-1:]])
             below = given.expand_as(self.values).gather(1, order).cumsum(1).clamp(0, 1)
             total += float(share) * torch.diff(below**count, dim=1, prepend=torch.zeros_like(below[:, :1]))
@@ -202,24 +201,54 @@ def gaussian(levels: Tensor | None = None, masses: Tensor | None = None, mean: f
 
 
 @cache
+@torch.inference_mode(False)
 def _unlevelled(mean: float) -> Marginal:
     one = torch.ones(1, dtype=torch.float64)
     return gaussian(one, one, mean)
 
 
-def correlations(marginal: Marginal) -> Tensor:
-    """Coefficients a_n^2 of E f(u) f(v) = sum_n a_n^2 rho^n, u and v standard normal with correlation rho.
+def shared(marginal: Marginal, rho: Tensor, together: bool = False) -> Tensor:
+    """What two elements share, E x x' over E x^2, if the normal variables behind them correlate by rho.
 
-    f is the marginal's values as a function of z. The last coefficient is what the series leaves of E f^2: two values
-    share it only where rho is 1.
+    By Mehler's formula it is sum_n a_n^2 rho^n, a_n the coefficients of x in normalized Hermite polynomials of z.
+    What the series leaves of E x^2 is shared only where rho is 1, and the element is not dropped by a mask of its own.
+
+    Args:
+        marginal: the law of each.
+        rho: the correlation, of any shape.
+        together: whether one mask drops both.
     """
+    rho, result = rho.clamp(-1, 1), torch.zeros_like(rho)
+    for coefficient in _coefficients(marginal, together).flip(0).tolist():
+        result = result.mul_(rho).add_(coefficient)
+    return result
+
+
+def hidden(marginal: Marginal, share: Tensor, together: bool = False) -> Tensor:
+    """The correlation of the normal variables behind two elements that share so much: the inverse of `shared`."""
+    known = shared(marginal, _GRID, together).cummax(0).values
+    return torch.from_numpy(np.interp(share.numpy(), known.numpy(), _GRID.numpy()))
+
+
+def _coefficients(marginal: Marginal, together: bool) -> Tensor:
+    """Squares a_n^2, and last what they leave of E x^2, the share of it that the masks of two elements both keep."""
     _, weights = nodes()
-    averaged = marginal.masses @ marginal.values[:, :-1]
-    squares = (_hermite() @ (weights * averaged)) ** 2
-    return torch.cat([squares, (1 - squares.sum()).clamp_min(0)[None]])
+    averaged, keep = marginal.masses @ marginal.values, float(marginal.weights[:-1].sum())
+    terms = (_hermite() @ (weights * averaged[:-1])) ** 2  # of what is kept
+    dropped = averaged[-1] * (1 - keep)
+    if together:
+        squares = keep * terms
+        squares[0] = squares[0] + dropped * averaged[-1]
+        left = 1 - squares.sum()
+    else:
+        squares = keep**2 * terms
+        squares[0] = (keep * (_hermite()[0] @ (weights * averaged[:-1])) + dropped) ** 2
+        left = keep**2 * ((1 - dropped * averaged[-1]) / max(keep, 1e-300) - terms.sum())
+    return torch.cat([squares, left.clamp_min(0)[None]])
 
 
 @cache
+@torch.inference_mode(False)
 def _hermite() -> Tensor:
     """Normalized Hermite polynomials at the nodes; shape (degrees, N)."""
     z, _ = nodes()

@@ -137,6 +137,7 @@ def _require_elementwise(f: Activation, name: str) -> None:
 
 
 @cache
+@torch.inference_mode(False)
 def _rule() -> tuple[Tensor, Tensor]:
     """Nodes and weights of the Gauss-Legendre rule on [-1, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)

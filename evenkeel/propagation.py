@@ -59,6 +59,8 @@ def given_weights(layer: Layer, weights: Weights, x: Signal, reached: Sum) -> fl
     return float(weights.parameter.detach().square().mean(dtype=torch.float64))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def propagate(
     graph: LayerGraph,
     *,

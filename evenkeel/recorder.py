@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import attrgetter
 from traceback import extract_tb
 from typing import Any, cast
@@ -41,6 +42,14 @@ _HERE = os.path.join(os.path.dirname(__file__), "")
 _NO_SIGNAL = SHAPE_ONLY | RANDOM
 
 
+@dataclass(frozen=True)
+class _Noise:
+    """A random tensor without signal: its probability of keeping a value, if known, and what it is where it does."""
+
+    keep: float | None
+    scale: float = 1.0
+
+
 class Recorder(TorchFunctionMode):
     """Sees every call of a torch function in one forward pass, and writes the layers down.
 
@@ -63,8 +72,7 @@ class Recorder(TorchFunctionMode):
         self.whole: nn.Module | None = None  # the module entered that declares its kind: recorded as one call
         # Of every tensor seen, the layer that made it, or None if it carries no signal of the inputs.
         self.producers = WeakIdKeyDictionary()
-        # Of every random tensor without signal, its probability of keeping a value, or None if that is not known.
-        self.noise = WeakIdKeyDictionary()
+        self.noise = WeakIdKeyDictionary()  # of every random tensor without signal
         # Of every tensor written to in place, itself or through a view: what was written to, by which layer.
         self.writes: Any = WeakIdKeyDictionary()
         self.escaped: list[Layer] = []  # layers whose signals left torch: what enters it may come from them
@@ -136,6 +144,7 @@ class Recorder(TorchFunctionMode):
         values = self._signals([tensor for tensor in operands if tensor.is_floating_point()])
         kind = _kind(name, signals, values=len(values), operands=len(operands), noise=bool(noise))
         file, line = self._location()
+        dropped = self._drop_probability(name, args, kwargs, noise) if kind is Kind.DROPOUT else None
         self._add(
             kind,
             name,
@@ -145,9 +154,8 @@ class Recorder(TorchFunctionMode):
             args=map_tensors(self._without_data, args),
             kwargs=map_tensors(self._without_data, kwargs),
             shape=tuple(outputs[0].shape),
-            p=self._drop_probability(name, args, kwargs, noise)
-            if kind is Kind.DROPOUT
-            else self._hidden_drop_probability(name, args, kwargs),
+            p=dropped if kind is Kind.DROPOUT else self._hidden_drop_probability(name, args, kwargs),
+            scaled=not noise or (dropped is not None and abs(noise[0].scale * (1 - dropped) - 1) < 1e-6),
             file=file,
             line=line,
         )
@@ -155,16 +163,20 @@ class Recorder(TorchFunctionMode):
             self.writes.setdefault(_base(outputs[0]), []).append((outputs[0], self.layers[-1]))
 
     def _record_constant(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[float | None], outputs: list[Tensor]
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[_Noise], outputs: list[Tensor]
     ) -> None:
         """Remember that tensors carry no signal, and what noise they carry."""
         if name in ENTERING and self.escaped:
             return  # left unknown: it may be a signal that left torch
         keep = (*args[1:], kwargs.get("p"))[0]
         if name in RANDOM:
-            noise = [keep if name == "bernoulli" and isinstance(keep, float) else None]
+            noise = [_Noise(keep if name == "bernoulli" and isinstance(keep, float) else None)]
         elif kind_of_function(name) is Kind.DROPOUT:  # of a constant: a mask
-            noise = [1 - (self._drop_probability(name, args, kwargs, []) or 0)]
+            keep = 1 - (self._drop_probability(name, args, kwargs, []) or 0)
+            noise = [_Noise(keep, 1 / keep if keep else 1.0)]
+        elif noise and kind_of_function(name) is Kind.GATE and isinstance(args[-1], (int, float)):
+            factor = 1 / args[-1] if "div" in name and args[-1] else args[-1]
+            noise = [_Noise(noise[0].keep, noise[0].scale * factor)]
         stored = [self._stored(tensor) for tensor in tensors((args, kwargs)) if self._stored(tensor) is not None]
         for output in outputs:
             self.producers[output] = None
@@ -272,11 +284,13 @@ class Recorder(TorchFunctionMode):
             return (row * scale if len(row) in tensor.shape[-1:] else scale).expand(tensor.shape)
 
     def _drop_probability(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[float | None]
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[_Noise]
     ) -> float | None:
         if noise:  # a product with a random tensor
             attributes = (getattr(self.stack[-1][0], a, None) for a in ("p", "drop_prob")) if self.stack else ()
-            return next((a for a in (*(1 - k for k in noise if k), *attributes) if isinstance(a, float)), None)
+            return next(
+                (a for a in (*(1 - n.keep for n in noise if n.keep), *attributes) if isinstance(a, float)), None
+            )
         given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
         counts = given.get("training", True) or not (self.training or (self.stack and self.stack[-1][0] in self.frozen))
         return float(given.get("p", 0.5)) if counts else 0.0

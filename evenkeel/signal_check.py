@@ -194,6 +194,7 @@ class _Meter:
             if weights is not None:
                 self.calls[id(weights.parameter), layer.function].append(layer)
 
+    @torch.inference_mode(False)
     def read(self, batch: Any, run: Forward) -> None:
         """Run the model on a batch in both modes, forward and backward."""
         self.batches += 1
@@ -204,7 +205,7 @@ class _Meter:
                 module.training = False
             for norm in self.norms:
                 norm.momentum = 0.0  # or what train mode stores would reach the measurement in eval mode
-            batch = map_tensors(lambda t: t.detach().requires_grad_(t.is_floating_point()), batch)
+            batch = map_tensors(lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), batch)
             tap = _Tap(self.calls)
             with torch.enable_grad(), tap:
                 outputs = [t for t in tensors(forward_pass(self.model, batch, self.batches, run)) if t.requires_grad]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.marginals import Marginal, gaussian
+from evenkeel.marginals import Marginal, gaussian, hidden
 
 Function = Callable[[Tensor], Tensor]
 
@@ -60,10 +60,13 @@ class Signal:
     @property
     def correlation(self) -> float:
         """Mean correlation of the normal variables behind two positions of one sample."""
-        if not self.marginal.normal:
-            return self.marginal.correlation
-        variance = (self.second - self.mean**2).clamp_min(1e-300)
-        return float(((self.position - self.mean**2) / variance).mean())
+        return float(self.hidden(self.position, together=self.marginal.together).mean())
+
+    def hidden(self, common: Tensor, *, together: bool = False) -> Tensor:
+        """The correlation of the normal variables behind two elements of which E x x' is known; see `hidden`."""
+        if self.marginal.normal:
+            return (common - self.mean**2) / (self.second - self.mean**2).clamp_min(1e-300)
+        return hidden(self.marginal, common / self.second.clamp_min(1e-300), together)
 
     def mapped(self, change: Function, shape: tuple[int, ...], **changes: Any) -> Signal:
         """The signal with one and the same change made to each of its maps."""
@@ -97,13 +100,49 @@ class Signal:
         ones = (1,) * missing
         return self.mapped(lambda t: t.reshape(*ones, *t.shape), (*ones, *self.shape))
 
+    def spread(self, shape: tuple[int, ...]) -> Signal:
+        """The signal broadcast to a shape: one position over many is what these share."""
+        x = self.aligned(len(shape))
+        alone = len(shape) > 2 and math.prod(x.shape[2:]) == 1 < math.prod(shape[2:])
+        return replace(x, position=x.second) if alone else x
+
+    def scaled(self, factor: float) -> Signal:
+        """The signal times a number."""
+        second, position, sample, flow, local = (
+            t * factor**2 for t in (self.second, self.position, self.sample, self.flow, self.local)
+        )
+        sign, law = math.copysign(1, factor), self.marginal
+        law = replace(law, values=sign * law.values, mean=sign * law.mean)
+        mean = self.mean * factor
+        return replace(
+            self, second=second, position=position, sample=sample, mean=mean, flow=flow, local=local, marginal=law
+        )
+
+    def added(self, value: Tensor) -> Signal:
+        """The signal plus a map of constants."""
+        second, position, sample = (
+            t + 2 * self.mean * value + value**2 for t in (self.second, self.position, self.sample)
+        )
+        mean, law = self.mean + value, self.marginal
+        if law.normal:
+            law = gaussian(law.levels, law.masses, ratio(mean, second))
+        else:
+            law, _ = law.mapped(law.values * math.sqrt(self.power) + float(value.mean()))
+        return replace(self, second=second, position=position, sample=sample, mean=mean, marginal=law)
+
     def forgotten(self, shape: tuple[int, ...]) -> Signal:
         """The signal after an operation that is not understood: of second moment 1/2, as the paper takes it."""
         half, law = constant(0.5, shape), gaussian()
-        flow = 0.5 * self.flow.flatten(1).mean(1).sum().reshape((1,) * (len(shape) + 1))
+        flow = 0.5 * (self.flow.sum() / self.flow[0].numel()).reshape((1,) * (len(shape) + 1))
         return Signal(
             shape, half, half / 2, half / 2, half * 0, law, flow, 0 * law.masses, 0.5 * law.masses, known=False
         )
+
+
+def ratio(mean: Tensor, second: Tensor) -> float:
+    """The mean of a signal over the root of its second moment, short of 1."""
+    found = float(mean.mean()) / math.sqrt(max(float(second.mean()), 1e-300))
+    return max(-0.999, min(found, 0.999))
 
 
 def constant(value: float, shape: tuple[int, ...]) -> Tensor:

@@ -14,9 +14,9 @@ from evenkeel.activations import activated, activation_of
 from evenkeel.errors import ActivationError
 from evenkeel.graph import Layer
 from evenkeel.kinds import Kind
-from evenkeel.layouts import LAYOUTS, multiplied, ratio
+from evenkeel.layouts import LAYOUTS, multiplied
 from evenkeel.marginals import MOST_LEVELS, Marginal, Sum, gaussian
-from evenkeel.signals import Signal, by_level, constant, standard
+from evenkeel.signals import Signal, by_level, constant, ratio, standard
 from evenkeel.weights import Weights, gathering, weights_of
 
 # Given a weight layer, its weights, what it reads, and the law of what it returns: the variance of its weights.
@@ -83,12 +83,15 @@ def _weight(layer: Layer, inputs: list[Signal], setting: Setting) -> Signal:
         return replace(standard(layer.shape), second=constant(variance, layer.shape))
     gather = gathering(layer, weights, bordered=setting.bordered)
     bias = 0.0 if weights.bias is None else float(weights.bias.detach().double().square().mean())
-    second, position, sample = (gather(t) * variance + bias for t in (x.second, x.position, x.sample))
+    spread = gathering(layer, weights, bordered=setting.bordered, spread=True)
+    second, position = (gather(t) * variance + bias for t in (x.second, x.position))
+    sample = spread(x.sample) * variance + bias
     reached = by_level(gather, x.flow) * variance
     others = 1 - along(x)
     flow = torch.tensordot(summed.passed * others, reached, 1)
     strengthened = x.flow.flatten(1).mean(1) * strengthening(x)
     radial = summed.moved @ x.radial + summed.passed @ strengthened
+    radial = radial * float(1 - bias / second.mean().clamp_min(1e-300))  # a bias grows with no sample
     mean, law = torch.zeros_like(second), summed.law
     return Signal(layer.shape, second, position, sample, mean, law, flow, radial, law.masses)
 
@@ -109,31 +112,33 @@ def _norm(layer: Layer, inputs: list[Signal], setting: Setting) -> Signal:
 
 def _normalized(layer: Layer, x: Signal, eps: float) -> Signal:
     """The signal less what it shares, over the root of what is left, by the norm's own extent."""
-    batch, instance = layer.function.endswith("batch_norm"), layer.function == "instance_norm"
     dims = list(range(len(x.shape)))
+    batch, centered = layer.function.endswith("batch_norm"), layer.function != "rms_norm"
     if batch:  # what the samples of a channel share is taken out
-        over, common = [dim for dim in dims if dim != 1], x.sample.clamp_min(0).sqrt()
-    elif instance:  # what the positions of a channel share
-        over, common = dims[2:], x.position.clamp_min(0).sqrt()
+        over, crossed = [dim for dim in dims if dim != 1], x.sample
+    elif layer.function == "instance_norm":  # what the positions of a channel share
+        over = dims[2:]
+        common = x.position.clamp_min(0).sqrt()
+        crossed = common * common.mean(over, keepdim=True)
     else:  # what the channels share
         normalized = layer.arguments.get("normalized_shape", dims[1:])
-        over, common = dims[-len(normalized) :], x.mean * (layer.function != "rms_norm")
-    center = common.mean(over, keepdim=True)
-    second, position, sample = (t - 2 * common * center + center**2 for t in (x.second, x.position, x.sample))
-    variance = second.mean(over, keepdim=True) + eps
-    if batch or instance:
-        sample = (common - center) ** 2 * batch
+        over = dims[-len(normalized) :]
+        crossed = x.mean * x.mean.mean(over, keepdim=True) * centered
+    center = crossed.mean(over, keepdim=True)
+    variance = (x.second - 2 * crossed + center).mean(over, keepdim=True) + eps
+    second, position, sample = ((t - 2 * crossed + center) / variance for t in (x.second, x.position, x.sample))
+    if batch or layer.function == "instance_norm":
+        sample = torch.zeros_like(variance)  # what samples share is part of what was taken out
     law, flow, local = x.marginal, x.flow / variance, x.marginal.masses
     if law.normal:
-        law = gaussian(law.levels, law.masses)
+        law = gaussian(law.levels, law.masses, 0.0 if centered else ratio(x.mean, x.second))
     else:
-        law, _ = law.mapped(law.values - law.mean * float(layer.function != "rms_norm"))
+        law, _ = law.mapped(law.values - law.mean * centered)
     if not batch:  # every sample by itself: all are equally strong
         law = replace(law.at_mean(), normal=law.normal)
         flow, local = x.mixed(law.masses) / variance, law.masses
-    second, position, sample = second / variance, position / variance, sample / variance
-    radial = x.radial if batch else 0 * law.masses
-    return Signal(x.shape, second, position, sample, torch.zeros_like(variance), law, flow, radial, local)
+    mean = torch.zeros_like(variance) if centered else x.mean / variance.sqrt()
+    return Signal(x.shape, second, position, sample, mean, law, flow, x.radial if batch else 0 * law.masses, local)
 
 
 def _affine(x: Signal, scale: Tensor, offset: Tensor) -> Signal:
@@ -167,12 +172,12 @@ def _dropout(layer: Layer, inputs: list[Signal], setting: Setting) -> Signal:
         return x.forgotten(layer.shape)
     keep = 1 - p
     together = _mask_is_shared(layer)
-    law = x.marginal.dropped(keep, x.correlation, together=together)
+    law = x.marginal.dropped(keep, together=together)
     if "alpha" in layer.function:
         return _alpha_dropped(x, keep, law)
     position = x.position / keep if together else x.position
-    second, flow, local = x.second / keep, x.flow / keep, x.local / keep
-    return replace(x, second=second, position=position, flow=flow, local=local, marginal=law)
+    y = replace(x, second=x.second / keep, position=position, flow=x.flow / keep, local=x.local / keep, marginal=law)
+    return y if layer.scaled else y.scaled(keep)
 
 
 def _alpha_dropped(x: Signal, keep: float, law: Marginal) -> Signal:
@@ -181,19 +186,24 @@ def _alpha_dropped(x: Signal, keep: float, law: Marginal) -> Signal:
     a = 1 / math.sqrt(keep + _ALPHA**2 * keep * p)
     b = -a * p * _ALPHA
     dropped = a * _ALPHA + b
-    second = keep * (a**2 * x.second + 2 * a * b * x.mean + b**2) + p * dropped**2
+
+    def kept(common: Tensor) -> Tensor:
+        return keep * (a**2 * common + 2 * a * b * x.mean + b**2) + p * dropped**2
+
     slope, offset = a * keep, keep * b + p * dropped
     position, sample = (slope**2 * t + 2 * slope * offset * x.mean + offset**2 for t in (x.position, x.sample))
-    mean, through = slope * x.mean + offset, a**2 * keep
+    values = a * math.sqrt(x.power) * x.marginal.values + b
+    values[:, -1] = dropped
+    marginal, _ = law.mapped(values)
     return replace(
         x,
-        second=second,
-        position=position,
+        second=kept(x.second),
+        position=kept(x.position) if law.together else position,
         sample=sample,
-        mean=mean,
-        marginal=replace(law, normal=False),
-        flow=x.flow * through,
-        local=x.local * through,
+        mean=slope * x.mean + offset,
+        marginal=marginal,
+        flow=x.flow * a**2 * keep,
+        local=x.local * a**2 * keep,
     )
 
 
@@ -214,7 +224,7 @@ def _mask_is_shared(layer: Layer) -> bool:
     if layer.function in ("mul", "multiply", "div", "imul"):
         masks = [value for value in layer.constants if isinstance(value, torch.Size)]
         return any(1 in mask[2:] or len(mask) < 3 for mask in masks) and len(layer.shape) > 2
-    return layer.function not in ("dropout", "native_dropout")
+    return layer.function not in ("dropout", "native_dropout", "alpha_dropout")
 
 
 def _opaque(layer: Layer, inputs: list[Signal], setting: Setting) -> Signal:

@@ -105,13 +105,14 @@ def _parameter(value: object) -> nn.Parameter | None:
     return value if isinstance(value, nn.Parameter) else None
 
 
-def gathering(layer: Layer, weights: Weights, *, bordered: bool) -> Callable[[Tensor], Tensor]:
+def gathering(layer: Layer, weights: Weights, *, bordered: bool, spread: bool = False) -> Callable[[Tensor], Tensor]:
     """What a weight layer sums: of a map of its input, the sum over the weights that meet in one output.
 
     Args:
         layer: a layer of kind WEIGHT.
         weights: its weights.
         bordered: whether the zeros beyond a convolution's borders count; if not, the sum is the mean times `fan_in`.
+        spread: sum what an output has in common with all others on average: at borders, not all use the same weights.
 
     Returns:
         The function, from maps of the input (size 1 where they do not vary) to maps of the output.
@@ -119,11 +120,11 @@ def gathering(layer: Layer, weights: Weights, *, bordered: bool) -> Callable[[Te
     if layer.function == "linear":
         return lambda t: t.mean(-1, keepdim=True) * weights.fan_in
     if bordered and layer.function.startswith("conv") and layer.function != "conv_tbc":
-        return lambda t: _convolved(layer, weights, t)
+        return lambda t: _convolved(layer, weights, t, spread=spread)
     return lambda t: t.mean().reshape((1,) * len(layer.shape)) * weights.fan_in
 
 
-def _convolved(layer: Layer, weights: Weights, t: Tensor) -> Tensor:
+def _convolved(layer: Layer, weights: Weights, t: Tensor, *, spread: bool) -> Tensor:
     arguments, weight = layer.arguments, weights.parameter
     transposed = arguments.get("transposed", "transpose" in layer.function)
     spatial, groups = weight.dim() - 2, int(arguments.get("groups", 1))
@@ -135,12 +136,41 @@ def _convolved(layer: Layer, weights: Weights, t: Tensor) -> Tensor:
     else:
         t = t.mean(channels, keepdim=True)
     kernel = torch.ones(t.shape[channels], 1, *weight.shape[2:], dtype=t.dtype)
+    if spread:
+        kernel = kernel * _uses(layer, weight, transposed=transposed)
     convolve = getattr(torch.nn.functional, f"conv{'_transpose' * bool(transposed)}{spatial}d")
     names = ("stride", "padding", "dilation", "output_padding")
     geometry = {name: arguments[name] for name in names if name in arguments and (transposed or name != names[-1])}
     summed = convolve(t, kernel, groups=kernel.shape[0], **geometry) * inputs
     repeats = layer.shape[channels] // groups if summed.shape[channels] > 1 else 1
     return summed.repeat_interleave(repeats, channels)
+
+
+def _uses(layer: Layer, weight: Tensor, *, transposed: bool) -> Tensor:
+    """For each tap of a kernel, the share of all outputs for which it meets an input; shape as the kernel's."""
+    arguments, spatial = layer.arguments, weight.dim() - 2
+    shares = torch.ones((), dtype=torch.float64)
+    for dim in range(spatial):
+        size, n_in, n_out = weight.shape[2 + dim], layer.inputs[0].shape[dim - spatial], layer.shape[dim - spatial]
+        stride, dilation = (_along(arguments.get(name, 1), dim) for name in ("stride", "dilation"))
+        padding = arguments.get("padding", 0)
+        before = dilation * (size - 1) // 2 if padding == "same" else 0 if padding == "valid" else _along(padding, dim)
+        places, taps = torch.arange(n_out)[:, None], torch.arange(size) * dilation
+        if transposed:
+            source, rest = (
+                (places + before - taps).div(stride, rounding_mode="floor"),
+                (places + before - taps) % stride,
+            )
+            inside = (rest == 0) & (source >= 0) & (source < n_in)
+        else:
+            source = places * stride - before + taps
+            inside = (source >= 0) & (source < n_in)
+        shares = shares[..., None] * inside.double().mean(0)
+    return shares
+
+
+def _along(size: int | Sequence[int], dim: int) -> int:
+    return size if isinstance(size, int) else size[dim if len(size) > 1 else 0]
 
 
 def fill_(matrix: Tensor, variance: float, kind: str, generator: torch.Generator) -> Tensor:

@@ -364,7 +364,7 @@ REARRANGED = {
     "slice": lambda x: x[:, :, 1:, ::2],
     "index": lambda x: x[:, 0],
     "narrow": lambda x: x.narrow(2, 1, 2),
-    "chunk": lambda x: x.chunk(2, 1)[1],
+    "one chunk": lambda x: x.chunk(1, 1)[0],
     "pad": lambda x: F.pad(x, (1, 2, 0, 1)),
     "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
     "flip": lambda x: x.flip(2),
@@ -397,6 +397,16 @@ def test_padding_adds_zeros_only_where_borders_count():
     for bordered, power in ((True, 16 / 36), (False, 1.0)):
         result, _ = laid_out(lambda x: F.pad(x, (1, 1, 1, 1)), Normal((2, 2, 4, 4)), bordered=bordered)
         assert result.power == pytest.approx(power)
+
+
+def test_of_several_parts_the_maps_are_averaged():
+    """The graph does not tell which one is read."""
+    second = torch.rand(2, 4, 4, 4, dtype=torch.float64)
+    law, flow = gaussian(), torch.ones((1, 1, 1, 1, 1), dtype=torch.float64)
+    x = Signal((2, 4, 4, 4), second, second * 0, second * 0, second * 0, law, flow, 0 * law.masses, law.masses)
+    (layer,) = ek.trace(Calls(lambda x: x.chunk(2, 1)[1]), torch.zeros(2, 4, 4, 4)).of(ek.Kind.PASS)[:1]
+    found = LAYOUTS[ek.Kind.PASS](layer, [x], bordered=True)
+    assert torch.allclose(found.second, torch.stack(second.chunk(2, 1)).mean(0))
 
 
 def test_one_position_spread_over_many_is_shared_by_them():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenkeel.marginals import MOST_LEVELS, correlations, gaussian, nodes
+from evenkeel.marginals import MOST_LEVELS, gaussian, hidden, nodes, shared
 
 LEVELS, MASSES = (
     torch.tensor([0.4, 1.0, 2.0], dtype=torch.float64),
@@ -100,9 +100,9 @@ def test_mapped_is_the_law_of_the_function():
 
 def test_functions_follow_one_another():
     first, half = relu(gaussian(LEVELS, MASSES))
-    law, second = first.mapped(2 * first.values - 1, 4.0, correlation=0.3)
+    law, second = first.mapped(2 * first.values - 1, 4.0)
     consistent(law)
-    assert second == pytest.approx(4 - 4 * first.mean + 1) and law.correlation == 0.3
+    assert second == pytest.approx(4 - 4 * first.mean + 1)
     again, grown = first.mapped(first.values**2 * half, (2 * first.values * math.sqrt(half)) ** 2)
     consistent(again)
     assert grown == pytest.approx(float(1.5 * LEVELS**2 @ MASSES))  # E relu(z)^4
@@ -129,9 +129,9 @@ def test_dropout_against_draws(clipped, keeps):
     law, keep = gaussian(LEVELS, MASSES, 0.3), math.prod(keeps)
     law, second = relu(law) if clipped else (law, 1.0)
     for one in keeps:
-        law = law.dropped(one, 0.2, together=False)
+        law = law.dropped(one, together=False)
     consistent(law)
-    assert not law.normal and law.correlation == 0.2
+    assert not law.normal
     count = 400_000
     level = torch.multinomial(MASSES, count, replacement=True)
     x = 0.3 + (LEVELS[level] - 0.09).sqrt() * torch.randn(count).double()
@@ -144,7 +144,7 @@ def test_dropout_against_draws(clipped, keeps):
 @given(keep=st.floats(0.1, 1.0), together=st.booleans())
 def test_dropout_keeps_units_that_grow_with_it(keep, together):
     before = relu(gaussian(LEVELS, MASSES))[0]
-    law = before.dropped(keep, 0.0, together=together)
+    law = before.dropped(keep, together=together)
     consistent(law)
     assert law.together is together and torch.equal(law.levels, before.levels)
     assert torch.allclose(law.fourth, before.fourth / keep) and torch.allclose(law.paired, before.paired / keep)
@@ -197,7 +197,7 @@ def test_the_largest_of_activations(name):
 @pytest.mark.parametrize("name", LARGEST)
 def test_the_largest_after_dropout(name):
     count, rho = LARGEST[name]
-    law, second, _ = gaussian().dropped(0.6, rho, together=False).largest(count, rho)
+    law, second, _ = gaussian().dropped(0.6, together=False).largest(count, rho)
     x = correlated(rho, count)
     close(law, second, (x * torch.empty_like(x).bernoulli_(0.6) / math.sqrt(0.6)).amax(1))
 
@@ -205,7 +205,7 @@ def test_the_largest_after_dropout(name):
 @pytest.mark.parametrize("name", LARGEST)
 def test_the_largest_of_values_that_are_dropped_together(name):
     count, rho = LARGEST[name]
-    law, second, _ = gaussian().dropped(0.6, rho, together=True).largest(count, rho)
+    law, second, _ = gaussian().dropped(0.6, together=True).largest(count, rho)
     x = correlated(rho, count)
     mask = torch.empty(len(x), 1).double().bernoulli_(0.6) / math.sqrt(0.6)
     assert law.together
@@ -231,8 +231,7 @@ def arc_cosine(rho):
 @given(rho=st.floats(-0.95, 0.95))
 def test_the_arc_cosine_kernel(rho):
     law, half = relu(gaussian())
-    series = correlations(law)
-    found = half * sum(float(a) * rho**n for n, a in enumerate(series))
+    found = half * float(shared(law, torch.tensor([rho]).double()))
     assert found == pytest.approx(arc_cosine(rho), abs=2e-4)
 
 
@@ -240,19 +239,34 @@ def test_the_arc_cosine_kernel(rho):
 def test_correlations_of_a_saturating_function_against_draws(rho):
     z = gaussian().values
     law, second = gaussian().mapped(torch.tanh(2 * z) + 0.3)
-    found = second * sum(float(a) * rho**n for n, a in enumerate(correlations(law)))
+    found = second * float(shared(law, torch.tensor([rho]).double()))
     x = torch.tanh(2 * correlated(rho, 2)) + 0.3
     samples = x[:, 0] * x[:, 1]
     assert abs(found - float(samples.mean())) < 5 * float(samples.std()) / math.sqrt(len(samples))
 
 
-def test_coefficients_are_those_of_hermite_polynomials():
-    """z^3 = sqrt(6) h_3 + 3 h_1; what there is in all is E f^2."""
+def test_what_the_cube_shares_is_a_polynomial():
+    """z^3 = sqrt(6) h_3 + 3 h_1, so E z^3 z'^3 = 6 rho^3 + 9 rho."""
     law, second = gaussian().mapped(gaussian().values ** 3)
-    found = (correlations(law) * second).tolist()
-    assert second == pytest.approx(15)
-    assert found[:5] == pytest.approx([0, 9, 0, 6, 0], abs=1e-6)
-    assert sum(found) == pytest.approx(second)
+    rho = torch.linspace(-1, 1, 9).double()
+    assert torch.allclose(second * shared(law, rho), 6 * rho**3 + 9 * rho, atol=1e-6)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("keep", [1.0, 0.6])
+@pytest.mark.parametrize("clipped", [False, True], ids=["normal", "relu"])
+def test_what_dropped_values_share_against_draws_and_back(clipped, keep, together):
+    law = relu(gaussian(mean=0.2))[0] if clipped else gaussian(mean=0.2)
+    law = law.dropped(keep, together=together)
+    x = 0.2 + math.sqrt(0.96) * correlated(0.4, 2)
+    x = x.clamp_min(0) if clipped else x
+    masks = torch.empty(len(x), 1 if together else 2).bernoulli_(keep)
+    x = x * masks
+    samples = x[:, 0] * x[:, 1] / (x**2).mean()
+    rho = torch.tensor([0.4]).double()
+    found = shared(law, rho, together)
+    assert abs(float(found) - float(samples.mean())) < 5 * float(samples.std()) / math.sqrt(len(samples))
+    assert torch.allclose(hidden(law, found, together), rho, atol=1e-4)
 
 
 # Sums
@@ -260,7 +274,7 @@ def test_coefficients_are_those_of_hermite_polynomials():
 
 @pytest.mark.parametrize("fan_in", [10, 100, 1000])
 @pytest.mark.parametrize(
-    "make", [gaussian, lambda: relu(gaussian())[0], lambda: gaussian().dropped(0.5, 0.0, together=False)]
+    "make", [gaussian, lambda: relu(gaussian())[0], lambda: gaussian().dropped(0.5, together=False)]
 )
 def test_levels_spread_as_the_fourth_moment_says(make, fan_in):
     """Of the mean of fan_in squares, the relative variance is (E x^4 / (E x^2)^2 - 1) / fan_in."""
@@ -297,7 +311,7 @@ def test_sums_keep_mass_and_mean_level(fan_in, most, raw, keep):
     levels = torch.tensor([v for v, _ in raw], dtype=torch.float64)
     masses = masses / masses.sum()
     levels = levels / (levels @ masses)
-    law = gaussian(levels, masses).dropped(keep, 0.0, together=False)
+    law = gaussian(levels, masses).dropped(keep, together=False)
     total = law.summed(fan_in, most)
     consistent(total.law)
     assert len(total.law.levels) <= most

@@ -125,8 +125,10 @@ def test_the_correlation_of_positions():
     second, position, mean = (constant(v, SHAPE) for v in (2.0, 1.1, 0.5))
     y = Signal(SHAPE, second, position, x.sample, mean, x.marginal, x.flow, x.radial, x.local)
     assert y.correlation == pytest.approx((1.1 - 0.25) / (2.0 - 0.25))
-    law = x.marginal.dropped(0.5, 0.3, together=False)  # of a law that is not normal, the law's own
-    assert Signal(SHAPE, second, position, x.sample, mean, law, x.flow, x.radial, x.local).correlation == 0.3
+    law = x.marginal.dropped(0.5, together=False)  # half of what the normal variables share, masks leave
+    zero, less = constant(0.0, SHAPE), constant(0.6, SHAPE)
+    y = Signal(SHAPE, second, less, x.sample, zero, law, x.flow, x.radial, x.local)
+    assert y.correlation == pytest.approx(0.6, abs=1e-3)
 
 
 def test_a_forgotten_signal_has_the_papers_factor_and_passes_on_half_the_errors():
