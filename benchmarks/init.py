@@ -1,6 +1,6 @@
 """What init_ costs, and what it leaves: against torch's initializers and LSUV, side by side in one run.
 
-    python -m benchmarks.init [--rounds 7] [--draws 10] [--out results/init.json] [--plot results/init.svg]
+    python -m benchmarks.init [--parts cost left layers] [--rounds 7] [--draws 10] [--out results/init.json]
 
 Cost: every round times all contestants one after the other; the figures are medians over the rounds of a contestant's
 time over kaiming_normal_'s in the same round, with the range of the middle half. What is left: Hendrycks & Gimpel's
@@ -46,7 +46,7 @@ WIDTHS = (500,) * 16 + (250,) * 5
 
 
 def resnet50() -> tuple[nn.Module, Tensor]:
-    return import_torchvision().models.resnet50(), torch.zeros(2, 3, 224, 224)
+    return import_torchvision().models.resnet50(), torch.zeros(2, 3, 64, 64)
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -139,34 +139,32 @@ def extremes(layers: list[dict[str, float]], name: str) -> list[float]:
     return [min(layer[name] for layer in layers), max(layer[name] for layer in layers)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("results/init.json"))
-    parser.add_argument("--plot", type=Path, default=Path("results/init.svg"))
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")  # LSUV's, of layers that a model does not call
-    results: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-
-    print("time over kaiming_normal_")
-    for name, build in (("ResNet-50, 224 px", resnet50), ("MLP, 6 x 4096 (100 M)", mlp)):
+def run_cost(options: argparse.Namespace) -> dict[str, Any]:
+    """Time over kaiming_normal_."""
+    results: dict[str, Any] = {}
+    for name, build in (("ResNet-50 at 64 px", resnet50), ("MLP, 6 x 4096 (100 M)", mlp)):
         results[name] = costs(*build(), options.rounds)
         for contestant, figure in results[name].items():
             spread = f" ({figure['low']:.2f} to {figure['high']:.2f})" if "low" in figure else ""
-            print(f"  {name}: {contestant:18} {figure['ratio']:8.2f}{spread}  {figure['seconds']:.2f} s")
+            print(f"  {name}: {contestant:18} {figure['ratio']:8.2f}{spread}  {figure['seconds']:.2f} s", flush=True)
+    return results
 
-    print("\n20 layers, ReLU, dropout 0.5: mean square at layer 20 in train and in eval mode; errors at layer 1")
-    results["left"] = {}
+
+def run_left(options: argparse.Namespace) -> dict[str, Any]:
+    """20 layers, ReLU, dropout 0.5: mean square at layer 20 in train and in eval mode; errors at layer 1."""
+    results = {}
     for name, initialize in LEFT.items():
         layers = measured(initialize, partial(deep_net, nn.ReLU, 0.5), options.draws)
-        results["left"][name] = {"last": layers[-1], "first": layers[0]}
+        results[name] = {"last": layers[-1], "first": layers[0]}
         last, first = layers[-1], layers[0]
-        print(f"  {name:20} {last['train_variance']:10.3g} {last['eval_variance']:10.3g} {first['train_error']:10.3g}")
+        shown = f"{last['train_variance']:10.3g} {last['eval_variance']:10.3g} {first['train_error']:10.3g}"
+        print(f"  {name:20} {shown}", flush=True)
+    return results
 
-    print("\n20 layers: smallest and largest layer's mean square in train mode, mean over draws")
-    print(f"  {'':12}{'drop':>5}  {'forward: signals':>20}  {'backward: errors':>20}  {'He: signals':>20}")
-    results["layers"] = {}
+
+def run_layers(options: argparse.Namespace) -> dict[str, Any]:
+    """20 layers, train mode: smallest and largest layer's mean square, mean over draws: forward, backward, He."""
+    results = {}
     for name, p in Bar(list(product(ACTIVATIONS, DROPS)), "20-layer nets"):
         build = partial(deep_net, ACTIVATIONS[name], p)
         forward = measured(FAST["init_ sphere"], build, options.draws)
@@ -177,16 +175,39 @@ def main() -> None:
             "backward": extremes(backward, "train_error"),
             "he": extremes(he, "train_variance"),
         }
-        results["layers"][f"{name} {p}"] = found
+        results[f"{name} {p}"] = found
         cells = "  ".join(f"{low:9.3g} ..{high:9.3g}" for low, high in found.values())
         print(f"  {name:12}{p:5}  {cells}", flush=True)
-
     torch.manual_seed(0)
     net = deep_net(nn.GELU, 0.5)
     ek.init_(net, torch.zeros(500, WIDTHS[0]))
     ek.check_signals(net, torch.zeros(500, WIDTHS[0])).plot(options.plot)
-    with whole(options.out) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "cost": run_cost,
+    "left": run_left,
+    "layers": run_layers,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run; the rest is kept")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("results/init.json"))
+    parser.add_argument("--plot", type=Path, default=Path("results/init.svg"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # LSUV's, of layers that a model does not call
+    for part in options.parts:
+        print(PARTS[part].__doc__, flush=True)
+        found = PARTS[part](options)
+        known = json.loads(options.out.read_text()) if options.out.exists() else {}
+        versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        with whole(options.out) as temporary:
+            temporary.write_text(json.dumps(known | versions | {part: found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

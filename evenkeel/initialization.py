@@ -269,7 +269,10 @@ def _draw(
     kind: str,
     generator: torch.Generator | None,
 ) -> None:
-    """Fill all weights at once, on all cores; each has a seed of its own, so that their order does not matter."""
+    """Fill all weights, each from a seed of its own, so that their order does not matter: at once, on all cores.
+
+    But one by one where LAPACK, which is on all cores by itself, makes them orthogonal.
+    """
     device = generator.device if generator is not None else "cpu"
     seeds = torch.randint(2**62, (len(drawn),), generator=generator, device=device).tolist()
 
@@ -279,7 +282,7 @@ def _draw(
         weights.fill_(variances[weights.parameter], kind, own)
 
     items = [(weights, seed) for weights, seed in zip(drawn, seeds, strict=True) if weights is not None]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(1 if kind == "orthogonal" else torch.get_num_threads()) as pool:
         list(pool.map(fill, sorted(items, key=lambda item: -item[0].parameter.numel())))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -163,6 +163,9 @@ class Marginal:
             fan_in: how many elements are summed.
             most: how many levels to tell apart.
         """
+        if most == 1:
+            together = torch.ones_like(self.levels)[None]
+            return Sum(gaussian(), together, together)
         variance = ((self.fourth - 1) / fan_in).clamp_min(0)
         passing = torch.log1p(((self.paired - 1) / fan_in).clamp_min(-0.5))
         levels, masses, moved, passed = _scattered(self.levels, self.masses, variance, passing, most)
@@ -190,8 +193,12 @@ def gaussian(levels: Tensor | None = None, masses: Tensor | None = None, mean: f
     >>> gaussian().values.shape[0], gaussian().mean
     (1, 0.0)
     """
-    if levels is None or masses is None:
+    if levels is None or masses is None or len(levels) == 1:
         return _unlevelled(mean)
+    return _normal(levels, masses, mean)
+
+
+def _normal(levels: Tensor, masses: Tensor, mean: float) -> Marginal:
     z, weights = nodes()
     deviation = (levels - mean**2).clamp_min(0).sqrt()
     values = _with_last(mean + deviation[:, None] * z, 0.0)
@@ -200,11 +207,11 @@ def gaussian(levels: Tensor | None = None, masses: Tensor | None = None, mean: f
     return Marginal(levels, masses, values, slopes, _with_last(weights, 0.0), mean, fourth, torch.ones_like(levels))
 
 
-@cache
+@lru_cache(256)
 @torch.inference_mode(False)
 def _unlevelled(mean: float) -> Marginal:
     one = torch.ones(1, dtype=torch.float64)
-    return gaussian(one, one, mean)
+    return _normal(one, one, mean)
 
 
 def shared(marginal: Marginal, rho: Tensor, together: bool = False) -> Tensor:

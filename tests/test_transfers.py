@@ -261,7 +261,8 @@ def test_the_batch_variance_behind_a_bordered_convolution():
     variance = width * float((1 + m**2) * counts.mean() - m**2 * both.mean())
     before, after = list(signals.values())[1:]
     assert before.power == pytest.approx(width * (1 + m**2) * float(counts.mean()))
-    assert float((before.flow / after.flow).detach().mean()) == pytest.approx(variance, rel=1e-3)  # what errors are divided by
+    divided_by = float((before.flow / after.flow).detach().mean())
+    assert divided_by == pytest.approx(variance, rel=1e-3)
 
 
 # Dropout
