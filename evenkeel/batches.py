@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from traceback import walk_tb
 from typing import Any, cast
@@ -75,28 +75,43 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     >>> map_tensors(lambda t: t + 1, {"x": torch.zeros(2), "y": [3]})
     {'x': tensor([1., 1.]), 'y': [3]}
     """
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple):
-        items = [map_tensors(function, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [map_tensors(function, item) for item in value]
-    if isinstance(value, Mapping):
-        mapped = {key: map_tensors(function, item) for key, item in value.items()}
-        return _filled(copy.copy(value), mapped) if isinstance(value, MutableMapping) else mapped
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(
-            value, **{f.name: map_tensors(function, getattr(value, f.name)) for f in fields(value) if f.init}
-        )
-    return value
+    return map_together(lambda leaves: function(leaves[0]) if isinstance(leaves[0], Tensor) else leaves[0], [value])
 
 
-def _filled(mapping: MutableMapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """The mapping with other values, of the same type: a tokenizer's batch has its entries as attributes too."""
-    for key, item in items.items():
-        mapping[key] = item
-    return mapping
+def map_together(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> Any:
+    """The nested structure that all values have, with the function's value of the leaves at every place.
+
+    A list of words is a leaf.
+
+    >>> map_together(sum, [(1, {"x": 2}), (10, {"x": 20})])
+    (11, {'x': 22})
+    """
+    first = values[0]
+
+    def entered(items: Iterable[Sequence[Any]]) -> list[Any]:
+        return [map_together(function, column) for column in items]
+
+    if isinstance(first, Mapping):
+        mapped = dict(zip(first, entered([v[key] for v in values] for key in first), strict=True))
+        if not isinstance(first, MutableMapping):
+            return mapped
+        result = copy.copy(first)  # of the same type: a tokenizer's batch has its entries as attributes too
+        for key, item in mapped.items():
+            result[key] = item
+        return result
+    if isinstance(first, (tuple, list)) and not is_words(first):
+        items = entered(zip(*values, strict=True))
+        return type(first)(*items) if hasattr(first, "_fields") else tuple(items) if isinstance(first, tuple) else items
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in fields(first) if field.init]
+        items = entered([getattr(v, name) for v in values] for name in names)
+        return replace(first, **dict(zip(names, items, strict=True)))
+    return function(values)
+
+
+def is_words(value: Any) -> bool:
+    """Whether the value is a list or tuple of words, such as the samples' names."""
+    return type(value) in (tuple, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -133,13 +148,16 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def each(batches: Iterable[Any], model: nn.Module, max_batches: int | None) -> Iterator[Any]:
+def each(
+    batches: Iterable[Any], model: nn.Module, max_batches: int | None, *, may_be_empty: bool = False
+) -> Iterator[Any]:
     """Yield the batches on the model's device, and turn every fault of the iterable into one clear error.
 
     Args:
         batches: any iterable.
         model: the model whose device the tensors are moved to.
         max_batches: how many batches to take; all if None.
+        may_be_empty: whether no batch at all is no fault.
 
     Yields:
         The batches, moved.
@@ -167,7 +185,7 @@ def each(batches: Iterable[Any], model: nn.Module, max_batches: int | None) -> I
         if (sizes := [len(tensor) for tensor in tensors(batch) if tensor.ndim]) and not any(sizes):
             raise BatchError(f"batch {number} holds no samples: its tensors are empty")
         yield map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
-    if number == 0:
+    if number == 0 and not may_be_empty:
         raise BatchError("the loader is empty: it yielded no batch")
     if max_batches is not None and number < max_batches:
         raise BatchError(f"the loader ran short: {number} of max_batches={max_batches}; ask for fewer or pass None")

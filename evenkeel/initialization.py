@@ -17,7 +17,7 @@ from evenkeel.gains import MODES, choose_variances, words
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind
 from evenkeel.marginals import Sum
-from evenkeel.modes import eager, write_
+from evenkeel.modes import unwrapped, write_
 from evenkeel.propagation import Powers, Propagation, frozen_in, given_weights, predict_powers
 from evenkeel.signals import Signal
 from evenkeel.tables import plain, table, without_nan
@@ -167,7 +167,7 @@ def init_(
     scale: Any = branch_scale
     scales_branches = scale == "even" or (type(scale) in (int, float) and 0 < scale < math.inf)
     _require(scales_branches, "branch_scale", scale, ("a positive number", "even"))
-    with eager(model) as plainly:
+    with unwrapped(model) as plainly:
         graph = trace(plainly, example)
         frozen = frozen_in(plainly)
     calls = {layer: weights_of(layer) for layer in graph.of(Kind.WEIGHT)}

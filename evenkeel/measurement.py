@@ -3,138 +3,219 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evenkeel.batches import Forward, device_of, each, forward_pass, map_tensors, samples
+from evenkeel.batches import Forward, device_of, each, forward_pass, map_tensors, tensors
 from evenkeel.errors import BatchError
+from evenkeel.merging import Group, Groups
+from evenkeel.modes import restored
 from evenkeel.norms import Norm, pools_batch
-from evenkeel.population import Population, batch_moments
+from evenkeel.population import Statistics, Population, batch_statistics
+from evenkeel.ranks import Message, Ranks, State
 
 Layout = Callable[[Tensor], Tensor]
+Sizes = tuple[int, int]  # batches and samples
+Parts = Sequence[tuple[int, Statistics]]
+Call = tuple[int, Parts]  # its rank
+Arrivals = dict[str, list[Call]]
+Seen = Callable[[str, Norm], None]
 
-# Forwards that, with momentum 1, leave the batch's own statistics in the buffers: no second pass over the data.
-_KERNELS = (
-    nn.modules.batchnorm._BatchNorm.forward,
-    nn.SyncBatchNorm.forward,
-    nn.modules.instancenorm._InstanceNorm.forward,
-)
-_MERGE_EVERY = 64  # batches whose statistics wait to be merged at once
-_FEWEST = 4  # batches from which the spread between batches says enough to stop by
+MEMORY = 1 << 27  # bytes
 
 
 class Measurement:
-    """One pass over batches that gathers the population at every norm's input; the model is the caller's to restore.
+    """Gathers the population at every norm's input, group of batches by group; the model is the caller's to restore.
 
     Args:
         model: is put into eval mode, so that every source of noise is off, and gets hooks.
         norms: the norms to watch, by path.
-        by_batch: whether these norms normalise by each batch's own statistics, as when statistics are re-estimated,
-            or by those they store, as in eval mode.
+        forward: how to run a batch, if not by `call`.
+        ranks: the processes that measure the same norms together, each on batches of its own.
+        memory: bytes that the largest input of a norm may take where batches are merged; 0 merges none.
 
     Attributes:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
+        arrivals: what came in at every norm since this was last cleared, by path: of each call its rank, and its parts.
+        seen: called with its path and itself when a norm has been measured, before it normalises.
         batches: number of batches run.
         samples: number of samples in them, as far as tensors tell.
+        wanted: how many samples a group of merged batches need not exceed.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
-    >>> measurement = Measurement(model, {"1": model[1]}, by_batch=False)
-    >>> measurement.run(data)
+    >>> measurement = Measurement(model, {"1": model[1]})
+    >>> for group in measurement.groups(data):
+    ...     _ = measurement.add(group)
     >>> torch.allclose(measurement.populations["1"].variance.float(), data.flatten(0, 1).var(0))
     True
     """
 
-    def __init__(self, model: nn.Module, norms: dict[str, Norm], *, by_batch: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        norms: dict[str, Norm],
+        *,
+        forward: Forward | None = None,
+        ranks: Ranks | None = None,
+        memory: int = MEMORY,
+    ) -> None:
         self.model = model
+        self.norms = norms
+        self.ranks = ranks or Ranks()
         self.populations: dict[str, Population] = {}
+        self.arrivals: Arrivals = {}
+        self.seen: Seen | None = None
         self.batches = 0
         self.samples = 0
+        self.wanted = math.inf
+        self._forward = forward
+        self._memory = memory
+        self._paths = list(norms)
+        # On a CPU this layout makes statistics of images cheap.
+        self._layout: Layout | None = _channels_last if device_of(model).type == "cpu" else None
+        self._group: Group | None = None  # the one that is running
+        self._most: float | None = None  # samples that the memory allows in a group
+        self._largest: int | None = None  # bytes of a norm's input, while one sample is tried
         model.eval()
         for path, norm in norms.items():
-            self._watch(path, norm, by_batch=by_batch)
+            norm.register_forward_pre_hook(partial(self._read, path), with_kwargs=True)
 
-    def run(
-        self,
-        batches: Iterable[Any],
-        forward: Forward | None = None,
-        max_batches: int | None = None,
-        tolerance: float | None = None,
-    ) -> None:
-        """Run the batches, until the relative standard error of every norm's mean variance is within the tolerance."""
-        layout = _channels_last if device_of(self.model).type == "cpu" else None  # there it makes statistics cheap
-        for batch in each(batches, self.model, max_batches):
-            self.batches += 1
-            self.samples += samples(batch)
-            layout = self._run_one(batch, forward, layout)
-            if tolerance is None:
-                if self.batches % _MERGE_EVERY == 0:
-                    self._merge()
-            elif self._is_check() and self._merge() <= tolerance:
-                return
-        self._merge()
+    def groups(self, batches: Iterable[Any], max_batches: int | None = None) -> Iterator[Group | None]:
+        """The batches in groups to `add`; None where only other ranks have one left."""
+        stream = each(batches, self.model, max_batches, may_be_empty=self.ranks.size > 1)
+        self._groups = Groups(stream if self._forward else map(_inputs, stream), self._limit)
+        yield from self.ranks.rounds(self._groups)
+        if not self.batches:
+            raise BatchError("the loaders of all ranks are empty: they yielded no batch")
         if not self.populations:
             raise BatchError(f"the {self.batches} batches reached none of the model's norms")
 
-    def _is_check(self) -> bool:
-        """Whether to look at the standard errors now: rarely enough that looking costs nothing."""
-        return self.batches >= _FEWEST and self.batches % (1 + self.batches // 8) == 0
+    def add(self, group: Group | None) -> Group | None:
+        """Measure a group, together with those of the other ranks; return what of it was run.
 
-    def _run_one(self, batch: Any, forward: Forward | None, layout: Layout | None) -> Layout | None:
-        """Run one batch, in the layout given if the model takes it; return the layout for the next one."""
-        if layout is not None:
-            reached = dict(self.populations)
+        Raises:
+            BatchError: it failed, here or on another rank, in its most careful form, too.
+        """
+        while True:
             try:
-                forward_pass(self.model, map_tensors(layout, batch), self.batches, forward)
-                return layout
-            except BatchError:  # such as a .view() that needs the usual layout
-                for population in self.populations.values():
-                    population.drop(self.batches)
-                self.populations = reached
-        forward_pass(self.model, batch, self.batches, forward)
-        return None
+                batches, count = self.run(group)
+            except _Retry as retry:
+                if retry.own and group is not None:
+                    group = self._groups.split(group) if self._layout is None else group
+                    self._layout = None
+            else:
+                self.batches += batches
+                self.samples += count
+                return group
 
-    def _merge(self) -> float:
-        """Merge what waits at every norm; return the largest relative standard error."""
-        for path, population in self.populations.items():
-            bad = population.merge()
-            if bad is not None:
-                raise BatchError(f"batch {bad} is not finite at norm {path!r}: its mean or variance is NaN or infinite")
-        return largest(population.standard_error for population in self.populations.values())
+    def run(self, group: Group | None) -> Sizes:
+        """Run a group, gather what arrives at the norms, and return how many batches and samples all ranks ran."""
+        populations = {path: population.copy() for path, population in self.populations.items()}
+        arrivals = {path: list(calls) for path, calls in self.arrivals.items()}
+        try:
+            sizes = self._pass(group)
+        except BatchError:
+            self.populations, self.arrivals = populations, arrivals
+            raise
+        for population in self.populations.values():
+            population.merge()
+        return sizes
 
-    def _watch(self, path: str, norm: Norm, *, by_batch: bool) -> None:
-        """Have every call of a norm hand its batch's statistics to the norm's population."""
-        pooled = pools_batch(norm)
-        population = Population(pooled=pooled)
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None and variance is not None
-        channels = len(mean)
+    def _pass(self, group: Group | None) -> Sizes:
+        """Run a group, if this rank has one, and hear from all others till they are done: batches and samples of all.
 
-        def read_kernel(module: nn.Module, args: Any, output: Tensor) -> None:
-            self.populations[path] = population
-            count = output.numel() // channels if pooled else len(output)
-            population.add(self.batches, count, mean.clone(), variance.clone())
+        Raises:
+            BatchError: the group failed, here or on another rank.
+            _Retry: it did, but there is a more careful way.
+        """
+        self._group = group
+        if group is not None:
+            try:
+                batch = map_tensors(self._layout, group.batch) if self._layout else group.batch
+                forward_pass(self.model, batch, group.first, self._forward)
+            except _Retry:
+                raise
+            except BatchError as error:
+                last = self._layout is None and len(group.held) == 1
+                self.ranks.exchange(Message(State.FAILED if last else State.RETRY))
+                if last:
+                    raise
+                raise _Retry(own=True) from error
+        done = Message(State.DONE, sizes=(len(group.held), group.samples) if group else (0, 0))
+        messages = self._exchange(done)
+        while any(message.state is not State.DONE for message in messages):
+            messages = self._exchange(done)
+        return sum(message.sizes[0] for message in messages), sum(message.sizes[1] for message in messages)
 
-        def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.populations[path] = population
-            population.add(self.batches, *batch_moments(args[0] if args else kwargs["input"], pooled=pooled))
+    def _exchange(self, message: Message) -> list[Message]:
+        """Tell all ranks, and take in what they measured."""
+        messages = self.ranks.exchange(message)
+        self.ranks.require([message.state for message in messages])
+        if any(message.state is State.RETRY for message in messages):
+            raise _Retry(own=False)
+        for rank, (state, place, parts, _) in enumerate(messages):
+            if state is State.MEASURED:
+                path = self._paths[place]
+                population = self.populations.setdefault(path, Population(pooled=pools_batch(self.norms[path])))
+                population.add(parts)
+                self.arrivals.setdefault(path, []).append((rank, parts))
+        return messages
 
-        if by_batch:
-            norm.training = True  # on the object itself: .train() would wake a dropout nested in it
-            norm.momentum = 1.0
-        if by_batch and type(norm).forward in _KERNELS and variance.dtype in (torch.float32, torch.float64):
-            norm.num_batches_tracked = None  # spares the counting
-            norm.register_forward_hook(read_kernel)
-        else:
-            norm.register_forward_pre_hook(read_input, with_kwargs=True)
+    def _read(self, path: str, norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What every norm does before it is called."""
+        x: Tensor = args[0] if args else kwargs["input"]
+        if self._largest is not None:
+            self._largest = max(self._largest, x.numel() * x.element_size())
+        elif self._group is not None and x.numel():
+            parts = [
+                (number, batch_statistics(part, pooled=pools_batch(norm))) for number, part in self._group.parts(x)
+            ]
+            _require_finite(path, parts)
+            self._exchange(Message(State.MEASURED, self._paths.index(path), parts))
+            if self.seen is not None:
+                self.seen(path, norm)
+
+    def _limit(self, batch: Any) -> float:
+        """How many samples a group may hold."""
+        if self._most is None:
+            self._most = self._memory // max(self._bytes_of_a_sample(batch), 1) if self._memory else 0
+        return min(self._most, self.wanted)
+
+    def _bytes_of_a_sample(self, batch: Any) -> float:
+        """Bytes of the largest input of a norm, tried on one sample; infinite if the model does not take one."""
+        sample = map_tensors(lambda t: t[:1] if t.ndim else t, batch)
+        self._largest = max((t.numel() * t.element_size() for t in tensors(sample)), default=1)
+        try:
+            with restored(self.model, parameters=False):
+                forward_pass(self.model, sample, 1, self._forward)
+            return self._largest
+        except BatchError:
+            return math.inf
+        finally:
+            self._largest = None
 
 
-def largest(values: Iterable[float]) -> float:
-    """The largest value; NaN if there is none or one is NaN: not known to be within any tolerance."""
-    listed = list(values)
-    return max(listed) if listed and not any(map(math.isnan, listed)) else math.nan
+class _Retry(BatchError):
+    """A pass failed, on this rank or on another, and may be run again in a more careful way."""
+
+    def __init__(self, *, own: bool) -> None:
+        super().__init__("a batch that had run before failed when it was run again")
+        self.own = own
+
+
+def _require_finite(path: str, parts: Parts) -> None:
+    for number, (_, mean, variance) in parts:
+        if not (mean.isfinite() & variance.isfinite()).all():
+            raise BatchError(f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite")
+
+
+def _inputs(batch: Any) -> Any:
+    """Of a batch without a forward of its own, what the model is called on."""
+    return type(batch)(batch[:1]) if type(batch) in (tuple, list) and batch else batch
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -50,21 +50,56 @@ def restored(model: nn.Module, *, parameters: bool = True) -> Generator[None]:
 
 
 @contextmanager
-def eager(model: nn.Module) -> Generator[nn.Module]:
-    """Run a compiled model, or compiled parts of one, as plain Python, so that hooks and recorders see every call.
+def unwrapped(model: nn.Module) -> Generator[nn.Module]:
+    """Lend out a model without what runs it: compiled parts as plain Python, parallel replicas and shards as one whole.
+
+    So hooks and recorders see every call, and no call waits for other processes.
 
     Args:
-        model: a model, perhaps one that `torch.compile` returned.
+        model: a model, perhaps one that `torch.compile`, DistributedDataParallel or DataParallel returned, or with
+            parts that `fully_shard` (FSDP2) shards; then every process must call this.
 
     Yields:
-        The model without the wrapper of `torch.compile`.
+        The model inside.
     """
-    original: nn.Module = getattr(model, "_orig_mod", model)
-    if original is model and not any(_is_compiled(module) for module in model.modules()):
-        yield model
-        return
-    with torch.compiler.set_stance("force_eager"):  # imports the compiler: only where it is in use already
+    original = model
+    while (inner := _inside(original)) is not None:
+        original = inner
+    with _eager(original, original is not model), _gathered(original):
         yield original
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return model.module
+    return getattr(model, "_orig_mod", None)
+
+
+@contextmanager
+def _eager(model: nn.Module, wrapped: bool) -> Generator[None]:
+    if wrapped or any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        with torch.compiler.set_stance("force_eager"):  # imports the compiler: only where it may be in use already
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _gathered(model: nn.Module) -> Generator[None]:
+    """Hold whole, meanwhile, the parameters that FSDP2 shards."""
+    sharded: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
+    before = [group.post_forward_mesh_info for group in groups]
+    for module in sharded:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for group, info in zip(groups, before, strict=True):
+            group.post_forward_mesh_info = info
+        for module in sharded:
+            module.reshard()
 
 
 def write_(tensor: Tensor, value: Tensor) -> None:
@@ -174,7 +209,3 @@ def _refuse_lazy(model: nn.Module) -> None:
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ModelError(f"{path!r} belongs to a lazy module without a shape: run one forward pass first")
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

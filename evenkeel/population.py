@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+_KERNEL_DEVICES = ("cpu", "cuda")
+_SLACK = 0.01
+
+
+class Statistics(NamedTuple):
+    """Statistics of a part of a batch: values per channel, their mean and their unbiased variance, both (channels,)."""
+
+    size: float
+    mean: Tensor
+    variance: Tensor
 
 
 class Population:
@@ -21,8 +36,8 @@ class Population:
 
     >>> left, right = torch.randn(256, 3), 5 + torch.randn(8, 3)
     >>> population = Population()
-    >>> for batch in (left, right):
-    ...     population.add(0, len(batch), batch.mean(0), batch.var(0))
+    >>> for number, batch in enumerate((left, right)):
+    ...     population.add([(number, Statistics(len(batch), batch.mean(0), batch.var(0)))])
     >>> population.merge()
     >>> torch.allclose(population.variance.float(), torch.cat([left, right]).var(0))
     True
@@ -33,55 +48,97 @@ class Population:
         self.count = 0.0
         self.mean = torch.zeros(())
         self._squares = torch.zeros(())  # sum of squared deviations from the mean
-        self._waiting: list[tuple[int, float, Tensor, Tensor]] = []
+        self._waiting: list[tuple[int, Statistics]] = []
+        self._open: list[tuple[tuple[int, ...], Tensor, Tensor, Tensor]] = []  # pooled, of batches that may go on
         # Over batches with counts n and second moments s about the pooled mean: sums of 1, n, n s, n^2, n^2 s, n^2 s^2.
         self._spread = torch.zeros(6, dtype=torch.float64)
 
-    def add(self, batch: int, count: float, mean: Tensor, variance: Tensor) -> None:
-        """Hand in one call's statistics, to be merged by `merge`.
+    def add(self, parts: Iterable[tuple[int, Statistics]]) -> None:
+        """Hand in one call's statistics, to be merged by `pool` or `merge`.
 
         Args:
-            batch: the number of the batch that the call belongs to; a norm may be called more than once in one.
-            count: values per channel.
-            mean: their mean, shape (channels,); kept, not copied.
-            variance: their unbiased variance, shape (channels,); kept, not copied.
+            parts: statistics of the parts of a batch, kept, not copied, each with the number that its part has; a norm
+                may be called more than once for one part.
         """
-        if count:
-            self._waiting.append((batch, count, mean, variance))
+        self._waiting.extend(part for part in parts if part[1].size)
 
-    def drop(self, batch: int) -> None:
-        """Forget what waits of a batch."""
-        self._waiting = [entry for entry in self._waiting if entry[0] != batch]
-
-    def merge(self) -> int | None:
-        """Merge what was handed in since the last merge.
-
-        Returns:
-            None, or the number of the first batch that is not finite; nothing is merged then.
-        """
+    def pool(self) -> None:
+        """Merge what was handed in since the last time into mean and variance."""
         if not self._waiting:
-            return None
-        batches, counts, means, variances = zip(*self._waiting, strict=True)
+            return
+        batches, statistics = zip(*self._waiting, strict=True)
+        counts, means, variances = zip(*statistics, strict=True)
         mean, variance = torch.stack(means).double(), torch.stack(variances).double()
-        finite = (mean.isfinite() & variance.isfinite()).all(1)
-        if not finite.all():
-            return batches[int(finite.logical_not().nonzero()[0])]
-        self._waiting.clear()
+        self._waiting = []
         n = torch.tensor(counts, dtype=torch.float64, device=mean.device)[:, None]
-        before, self.count = self.count, self.count + float(n.sum())
+        before, self.count = self.count, self.count + float(sum(counts))
         old_mean = self.mean.to(mean)
         self.mean = (before * old_mean + (n * mean).sum(0)) / self.count
-        squares = (n - 1) * variance + n * (mean - self.mean) ** 2 if self.pooled else n * variance
+        squares = self._squared(n, mean, variance)
         drift = before * (old_mean - self.mean) ** 2 if self.pooled else 0.0
         self._squares = self._squares.to(mean) + drift + squares.sum(0)
-        n, squares = _by_batch(batches, torch.cat([n, squares.mean(1, keepdim=True)], 1)).unbind(1)
-        self._spread += torch.stack([n**0, n, squares, n**2, n * squares, squares**2]).sum(1).cpu()
-        return None
+        self._open = [*self._open, (batches, n, mean, variance)]
+
+    def close(self) -> None:
+        """Count the batches pooled since the last time in the spread between batches."""
+        if self._open:
+            batches = [batch for numbers, *_ in self._open for batch in numbers]
+            rows = [torch.cat([n, self._squared(n, *rest).mean(1, keepdim=True)], 1) for _, n, *rest in self._open]
+            n, squares = _by_batch(batches, torch.cat(rows)).unbind(1)
+            sums = torch.stack([n**0, n, squares, n**2, n * squares, squares**2]).sum(1)
+            self._spread, self._open = self._spread + sums.cpu(), []
+
+    def _squared(self, n: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """Sums of squared deviations from the mean of all, given the statistics of parts."""
+        return (n - 1) * variance + n * (mean - self.mean) ** 2 if self.pooled else n * variance
+
+    def merge(self) -> None:
+        """Pool and close."""
+        self.pool()
+        self.close()
+
+    def copy(self) -> Population:
+        """The population as it is now, whatever is added to this one later."""
+        other = copy.copy(self)
+        other._waiting = list(self._waiting)
+        return other
+
+    @property
+    def statistics(self) -> Statistics:
+        """What `add` takes, of all that was merged."""
+        return Statistics(self.count, self.mean, self.variance)
 
     @property
     def variance(self) -> Tensor:
         """Variance per channel, unbiased as torch stores it, shape (channels,), float64."""
         return self._squares / max(self.count - 1, 1) if self.pooled else self._squares / self.count
+
+    def moved(self, old: Population, new: Population) -> Population:
+        """This population, if what made `new` of `old`, the same samples measured otherwise, happened to all of it.
+
+        Variances change by their ratio, and means by their difference: of a part of the samples, the change is known
+        far better than the statistics themselves.
+        """
+        if not old.count or not new.count:
+            return self
+        other = self.copy()
+        slack = _SLACK * self.variance  # a channel that hardly varied in the part says nothing of the whole
+        other._squares = self._squares * (new.variance + slack) / (old.variance + slack).clamp_min(1e-300)
+        other.mean = self.mean + (new.mean - old.mean)
+        return other
+
+    @property
+    def parts(self) -> int:
+        """How many batches the standard error is based on."""
+        return int(self._spread[0])
+
+    def distance(self, other: Population | None) -> float:
+        """The largest difference between channels' means, or variances, relative to the mean variance."""
+        if other is None:
+            return math.inf
+        scale = float(self.variance.mean()) or 1.0
+        moved, changed = (self.mean - other.mean).abs().max(), (self.variance - other.variance).abs().max()
+        return max(float(moved) / math.sqrt(scale), float(changed) / scale)
 
     @property
     def standard_error(self) -> float:
@@ -94,13 +151,13 @@ class Population:
         return math.sqrt(k / (k - 1) * deviations) / count / center if center > 0 else 0.0
 
 
-def _by_batch(batches: tuple[int, ...], rows: Tensor) -> Tensor:
+def _by_batch(batches: Sequence[int], rows: Tensor) -> Tensor:
     """Sum the rows of one batch."""
-    _, index = torch.tensor(batches, device=rows.device).unique_consecutive(return_inverse=True)
-    return rows.new_zeros(int(index[-1]) + 1, rows.shape[1]).index_add_(0, index, rows)
+    _, index = torch.tensor(batches, device=rows.device).unique(return_inverse=True)
+    return rows.new_zeros(int(index.max()) + 1, rows.shape[1]).index_add_(0, index, rows)
 
 
-def batch_moments(x: Tensor, *, pooled: bool = True) -> tuple[float, Tensor, Tensor]:
+def batch_statistics(x: Tensor, *, pooled: bool = True) -> Statistics:
     """What `Population.add` takes, computed from the input of a norm layer.
 
     Args:
@@ -109,12 +166,19 @@ def batch_moments(x: Tensor, *, pooled: bool = True) -> tuple[float, Tensor, Ten
 
     Returns:
         Count, mean and unbiased variance per channel.
+
+    >>> batch_statistics(torch.tensor([[1.0], [3.0]]))
+    Statistics(size=2, mean=tensor([2.]), variance=tensor([2.]))
     """
-    x = x if x.dtype == torch.float64 else x.float()
     if not pooled:
+        x = x if x.dtype == torch.float64 else x.float()
         variance, mean = torch.var_mean(x.flatten(2), dim=2)
-        return len(x), mean.mean(0), variance.mean(0)
-    dims = [dim for dim in range(x.ndim) if dim != 1]
+        return Statistics(len(x), mean.mean(0), variance.mean(0))
     count = x.numel() // x.shape[1]
+    if x.dtype in _KERNEL_DTYPES and x.device.type in _KERNEL_DEVICES and count > 1:
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # batch norm's own reduction
+        return Statistics(count, mean, variance * (count / (count - 1)))
+    x = x if x.dtype == torch.float64 else x.float()
+    dims = [dim for dim in range(x.ndim) if dim != 1]
     variance, mean = torch.var_mean(x, dim=dims, correction=1 if count > 1 else 0)
-    return count, mean, variance
+    return Statistics(count, mean, variance)

@@ -12,11 +12,16 @@ from torch import Tensor, nn
 
 from evenkeel.batches import Forward
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
-from evenkeel.measurement import Measurement, largest
-from evenkeel.modes import eager, restored, write_
+from evenkeel.measurement import MEMORY, Measurement
+from evenkeel.merging import MOST_PARTS
+from evenkeel.modes import restored, unwrapped, write_
 from evenkeel.norms import Norm, norms_of
-from evenkeel.population import Population
+from evenkeel.population import Population, Statistics
 from evenkeel.progress import Bar
+from evenkeel.ranks import Ranks, default_group
+from evenkeel.settling import settle
+
+_STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +50,7 @@ class Reestimation:
     @property
     def standard_error(self) -> float:
         """The largest of the norms' relative standard errors: what `tolerance` is compared with."""
-        return largest(self.standard_errors.values())
+        return _largest(self.standard_errors.values())
 
     def undo(self) -> None:
         """Put the statistics found before back, in place."""
@@ -74,13 +79,17 @@ def reestimate_(
     max_batches: int | None = None,
     prior: float = 0,
     progress: bool = False,
+    group: Any = None,
+    memory: int = MEMORY,
 ) -> Reestimation:
     """Replace the running statistics of every norm layer by those of its input with dropout off.
 
-    The whole model is in eval mode, so that every source of noise is off; only the norm modules themselves normalise
-    by, and report, each batch's own statistics. Those are merged over all batches into the population's mean and
-    (unbiased) variance, `var = within + between`, in float64. This is the update of Hendrycks & Gimpel (2016, section
-    3) and of Li et al. (2018, "adjust", Table 3) with the population's variance in place of a moving average.
+    The whole model is in eval mode, so that every source of noise is off, and what each norm is fed is merged over all
+    batches into the population's mean and (unbiased) variance, `var = within + between`, in float64: the update of
+    Hendrycks & Gimpel (2016, section 3) and of Li et al. (2018, "adjust", Table 3) with the population's variance in
+    place of a moving average. Norms are settled meanwhile (see `settle`): each is fed what the norms before it make of
+    the data once they normalise by their own new statistics, as they will in eval mode, however small the batches.
+    These are merged into large ones, which is exact as far as they fit, and faster, for the price of `memory`.
 
     Norms in eval mode inside a model in train mode are frozen and stay as they are; so do norms that no batch reaches.
     Norms used more than once per pass get the statistics of all uses. Buffers are written in place, after the last
@@ -97,6 +106,10 @@ def reestimate_(
         max_batches: how many batches to use; all if None.
         prior: how many samples the statistics found in the model count for; 0 replaces them.
         progress: show a progress bar.
+        group: the process group of torch.distributed that measures together, each process on batches of its own, all
+            calling this; every process if None. They end with the same statistics, those of all their batches.
+        memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself, as a
+            model needs that mixes the samples of a batch.
 
     Returns:
         A `Reestimation`, whose `undo()` takes it all back.
@@ -112,32 +125,37 @@ def reestimate_(
     >>> torch.allclose(model[1].running_var, torch.cat(data).var(0))
     True
     """
-    if stats not in ("both", "var", "mean"):
+    if stats not in _STORED:
         raise EvenkeelError(f"stats must be 'both', 'var' or 'mean', not {stats!r}")
+    if memory < 0:
+        raise EvenkeelError(f"memory must be a number of bytes, or 0, not {memory}")
     if not 0 <= prior < math.inf or (tolerance is not None and not 0 < tolerance < math.inf):
         raise EvenkeelError(f"prior must be at least 0 and tolerance above 0, both finite, not {prior} and {tolerance}")
-    with eager(model) as plain:
+    with unwrapped(model) as plain:
         free, untouched = _divide(plain)
         with restored(plain), torch.no_grad():
-            measurement = Measurement(plain, free, by_batch=True)
+            channels = [norm.num_features for norm in free.values()]
+            ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
+            measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory)
             shown = Bar(batches, "re-estimating", total=max_batches) if progress else batches
-            measurement.run(shown, forward, max_batches, tolerance)
-    populations = measurement.populations
+            populations = settle(measurement, shown, max_batches, tolerance, stored=_STORED[stats])
+    for path, population in populations.items():
+        if population.pooled and population.count < 2:
+            raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples are needed")
     errors = {path: population.standard_error for path, population in populations.items()}
     untouched |= {path: "never reached by the batches" for path in free if path not in populations}
     if prior and not measurement.samples:
         raise BatchError(f"prior={prior} needs the number of samples, and no tensor in the batches tells it")
     for path, population in populations.items():
         if prior:
-            _blend(population, free[path], prior / measurement.samples)
-    before = _write({free[path]: population for path, population in populations.items()}, stats)
-    converged = tolerance is None or largest(errors.values()) <= tolerance
+            _blend(population, free[path], prior / measurement.samples, ranks)
+    before = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
+    converged = tolerance is None or _largest(errors.values()) <= tolerance
     return Reestimation(measurement.batches, measurement.samples, errors, untouched, converged, before)
 
 
-def _write(populations: dict[Norm, Population], stats: str) -> Sequence[tuple[nn.Module, str, Tensor]]:
+def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Sequence[tuple[nn.Module, str, Tensor]]:
     """Write the populations' statistics into the norms, all or none of them; return what was there before."""
-    names = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}[stats]
     values = {
         (norm, name): (population.mean if name == "running_mean" else population.variance).to(getattr(norm, name).dtype)
         for norm, population in populations.items()
@@ -162,8 +180,15 @@ def _divide(model: nn.Module) -> tuple[dict[str, Norm], dict[str, str]]:
     return {path: norms[path] for path in norms if path not in frozen}, dict.fromkeys(sorted(frozen), reason)
 
 
-def _blend(population: Population, norm: Norm, weight: float) -> None:
-    """Merge the statistics found in the norm, as if they came from `weight` times the values seen."""
+def _blend(population: Population, norm: Norm, weight: float, ranks: Ranks) -> None:
+    """Merge the statistics found in the norm, the first rank's, as if they came from `weight` times the values seen."""
     assert norm.running_mean is not None and norm.running_var is not None
-    population.add(0, weight * population.count, norm.running_mean, norm.running_var)
+    mean, variance = ranks.first(torch.stack([norm.running_mean, norm.running_var]))
+    population.add([(0, Statistics(weight * population.count, mean, variance))])
     population.merge()
+
+
+def _largest(values: Iterable[float]) -> float:
+    """The largest value; NaN if there is none or one is NaN: not known to be within any tolerance."""
+    listed = list(values)
+    return max(listed) if listed and not any(map(math.isnan, listed)) else math.nan

@@ -17,7 +17,7 @@ from evenkeel.errors import TraceError
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind
 from evenkeel.measurement import Measurement
-from evenkeel.modes import eager, restored
+from evenkeel.modes import restored, unwrapped
 from evenkeel.norms import norms_of
 from evenkeel.tables import plain, table
 from evenkeel.tracing import record
@@ -176,7 +176,7 @@ def variance_shift(
     >>> round(report.worst, 1), report[0].dropouts
     (2.0, (Layer('0', DROPOUT, p=0.5),))
     """
-    with eager(model) as plain, restored(plain), torch.no_grad():
+    with unwrapped(model) as plain, restored(plain), torch.no_grad():
         norms = norms_of(plain)
         stream = each(batches, plain, max_batches)
         first = next(stream)
@@ -186,8 +186,10 @@ def variance_shift(
         except TraceError as error:
             graph = LayerGraph(())
             notes.append(f"which dropouts feed a norm is not known: {error}")
-        measurement = Measurement(plain, norms, by_batch=False)
-        measurement.run(chain([first], stream), forward)
+        measurement = Measurement(plain, norms, forward=forward)
+        for group in measurement.groups(chain([first], stream)):
+            measurement.add(group)
+            measurement.arrivals = {}
     populations = measurement.populations
     notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
     rows = [

@@ -18,7 +18,7 @@ from evenkeel.errors import ModelError, brief
 from evenkeel.files import whole
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind, function_name
-from evenkeel.modes import eager, restored
+from evenkeel.modes import restored, unwrapped
 from evenkeel.norms import has_running_statistics
 from evenkeel.propagation import Powers, frozen_in, predict_powers
 from evenkeel.tables import plain, table, without_nan
@@ -160,7 +160,7 @@ def check_signals(
     >>> [(row.name, round(row.measured.train_variance, 1), round(row.predicted.train_variance, 1)) for row in report]
     [('0', 0.3, 0.3), ('3', 0.1, 0.1)]
     """
-    with eager(model) as plainly, restored(plainly, parameters=False):
+    with unwrapped(model) as plainly, restored(plainly, parameters=False):
         graph = trace(plainly, example)
         if not graph.of(Kind.WEIGHT):
             raise ModelError(f"{type(plainly).__name__} has no weight layer: there is no signal to check")

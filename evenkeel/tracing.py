@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from evenkeel.batches import device_of, map_tensors
 from evenkeel.errors import TraceError
 from evenkeel.graph import LayerGraph
-from evenkeel.modes import eager, restored
+from evenkeel.modes import restored, unwrapped
 from evenkeel.norms import has_running_statistics
 from evenkeel.recorder import Recorder
 
@@ -68,7 +68,7 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGra
     for training, fake in ((False, False),) if scripted else ((True, True), (False, True), (False, False)):
         recorder = Recorder(model, training=training)
         try:
-            with restored(model, parameters=not fake), eager(model), torch.no_grad(), warnings.catch_warnings():
+            with restored(model, parameters=not fake), unwrapped(model), torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
                 _set_modes(model, training)
                 with _fake_tensors(model) if fake else nullcontext(torch.clone) as convert:

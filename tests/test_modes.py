@@ -1,4 +1,4 @@
-"""restored and eager: what is lent out comes back as it was."""
+"""restored and unwrapped: what is lent out comes back as it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snapshots import Snapshot
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.modes import eager, restored
+from evenkeel.modes import restored, unwrapped
 
 
 class Keeper(nn.Module):
@@ -165,9 +165,9 @@ def test_parameters_written_by_the_body_are_restored():
     assert before.changes() == []
 
 
-def test_eager_gives_an_ordinary_model_itself():
+def test_unwrapped_gives_an_ordinary_model_itself():
     model = nn.Linear(2, 2)
-    with eager(model) as plain:
+    with unwrapped(model) as plain:
         assert plain is model
 
 
@@ -176,9 +176,9 @@ compiles = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is depre
 
 
 @compiles
-def test_eager_unwraps_a_compiled_model():
+def test_unwrapped_opens_a_compiled_model():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    with eager(torch.compile(model)) as plain:
+    with unwrapped(torch.compile(model)) as plain:
         assert plain is model
 
 
