@@ -15,7 +15,7 @@ from evenkeel.errors import BatchError
 from evenkeel.merging import Group, Groups
 from evenkeel.modes import restored
 from evenkeel.norms import Norm, pools_batch
-from evenkeel.population import Statistics, Population, batch_statistics
+from evenkeel.population import Population, Statistics, batch_statistics
 from evenkeel.ranks import Message, Ranks, State
 
 Layout = Callable[[Tensor], Tensor]

@@ -28,7 +28,7 @@ FLOORS = (
     ("propagation",),
     ("gains", "reestimation", "shift", "signal_check"),
     ("initialization",),
-    ("demo",),
+    ("compat", "demo"),
     ("cli",),
     ("__main__",),
 )

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenkeel.population import Statistics, Population, batch_statistics
+from evenkeel.population import Population, Statistics, batch_statistics
 
 batches_of_batches = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=4)
 
