@@ -254,7 +254,9 @@ def _reached(
 
 @contextmanager
 def _restored_on_error(parameters: Sequence[nn.Parameter]) -> Generator[dict[nn.Parameter, Tensor]]:
-    before = {parameter: parameter.detach().clone() for parameter in parameters}
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # fresh memory is slow to get
+        copies = pool.map(lambda parameter: parameter.detach().clone(), parameters)
+        before = dict(zip(parameters, copies, strict=True))
     try:
         yield before
     except BaseException:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from evenkeel.graph import Layer
 from evenkeel.kinds import ARGUMENTS, PRODUCTS
 
+_BLOCK = 1 << 19  # elements drawn at once
 Dims = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -193,9 +194,12 @@ def fill_(matrix: Tensor, variance: float, kind: str, generator: torch.Generator
 
 
 def _sphere(matrix: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    matrix.normal_(generator=generator)
-    norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True).clamp_min_(torch.finfo(matrix.dtype).tiny)
-    return matrix.mul_(scale * math.sqrt(matrix.shape[1]) / norms)
+    length = scale * math.sqrt(matrix.shape[1])
+    for rows in matrix.split(max(_BLOCK // max(matrix.shape[1], 1), 1)):  # which stay in the cache meanwhile
+        rows.normal_(generator=generator)
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(torch.finfo(matrix.dtype).tiny)
+        rows.mul_(length / norms)
+    return matrix
 
 
 def _orthogonal(matrix: Tensor, scale: float, generator: torch.Generator) -> Tensor:
