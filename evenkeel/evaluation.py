@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from evenkeel.batches import each, forward_pass
 from evenkeel.errors import BatchError
 from evenkeel.modes import restored
 
+_BINS = 15
+
 
 @dataclass(frozen=True)
 class Score:
@@ -23,11 +26,14 @@ class Score:
         error: share of samples whose most likely class is wrong, 0 to 1.
         log_loss: mean negative log-likelihood of the right class, in nats.
         samples: number of samples.
+        calibration_error: by how much confidence, the probability of the most likely class, and accuracy differ, on
+            average over samples in 15 bins of equal width (Guo et al. 2017); 0 to 1.
     """
 
     error: float
     log_loss: float
     samples: int
+    calibration_error: float = math.nan
 
 
 def evaluate(model: nn.Module, batches: Iterable[Any]) -> Score:
@@ -48,6 +54,7 @@ def evaluate(model: nn.Module, batches: Iterable[Any]) -> Score:
     0.5
     """
     wrong, loss, count = 0, 0.0, 0
+    gaps = torch.zeros(_BINS, dtype=torch.float64)  # of each bin, confidences less hits
     with restored(model), torch.no_grad():
         model.eval()
         for number, batch in enumerate(each(batches, model, None), 1):
@@ -60,7 +67,11 @@ def evaluate(model: nn.Module, batches: Iterable[Any]) -> Score:
                 raise BatchError(f"on batch {number} of {len(labels)} labels the model returned {shape}, not logits")
             if int(labels.max()) >= logits.shape[1]:
                 raise BatchError(f"batch {number} has label {int(labels.max())}, the model {logits.shape[1]} classes")
-            wrong += int((logits.argmax(1) != labels).sum())
+            confidence, chosen = logits.double().softmax(1).max(1)
+            hit = chosen == labels
+            wrong += int((~hit).sum())
+            bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
+            gaps.index_add_(0, bins.cpu(), (confidence - hit.double()).cpu())
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
             count += len(labels)
-    return Score(wrong / count, loss / count, count)
+    return Score(wrong / count, loss / count, count, float(gaps.abs().sum()) / count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evenkeel.batches import Forward
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
+from evenkeel.evaluation import Score, evaluate
 from evenkeel.measurement import MEMORY, Measurement
 from evenkeel.merging import MOST_PARTS
 from evenkeel.modes import restored, unwrapped, write_
@@ -34,6 +35,8 @@ class Reestimation:
         standard_errors: per norm, by path: the relative standard error of its mean variance (NaN from one batch).
         untouched: norms left as they were, by path, each with the reason.
         converged: whether the standard errors are within the tolerance asked for, if one was.
+        before, after: the model's scores on held-out data, if there were any, before and with the new statistics.
+        kept: whether the new statistics are in the model, or, having been worse, were taken back.
 
     >>> done = reestimate_(nn.BatchNorm1d(2), [torch.randn(64, 2) for _ in range(3)])
     >>> done.batches, done.samples, done.untouched
@@ -45,6 +48,9 @@ class Reestimation:
     standard_errors: dict[str, float]
     untouched: dict[str, str]
     converged: bool = True
+    before: Score | None = None
+    after: Score | None = None
+    kept: bool = True
     _before: Sequence[tuple[nn.Module, str, Tensor]] = ()
 
     @property
@@ -66,7 +72,12 @@ class Reestimation:
         """What it was made from, and how sure it is, in words."""
         error = "not known" if math.isnan(self.standard_error) else f"at most {self.standard_error:.2%}"
         short = "" if self.converged else ", the tolerance was not reached"
-        return f"{self.samples} samples in {self.batches} batches, relative standard error {error}{short}"
+        scores = ""
+        if self.before is not None and self.after is not None:
+            scores = f"; error {self.before.error:.2%} to {self.after.error:.2%}"
+            scores += f", log loss {self.before.log_loss:.3g} to {self.after.log_loss:.3g}"
+            scores += "" if self.kept else ", worse, so taken back"
+        return f"{self.samples} samples in {self.batches} batches, relative standard error {error}{short}{scores}"
 
 
 def reestimate_(
@@ -81,6 +92,8 @@ def reestimate_(
     progress: bool = False,
     group: Any = None,
     memory: int = MEMORY,
+    held_out: Iterable[Any] | None = None,
+    keep: Literal["new", "best"] = "new",
 ) -> Reestimation:
     """Replace the running statistics of every norm layer by those of its input with dropout off.
 
@@ -110,6 +123,9 @@ def reestimate_(
             calling this; every process if None. They end with the same statistics, those of all their batches.
         memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself, as a
             model needs that mixes the samples of a batch.
+        held_out: pairs of inputs and labels, iterated over twice, on which the model, a classifier, is scored before
+            and after (see `evaluate`): did it help?
+        keep: "best" takes the new statistics back if the held-out log loss is not lower with them.
 
     Returns:
         A `Reestimation`, whose `undo()` takes it all back.
@@ -131,7 +147,10 @@ def reestimate_(
         raise EvenkeelError(f"memory must be a number of bytes, or 0, not {memory}")
     if not 0 <= prior < math.inf or (tolerance is not None and not 0 < tolerance < math.inf):
         raise EvenkeelError(f"prior must be at least 0 and tolerance above 0, both finite, not {prior} and {tolerance}")
+    if keep not in ("new", "best") or (keep == "best" and held_out is None):
+        raise EvenkeelError(f"keep must be 'new', or, with held_out data to tell by, 'best', not {keep!r}")
     with unwrapped(model) as plain:
+        score = None if held_out is None else evaluate(plain, held_out)
         free, untouched = _divide(plain)
         with restored(plain), torch.no_grad():
             channels = [norm.num_features for norm in free.values()]
@@ -151,7 +170,27 @@ def reestimate_(
             _blend(population, free[path], prior / measurement.samples, ranks)
     before = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
     converged = tolerance is None or _largest(errors.values()) <= tolerance
-    return Reestimation(measurement.batches, measurement.samples, errors, untouched, converged, before)
+    done = Reestimation(
+        measurement.batches, measurement.samples, errors, untouched, converged, score, None, True, before
+    )
+    return done if score is None or held_out is None else _scored(done, score, model, held_out, keep, ranks)
+
+
+def _scored(
+    done: Reestimation, before: Score, model: nn.Module, held_out: Iterable[Any], keep: str, ranks: Ranks
+) -> Reestimation:
+    """Score the model with its new statistics, and take them back if they are worse and the best are to be kept."""
+    try:
+        with unwrapped(model) as plain:
+            after = evaluate(plain, held_out)
+    except BaseException:
+        done.undo()
+        raise
+    better = after.log_loss < before.log_loss
+    kept = keep == "new" or bool(ranks.first(torch.tensor([better])))
+    if not kept:
+        done.undo()
+    return replace(done, after=after, kept=kept)
 
 
 def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Sequence[tuple[nn.Module, str, Tensor]]:

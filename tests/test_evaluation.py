@@ -38,3 +38,22 @@ def test_dropout_is_off_and_the_model_comes_back_as_found():
 def test_faults_say_which_batch(batch, message):
     with pytest.raises(ek.BatchError, match=message):
         evaluate(nn.Identity(), [batch])
+
+
+def test_calibration_error_against_counting_by_bins():
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(400, 4), torch.randint(0, 4, (400,))
+    score = evaluate(nn.Identity(), zip(logits.split(37), labels.split(37), strict=True))
+    confidence, chosen = logits.double().softmax(1).max(1)
+    total = 0.0
+    for i in range(15):
+        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if inside.any():
+            gap = confidence[inside].mean() - (chosen == labels)[inside].double().mean()
+            total += float(inside.double().mean() * gap.abs())
+    assert score.calibration_error == pytest.approx(total)
+
+
+def test_a_model_that_is_always_right_and_sure_is_calibrated():
+    data = [(100 * torch.eye(4), torch.arange(4))]
+    assert evaluate(nn.Identity(), data).calibration_error == pytest.approx(0, abs=1e-9)

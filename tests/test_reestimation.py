@@ -539,3 +539,55 @@ def test_any_split_into_batches_gives_the_pooled_statistics(sizes, seed):
     pooled = torch.cat(data).double()
     assert torch.allclose(model.running_var.double(), pooled.var(0), rtol=1e-4)
     assert torch.allclose(model.running_mean.double(), pooled.mean(0), rtol=1e-4, atol=1e-4)
+
+
+# --- did it help? -----------------------------------------------------------------------------------------------------
+
+
+def classifier():
+    """A norm and a head that is right as long as the norm lets its input through as it is."""
+    model = nn.Sequential(nn.BatchNorm1d(4, affine=False, eps=0.0), nn.Linear(4, 4, bias=False))
+    nn.init.eye_(model[1].weight)
+    return model
+
+
+def labelled(count=64):
+    x = torch.randn(count, 4)
+    return [(x, x.argmax(1))]
+
+
+@pytest.mark.parametrize("keep", ["new", "best"])
+@pytest.mark.parametrize("helps", [True, False])
+def test_scores_before_and_after_say_whether_it_helped(helps, keep):
+    torch.manual_seed(0)
+    model, held_out = classifier(), labelled()
+    if helps:
+        nn.init.constant_(model[0].running_var, 100.0)
+    data = torch.randn(4, 64, 4) * (1 if helps else 30)
+    before = snapshot(model)
+    done = ek.reestimate_(model, data, held_out=held_out, keep=keep)
+    assert (done.after.log_loss < done.before.log_loss) is helps
+    assert done.kept is (helps or keep == "new")
+    if not done.kept:
+        assert_as(model, before)
+        assert "worse, so taken back" in repr(done)
+    done.undo()
+    assert_as(model, before)
+
+
+def test_what_cannot_be_scored_changes_nothing():
+    model = classifier()
+    before = snapshot(model)
+    with pytest.raises(ek.BatchError, match="no labels"):
+        ek.reestimate_(model, torch.randn(4, 64, 4), held_out=[torch.randn(8, 4)])
+    assert_as(model, before)
+    once = iter(labelled())
+    with pytest.raises(ek.BatchError, match="empty"):  # it can be read only once
+        ek.reestimate_(model, torch.randn(4, 64, 4), held_out=once)
+    assert_as(model, before)
+
+
+@pytest.mark.parametrize("options", [{"keep": "best"}, {"keep": "old", "held_out": []}, {"memory": -1}])
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(ek.EvenkeelError, match=r"keep must be|memory must be"):
+        ek.reestimate_(classifier(), torch.randn(4, 64, 4), **options)
