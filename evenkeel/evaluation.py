@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ class Score:
     error: float
     log_loss: float
     samples: int
-    calibration_error: float = math.nan
+    calibration_error: float
 
 
 def evaluate(model: nn.Module, batches: Iterable[Any]) -> Score:
