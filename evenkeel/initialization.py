@@ -255,14 +255,17 @@ def _reached(
 @contextmanager
 def _restored_on_error(parameters: Sequence[nn.Parameter]) -> Generator[dict[nn.Parameter, Tensor]]:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # fresh memory is slow to get
-        copies = pool.map(lambda parameter: parameter.detach().clone(), parameters)
-        before = dict(zip(parameters, copies, strict=True))
+        before = dict(zip(parameters, pool.map(_copy, parameters), strict=True))
     try:
         yield before
     except BaseException:
         for parameter, values in before.items():
             write_(parameter, values)
         raise
+
+
+def _copy(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().clone()
 
 
 def _draw(
