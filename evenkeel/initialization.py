@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
@@ -20,7 +20,7 @@ from evenkeel.marginals import Sum
 from evenkeel.modes import unwrapped, write_
 from evenkeel.propagation import Powers, Propagation, frozen_in, given_weights, predict_powers
 from evenkeel.signals import Signal
-from evenkeel.tables import plain, table, without_nan
+from evenkeel.tables import Rows, plain, table, without_nan
 from evenkeel.tracing import trace
 from evenkeel.weights import FILLS, Weights, weights_of
 
@@ -58,7 +58,7 @@ class InitRow:
     note: str = ""
 
 
-class InitReport(Sequence[InitRow]):
+class InitReport(Rows[InitRow]):
     """What `init_` did and what it predicts, layer by layer in execution order; `str()` is the table.
 
     Attributes:
@@ -70,20 +70,11 @@ class InitReport(Sequence[InitRow]):
     def __init__(
         self, rows: Iterable[InitRow], notes: Iterable[str], mode: str, weights: str, before: dict[nn.Parameter, Tensor]
     ) -> None:
-        self.rows = tuple(rows)
+        super().__init__(rows)
         self.notes = tuple(notes)
         self.mode = mode
         self.weights = weights
         self._before = before
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
-
-    def __iter__(self) -> Iterator[InitRow]:
-        return iter(self.rows)
 
     def undo(self) -> None:
         """Put every weight and bias back as it was before `init_`."""
@@ -348,8 +339,9 @@ def _notes(model: nn.Module, rows: Sequence[InitRow], calls: dict[Layer, Weights
     if mode == "hendrycks2016" and len(rows) > 1:
         last = rows[-1]
         notes.append(
-            "hendrycks2016, as printed, adds the backward term to the forward one, so the signal shrinks at every "
-            f"layer: {last.predicted.train_variance:.2g} of its variance is left at {last.name} in train mode, "
+            "hendrycks2016, as printed, adds the backward term to the forward one (of ReLU without dropout, this "
+            "halves the variance per layer), so the signal shrinks at every layer: "
+            f"{last.predicted.train_variance:.2g} of its variance is left at {last.name} in train mode, "
             f"{last.predicted.eval_variance:.2g} in eval mode; mode='forward' keeps it"
         )
     known = {w.parameter for w in calls.values() if w is not None}

@@ -16,6 +16,7 @@ from evenkeel.graph import Layer
 from evenkeel.kinds import Kind, kind_of_function
 from evenkeel.marginals import Marginal, gaussian
 from evenkeel.signals import Signal, by_level, lean, ratio
+from evenkeel.weights import extent
 
 Function = Callable[[Tensor], Tensor]
 
@@ -115,9 +116,9 @@ def _along(layer: Layer, name: str, shape: tuple[int, ...], dim: int) -> Tensor:
     if "adaptive" in name:
         inside = (places >= windows * n_in // n_out) & (places < -(-(windows + 1) * n_in // n_out))
         return inside.double() / inside.sum(1, keepdim=True)
-    size = _at(arguments["kernel_size"], dim)
+    size = extent(arguments["kernel_size"], dim)
     stride, padding, dilation = (
-        _at(arguments[key] if arguments.get(key) is not None else default, dim)
+        extent(arguments[key] if arguments.get(key) is not None else default, dim)
         for key, default in (("stride", size), ("padding", 0), ("dilation", 1))
     )
     steps = places - (windows * stride - padding)
@@ -126,10 +127,6 @@ def _along(layer: Layer, name: str, shape: tuple[int, ...], dim: int) -> Tensor:
     if name.startswith("avg") and arguments.get("count_include_pad", True):
         divisor = (windows * stride - padding + size).clamp_max(n_in + padding) - (windows * stride - padding)
     return inside.double() / divisor.clamp_min(1)
-
-
-def _at(size: Any, dim: int) -> int:
-    return size if isinstance(size, int) else size[dim if len(size) > 1 else 0]
 
 
 def _applied(weights: Sequence[Tensor], t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from statistics import median
@@ -19,7 +19,7 @@ from evenkeel.kinds import Kind
 from evenkeel.measurement import Measurement
 from evenkeel.modes import restored, unwrapped
 from evenkeel.norms import norms_of
-from evenkeel.tables import plain, table
+from evenkeel.tables import Rows, plain, table
 from evenkeel.tracing import record
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class ShiftRow:
         }
 
 
-class ShiftReport(Sequence[ShiftRow]):
+class ShiftReport(Rows[ShiftRow]):
     """The variance shift of every norm layer of a model, in execution order; `str()` is the table.
 
     Attributes:
@@ -92,17 +92,8 @@ class ShiftReport(Sequence[ShiftRow]):
     """
 
     def __init__(self, rows: Iterable[ShiftRow], notes: Iterable[str] = ()) -> None:
-        self.rows = tuple(rows)
+        super().__init__(rows)
         self.notes = tuple(notes)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
-
-    def __iter__(self) -> Iterator[ShiftRow]:
-        return iter(self.rows)
 
     @property
     def median(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from evenkeel.kinds import Kind, function_name
 from evenkeel.modes import restored, unwrapped
 from evenkeel.norms import has_running_statistics
 from evenkeel.propagation import Powers, frozen_in, predict_powers
-from evenkeel.tables import plain, table, without_nan
+from evenkeel.tables import Rows, plain, table, without_nan
 from evenkeel.tracing import trace
 from evenkeel.weights import weights_of
 
@@ -57,7 +57,7 @@ class SignalRow:
     measured: Powers
 
 
-class SignalReport(Sequence[SignalRow]):
+class SignalReport(Rows[SignalRow]):
     """Predicted and measured signals of every weight layer, in execution order; `str()` is the table.
 
     Attributes:
@@ -66,17 +66,8 @@ class SignalReport(Sequence[SignalRow]):
     """
 
     def __init__(self, rows: Iterable[SignalRow], samples: int) -> None:
-        self.rows = tuple(rows)
+        super().__init__(rows)
         self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
-
-    def __iter__(self) -> Iterator[SignalRow]:
-        return iter(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain numbers, strings and lists, for JSON."""

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Row_co = TypeVar("Row_co", covariant=True)
+
+
+class Rows(Sequence[Row_co]):
+    """What a report is made of, in execution order: it counts, indexes and iterates over its rows.
+
+    >>> list(Rows("ab")), len(Rows("ab")), Rows("ab")[0]
+    (['a', 'b'], 2, 'a')
+    """
+
+    def __init__(self, rows: Iterable[Row_co]) -> None:
+        self.rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row_co]:
+        return iter(self.rows)
 
 
 def table(

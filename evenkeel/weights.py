@@ -153,9 +153,9 @@ def _uses(layer: Layer, weight: Tensor, *, transposed: bool) -> Tensor:
     shares = torch.ones((), dtype=torch.float64)
     for dim in range(spatial):
         size, n_in, n_out = weight.shape[2 + dim], layer.inputs[0].shape[dim - spatial], layer.shape[dim - spatial]
-        stride, dilation = (_along(arguments.get(name, 1), dim) for name in ("stride", "dilation"))
+        stride, dilation = (extent(arguments.get(name, 1), dim) for name in ("stride", "dilation"))
         padding = arguments.get("padding", 0)
-        before = dilation * (size - 1) // 2 if padding == "same" else 0 if padding == "valid" else _along(padding, dim)
+        before = dilation * (size - 1) // 2 if padding == "same" else 0 if padding == "valid" else extent(padding, dim)
         places, taps = torch.arange(n_out)[:, None], torch.arange(size) * dilation
         if transposed:
             source, rest = (
@@ -170,7 +170,12 @@ def _uses(layer: Layer, weight: Tensor, *, transposed: bool) -> Tensor:
     return shares
 
 
-def _along(size: int | Sequence[int], dim: int) -> int:
+def extent(size: int | Sequence[int], dim: int) -> int:
+    """A kernel's size, stride or padding along one dimension, given for all of them at once or for each.
+
+    >>> extent(3, 1), extent((3, 5), 1), extent((3,), 1)
+    (3, 5, 3)
+    """
     return size if isinstance(size, int) else size[dim if len(size) > 1 else 0]
 
 
