@@ -41,6 +41,15 @@ def call(model: nn.Module, batch: Any) -> Any:
     )
 
 
+def inputs(batch: Any) -> Any:
+    """Of a batch, what `call` reads: without labels, that is, which may be of any form.
+
+    >>> inputs((torch.ones(2), "labels"))
+    (tensor([1., 1.]),)
+    """
+    return type(batch)(batch[:1]) if type(batch) in (tuple, list) and batch else batch
+
+
 def forward_pass(model: nn.Module, batch: Any, number: int, forward: Forward | None = None) -> Any:
     """Run the model on a batch, naming the batch and the layer if that raises.
 

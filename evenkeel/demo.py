@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -52,19 +52,22 @@ class Block(nn.Module):
         return self.shortcut(x) + self.conv2(F.relu(h))
 
 
-def build_net(p: float = 0.5, widths: tuple[int, ...] = (16, 16, 16, 32, 32, 32)) -> nn.Sequential:
-    """The demo's network: a pre-activation residual CNN for 8x8 grey images of ten classes.
+def build_net(
+    p: float = 0.5, widths: tuple[int, ...] = (16, 16, 16, 32, 32, 32), *, channels: int = 1
+) -> nn.Sequential:
+    """The demo's network: a pre-activation residual CNN for images of ten classes.
 
     Args:
         p: drop probability in every block.
         widths: channels of each block.
+        channels: of an image.
 
     >>> sum(1 for module in build_net().modules() if isinstance(module, nn.Dropout))
     6
     """
     blocks = [Block(inputs, outputs, p) for inputs, outputs in zip((widths[0], *widths), widths, strict=False)]
     head = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
-    return nn.Sequential(nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), *blocks, *head)
+    return nn.Sequential(nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), *blocks, *head)
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,22 @@ def _trained_nets(data: Data, seeds: int, epochs: int) -> Iterator[nn.Module]:
     for seed in range(seeds):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            yield _train(build_net(), data, epochs)
+            yield train(build_net(), data.train, epochs)
 
 
-def _train(net: nn.Module, data: Data, epochs: int, batch_size: int = 50) -> nn.Module:
-    """Nesterov SGD at a one-cycle rate of 0.1 with weight decay 5e-4."""
-    images, labels = (torch.cat(parts) for parts in zip(*data.train, strict=True))
+def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], epochs: int, batch_size: int = 50) -> nn.Module:
+    """Train a classifier by Nesterov SGD at a one-cycle rate of up to 0.1, with weight decay 5e-4.
+
+    Args:
+        net: changed in place, and left in train mode.
+        batches: images and labels, which are pooled, and drawn anew in every epoch.
+        epochs: passes over them.
+        batch_size: images in a step.
+
+    Returns:
+        The net.
+    """
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = epochs * math.ceil(len(images) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.batches import Forward, device_of, each, forward_pass, map_tensors, tensors
+from evenkeel.batches import Forward, device_of, each, forward_pass, inputs, map_tensors, tensors
 from evenkeel.errors import BatchError
 from evenkeel.merging import Group, Groups
 from evenkeel.modes import restored
@@ -87,7 +87,7 @@ class Measurement:
     def groups(self, batches: Iterable[Any], max_batches: int | None = None) -> Iterator[Group | None]:
         """The batches in groups to `add`; None where only other ranks have one left."""
         stream = each(batches, self.model, max_batches, may_be_empty=self.ranks.size > 1)
-        self._groups = Groups(stream if self._forward else map(_inputs, stream), self._limit)
+        self._groups = Groups(stream if self._forward else map(inputs, stream), self._limit)
         yield from self.ranks.rounds(self._groups)
         if not self.batches:
             raise BatchError("the loaders of all ranks are empty: they yielded no batch")
@@ -211,11 +211,6 @@ def _require_finite(path: str, parts: Parts) -> None:
     for number, (_, mean, variance) in parts:
         if not (mean.isfinite() & variance.isfinite()).all():
             raise BatchError(f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite")
-
-
-def _inputs(batch: Any) -> Any:
-    """Of a batch without a forward of its own, what the model is called on."""
-    return type(batch)(batch[:1]) if type(batch) in (tuple, list) and batch else batch
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

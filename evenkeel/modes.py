@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -47,6 +47,27 @@ def restored(model: nn.Module, *, parameters: bool = True) -> Generator[None]:
             yield
         finally:
             memory.restore()
+
+
+@contextmanager
+def flagged(flags: Mapping[nn.Module, bool]) -> Generator[None]:
+    """Set modules' train/eval flags, each by itself, and put back those found.
+
+    >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).eval()
+    >>> with flagged({net[1]: True}):
+    ...     print(net.training, net[0].training, net[1].training)
+    False False True
+    >>> net[1].training
+    False
+    """
+    found = {module: module.training for module in flags}
+    try:
+        for module, flag in flags.items():
+            module.training = flag
+        yield
+    finally:
+        for module, flag in found.items():
+            module.training = flag
 
 
 @contextmanager

@@ -12,6 +12,7 @@ FLOORS = (
         "batches",
         "files",
         "graph",
+        "loaders",
         "marginals",
         "modes",
         "moments",
@@ -28,7 +29,7 @@ FLOORS = (
     ("propagation",),
     ("gains", "reestimation", "shift", "signal_check"),
     ("initialization",),
-    ("compat", "demo"),
+    ("compat", "demo", "hf", "lightning"),
     ("cli",),
     ("__main__",),
 )

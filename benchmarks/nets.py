@@ -1,0 +1,68 @@
+"""Networks trained on real images, whose statistics the benchmarks put right: trained once, then read from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.datasets import load_data
+from evenkeel.demo import build_net, train
+from evenkeel.evaluation import evaluate
+from evenkeel.files import whole
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def mlp(widths: tuple[int, ...] = (784, 256, 256, 256), p: float = 0.5) -> nn.Sequential:
+    hidden = [
+        layer
+        for inputs, outputs in pairwise(widths)
+        for layer in (nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(p))
+    ]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], 10))
+
+
+def residual_a() -> nn.Sequential:
+    """li2018's type (a): dropout right before each block's last norm."""
+    return build_net(p=0.5, widths=(16, 16, 32, 32, 64, 64), channels=3)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network, the set it is trained on, how many batches of 128 of it, and how long."""
+
+    build: Callable[[], nn.Module]
+    data: str
+    batches: int
+    epochs: int
+
+    def load(self, data_dir: Path | None, count: int | None = None) -> tuple[Batches, Batches]:
+        """Training and test batches of 128 images."""
+        data = load_data(self.data, data_dir=data_dir, batch_size=128)
+        return list(islice(data.train, count or self.batches)), list(data.test or ())
+
+    def trained(self, seed: int, data_dir: Path | None, folder: Path) -> nn.Module:
+        """The net of this seed, in train mode."""
+        net, path = self.build(), folder / f"{self.data}-{seed}.pt"
+        if path.exists():
+            net.load_state_dict(torch.load(path, weights_only=True))
+            return net
+        training, test = self.load(data_dir)
+        torch.manual_seed(seed)
+        net = train(self.build(), training, self.epochs, batch_size=128)
+        print(f"trained on {self.data}, seed {seed}: test error {evaluate(net, test).error:.2%}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(path) as temporary:
+            torch.save(net.state_dict(), temporary)
+        return net
+
+
+NETS = {
+    "MLP 3 x 256, MNIST": Net(mlp, "mnist", 469, 10),
+    "residual CNN (a), 10,000 CIFAR-10 images": Net(residual_a, "cifar10", 78, 15),
+}

@@ -1,0 +1,91 @@
+"""Lightning: a callback that re-estimates the norms' statistics at the end of fit, or for every validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from evenkeel.batches import Forward, call, inputs
+from evenkeel.errors import EvenkeelError
+from evenkeel.loaders import aside
+from evenkeel.modes import flagged
+from evenkeel.reestimation import Reestimation, reestimate_
+
+
+class ReestimationCallback(Callback):
+    """Calls `reestimate_` on the LightningModule, with the trainer's precision, on all of the trainer's processes.
+
+    Args:
+        when: "fit_end", once, to stay; or "validation", before each one, whereafter the statistics gathered in training
+            are put back, and are what checkpoints hold.
+        batches: what to measure on; the trainer's training loader if None, which training does not notice.
+        forward: how to run a batch b, if not by `module(b[0])` or as `reestimate_` does.
+        options: of `reestimate_`, such as `tolerance=0.01`.
+
+    Attributes:
+        reestimation: what the last `reestimate_` returned.
+
+    >>> from lightning.pytorch import Trainer
+    >>> trainer = Trainer(callbacks=[ReestimationCallback(tolerance=0.01)], logger=False, accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        when: Literal["fit_end", "validation"] = "fit_end",
+        *,
+        batches: Iterable[Any] | None = None,
+        forward: Forward | None = None,
+        **options: Any,
+    ) -> None:
+        if when not in ("fit_end", "validation"):
+            raise EvenkeelError(f"when must be 'fit_end' or 'validation', not {when!r}")
+        self.when = when
+        self.reestimation: Reestimation | None = None
+        self._batches = batches
+        self._forward = forward
+        self._options = options
+        self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which tell what is frozen
+        self._undo: Callable[[], None] | None = None  # of a validation under way
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the train/eval flags."""
+        if self.when == "validation":
+            self._flags = {module: module.training for module in pl_module.modules()}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Re-estimate, if this is when to."""
+        if self.when == "fit_end":
+            self.reestimation = self._reestimate_(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Re-estimate for this validation, if it is one of a training under way."""
+        if self.when == "validation" and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            with flagged(self._flags):
+                self.reestimation = self._reestimate_(trainer, pl_module)
+            self._undo = self.reestimation.undo
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the statistics of training back."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the statistics of training back, if it was a validation that failed."""
+        self.on_validation_end(trainer, pl_module)
+
+    def _reestimate_(self, trainer: Trainer, pl_module: LightningModule) -> Reestimation:
+        precision = trainer.precision_plugin
+        run = self._forward or call
+
+        def forward(model: nn.Module, batch: Any) -> Any:
+            with precision.forward_context():
+                return run(model, batch)
+
+        with aside(trainer.train_dataloader if self._batches is None else self._batches) as loader:
+            batches = (precision.convert_input(inputs(b) if run is call else b) for b in loader)
+            return reestimate_(pl_module, batches, forward=forward, **self._options)

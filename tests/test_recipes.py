@@ -1,0 +1,165 @@
+"""docs/recipes.md: every recipe runs as it stands, in at most ten lines, and leaves statistics that hold."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import evenkeel as ek
+
+PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+RECIPES = dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGE, flags=re.M | re.S))
+X = torch.randn(96, 4, generator=torch.Generator().manual_seed(2))
+Y = (X[:, 0] > 0).long()
+
+
+class Net(nn.Sequential):
+    """Takes labels and gives a loss where a Trainer asks for it."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8))
+        self.append(nn.BatchNorm1d(8))
+
+    def forward(self, x, labels=None):
+        logits = super().forward(x)
+        return logits if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def train(model, optimizer, loader, after_step=lambda: None):
+    model.train()
+    for x, y in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        after_step()
+
+
+def worst_shift(model):
+    return ek.variance_shift(model, [X]).worst
+
+
+def lightning(names, folder):
+    from lightning.pytorch import LightningModule
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = names["model"]
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, index):
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.2)
+
+    return {"module": Module()}
+
+
+def hugging_face(names, folder):
+    from transformers import TrainingArguments
+
+    options = {"num_train_epochs": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    return {
+        "arguments": TrainingArguments(output_dir=str(folder), **options),
+        "dataset": [{"x": x, "labels": y} for x, y in zip(X, Y, strict=True)],
+    }
+
+
+def accelerate(names, folder):
+    from accelerate import Accelerator
+
+    return {"accelerator": Accelerator(cpu=True)}
+
+
+def torchrun(names, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
+    return {}
+
+
+def timm(names, folder):
+    from timm.utils import ModelEmaV3
+
+    return {
+        "model_ema": ModelEmaV3(names["model"]),
+        "loader_train": names["loader"],
+        "amp_autocast": partial(torch.autocast, "cpu", torch.bfloat16, enabled=False),
+    }
+
+
+def schedule_free(names, folder):
+    from schedulefree import SGDScheduleFree
+
+    optimizer = SGDScheduleFree(names["model"].parameters(), lr=0.2)
+    optimizer.train()
+    return {"schedule_free": optimizer, "path": folder / "weights.pt"}
+
+
+def nothing(names, folder):
+    return {}
+
+
+# what a recipe takes for granted beside `world`, and the names of what it leaves with statistics that hold
+PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
+    "Lightning": (lightning, ("model",)),
+    "Hugging Face Trainer": (hugging_face, ("model",)),
+    "accelerate": (accelerate, ("model",)),
+    "torchrun and DistributedDataParallel": (torchrun, ("model", "replica")),
+    "timm's train script": (timm, ("model",)),
+    "An exponential moving average of the weights": (nothing, ("averaged",)),
+    "Stochastic weight averaging": (nothing, ("averaged",)),
+    "Schedule-free optimizers": (schedule_free, ()),
+    "Did it help?": (lambda names, _: {"validation": names["loader"]}, ()),
+    "Another domain": (lambda *_: {"new_domain": [3 * X]}, ()),
+}
+
+
+@pytest.fixture
+def world():
+    """The names that every recipe takes for granted."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.2)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=16)
+    train(model, optimizer, loader)
+    yield {"model": model, "optimizer": optimizer, "loader": loader, "train": train, "torch": torch}
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*(many workers|tensorboardX|LeafSpec|logging interval)")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert worst_shift(world["model"]) > 1.1
+    prepare, repaired = PLACES[name]
+    exec(RECIPES[name], names := world | prepare(world, tmp_path))
+    for model in repaired:
+        assert worst_shift(names[model]) < 1 + 1e-5
+    if name == "Schedule-free optimizers":
+        assert worst_shift(world["model"]) > 1.1, "taken back, to train on"
+        world["model"].load_state_dict(torch.load(names["path"]))
+        assert worst_shift(world["model"]) < 1 + 1e-5
+    if name == "timm's train script":
+        assert worst_shift(names["model_ema"].module) < 1 + 1e-5
+    if name == "Did it help?":
+        assert names["done"].kept is (names["done"].after.log_loss < names["done"].before.log_loss)
+    if name == "Another domain":
+        assert 1.1 < ek.variance_shift(world["model"], [3 * X]).worst < 9 * 2
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_ten_lines_at_most(name):
+    assert sum(bool(line.strip()) for line in RECIPES[name].splitlines()) <= 10
+
+
+def test_every_recipe_of_the_page_is_tested():
+    assert list(RECIPES) == list(PLACES) == re.findall(r"^## (.+)$", PAGE, flags=re.M)
