@@ -11,22 +11,20 @@ signals after mode forward and of error signals after mode backward.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from statistics import fmean, median, quantiles
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import evenkeel as ek
+from benchmarks.measuring import compare, run_parts, seconds, show, spread
 from benchmarks.torchvision_cpu import import_torchvision
-from evenkeel.files import whole
 from evenkeel.progress import Bar
 
 Init = Callable[[nn.Module, Tensor], Any]
@@ -98,28 +96,12 @@ LEFT: dict[str, Init] = {
 }
 
 
-def seconds(initialize: Init, model: nn.Module, example: Tensor) -> float:
-    start = time.perf_counter()
-    initialize(model, example)
-    return time.perf_counter() - start
-
-
-def costs(model: nn.Module, example: Tensor, rounds: int) -> dict[str, dict[str, float]]:
-    for initialize in FAST.values():  # once for what is only paid once in a process
-        initialize(model, example)
-    taken: dict[str, list[float]] = {name: [] for name in FAST}
-    for _ in range(rounds):
-        for name, initialize in FAST.items():
-            taken[name].append(seconds(initialize, model, example))
-    base = taken["kaiming_normal_"]
-    figures: dict[str, dict[str, float]] = {}
-    for name, times in taken.items():
-        ratios = [own / other for own, other in zip(times, base, strict=True)]
-        low, _, high = quantiles(ratios, n=4)
-        figures[name] = {"ratio": median(ratios), "low": low, "high": high, "seconds": median(times)}
+def costs(model: nn.Module, example: Tensor, rounds: int) -> dict[str, Any]:
+    figures: dict[str, Any] = compare({name: partial(run, model, example) for name, run in FAST.items()}, rounds)
+    base = figures["seconds"]["kaiming_normal_"]
     for name, initialize in SLOW.items():
-        own = seconds(initialize, model, example)
-        figures[name] = {"ratio": own / median(base), "seconds": own}
+        taken = seconds(partial(initialize, model, example))
+        figures[name], figures["seconds"][name] = spread([taken / base]), taken
     return figures
 
 
@@ -144,9 +126,8 @@ def run_cost(options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, build in (("ResNet-50 at 64 px", resnet50), ("MLP, 6 x 4096 (100 M)", mlp)):
         results[name] = costs(*build(), options.rounds)
-        for contestant, figure in results[name].items():
-            spread = f" ({figure['low']:.2f} to {figure['high']:.2f})" if "low" in figure else ""
-            print(f"  {name}: {contestant:18} {figure['ratio']:8.2f}{spread}  {figure['seconds']:.2f} s", flush=True)
+        for contestant, taken in results[name]["seconds"].items():
+            print(f"  {name}: {contestant:18} x{show(results[name][contestant])}  {taken:.2f} s", flush=True)
     return results
 
 
@@ -185,29 +166,16 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "cost": run_cost,
-    "left": run_left,
-    "layers": run_layers,
-}
+PARTS = {"cost": run_cost, "left": run_left, "layers": run_layers}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run; the rest is kept")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("results/init.json"))
     parser.add_argument("--plot", type=Path, default=Path("results/init.svg"))
-    options = parser.parse_args()
     warnings.simplefilter("ignore")  # LSUV's, of layers that a model does not call
-    for part in options.parts:
-        print(PARTS[part].__doc__, flush=True)
-        found = PARTS[part](options)
-        known = json.loads(options.out.read_text()) if options.out.exists() else {}
-        versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        with whole(options.out) as temporary:
-            temporary.write_text(json.dumps(known | versions | {part: found}, indent=1) + "\n")
+    run_parts(parser, PARTS, Path("results/init.json"))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,5 @@ class Net:
         return net
 
 
-NETS = {
-    "MLP 3 x 256, MNIST": Net(mlp, "mnist", 469, 10),
-    "residual CNN (a), 10,000 CIFAR-10 images": Net(residual_a, "cifar10", 78, 15),
-}
+MNIST, CIFAR = "MLP 3 x 256, MNIST", "residual CNN (a), 10,000 CIFAR-10 images"
+NETS = {MNIST: Net(mlp, "mnist", 469, 10), CIFAR: Net(residual_a, "cifar10", 78, 15)}

@@ -1,39 +1,37 @@
-"""What re-estimation costs: fvcore, torch and evenkeel over a bare eval-mode forward pass, side by side in one run.
+"""What re-estimation costs, and how right its statistics are: fvcore, torch and evenkeel, interleaved in one run.
 
-    python -m benchmarks.reestimation [--rounds 9] [--data-dir DIR] [--out results/reestimation.json]
+    python -m benchmarks.reestimation [--parts cost reach memory truth] [--rounds 7] [--data-dir DIR] [--nets FOLDER]
 
-Every round times all contestants one after the other on the same batches; the figures are the medians over the rounds
-of a contestant's time over the bare pass's time in the same round, with the range of the middle half. With CIFAR-10 in
---data-dir (or EVENKEEL_DATA) the last part runs on its 391 batches of 128 training images, else on noise images.
+Times are ratios within a round, the median over rounds with the range of the middle half. CIFAR-10 is read from
+--data-dir (or EVENKEEL_DATA); the nets of the parts reach and truth are trained once and kept in --nets.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Callable
-from itertools import pairwise
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import evenkeel as ek
+from benchmarks.measuring import compare, run_parts, seconds, show, spread
+from benchmarks.nets import CIFAR, NETS, mlp
 from benchmarks.torchvision_cpu import import_torchvision
-from evenkeel.datasets import load_data
+from evenkeel.evaluation import evaluate
+from evenkeel.norms import norms_of
+from evenkeel.progress import Bar
 
-
-def mlp() -> nn.Module:
-    widths = (784, 256, 256, 256)
-    hidden = [
-        layer
-        for inputs, outputs in pairwise(widths)
-        for layer in (nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(0.5))
-    ]
-    return nn.Sequential(*hidden, nn.Linear(256, 10))
+Batches = Sequence[Any]
 
 
 def resnet18() -> nn.Module:
@@ -46,14 +44,20 @@ def densenet121() -> nn.Module:
     return import_torchvision().models.densenet121(num_classes=10, drop_rate=0.2)
 
 
-def bare(model: nn.Module, batches: list[Tensor]) -> None:
+def plain12() -> nn.Module:
+    """Untrained: twelve convolutions, each with its norm."""
+    layers = [(nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for i in range(12)]
+    return nn.Sequential(*(layer for block in layers for layer in block))
+
+
+def bare(model: nn.Module, batches: Batches) -> None:
     model.eval()
     with torch.no_grad():
         for batch in batches:
-            model(batch)
+            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
-def fvcore(model: nn.Module, batches: list[Tensor]) -> None:
+def fvcore(model: nn.Module, batches: Batches, count: int | None = None) -> None:
     """As its best users call it: dropout off, only the norms in train mode."""
     from fvcore.nn.precise_bn import update_bn_stats
 
@@ -61,109 +65,207 @@ def fvcore(model: nn.Module, batches: list[Tensor]) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    update_bn_stats(model, batches, len(batches))
+    inputs = (batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches)
+    update_bn_stats(model, inputs, count or len(batches))
 
 
-def torch_swa(model: nn.Module, batches: list[Tensor]) -> None:
+def torch_swa(model: nn.Module, batches: Batches) -> None:
     update_bn(batches, model)
 
 
-def evenkeel(model: nn.Module, batches: list[Tensor]) -> None:
+def evenkeel(model: nn.Module, batches: Batches) -> None:
     ek.reestimate_(model, batches)
 
 
-CONTESTANTS: dict[str, Callable[[nn.Module, list[Tensor]], None]] = {
-    "bare forward": bare,
+Contestant = Callable[[nn.Module, Batches], None]
+BARE: dict[str, Contestant] = {"bare forward": bare}
+CONTESTANTS: dict[str, Contestant] = {
     "fvcore update_bn_stats": fvcore,
     "torch update_bn": torch_swa,
     "ek.reestimate_": evenkeel,
 }
 # net, shape of a batch, batches a round
 ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "MLP 3 x 256, batch 128": (mlp, (128, 784), 200),
-    "ResNet-18 at 32 px, batch 128": (resnet18, (128, 3, 32, 32), 3),
-    "DenseNet-121 at 32 px, batch 64": (densenet121, (64, 3, 32, 32), 4),
+    "MLP 3 x 256, batch 128": (mlp, (128, 784), 400),
+    "MLP 3 x 256, batch 8": (mlp, (8, 784), 400),
+    "ResNet-18 at 32 px, batch 128": (resnet18, (128, 3, 32, 32), 16),
+    "ResNet-18 at 32 px, batch 8": (resnet18, (8, 3, 32, 32), 64),
+    "DenseNet-121 at 32 px, batch 64": (densenet121, (64, 3, 32, 32), 16),
 }
 
 
-def measure_cost(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Cost of every contestant over the bare pass, per row."""
-    table = {}
+def run_cost(options: argparse.Namespace) -> dict[str, Any]:
+    """(a) Time of one pass over that of a bare eval-mode forward pass on the same batches."""
+    table: dict[str, Any] = {}
     for row, (build, shape, count) in ROWS.items():
         torch.manual_seed(0)
         model, batches = build(), [torch.randn(shape) for _ in range(count)]
-        seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-        for number in range(rounds + 1):
-            for name, run in CONTESTANTS.items():
-                start = time.perf_counter()
-                run(model, batches)
-                if number:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - start)
-        table[row] = {name: ratios(seconds[name], seconds["bare forward"]) for name in CONTESTANTS}
-        table[row]["bare forward"]["ms per batch"] = 1000 * median(seconds["bare forward"]) / count
-        print(f"\n{row}: bare forward {table[row]['bare forward']['ms per batch']:.2f} ms a batch")
-        for name, figures in table[row].items():
-            print(f"  {name:24} x{figures['median']:.2f}  ({figures['low']:.2f} to {figures['high']:.2f})", flush=True)
+        runs = {name: partial(run, model, batches) for name, run in (BARE | CONTESTANTS).items()}
+        table[row] = compare(runs, options.rounds)
+        per_batch = 1000 * table[row]["seconds"]["bare forward"] / count
+        print(f"{row}: bare forward {per_batch:.2f} ms a batch")
+        for name in CONTESTANTS:
+            print(f"  {name:24} x{show(table[row][name])}", flush=True)
     return table
 
 
-def ratios(seconds: list[float], bare_seconds: list[float]) -> dict[str, float]:
-    values = [a / b for a, b in zip(seconds, bare_seconds, strict=True)]
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"median": median(values), "low": low, "high": high}
+def run_reach(options: argparse.Namespace) -> dict[str, Any]:
+    """(b) Images and time to the test error of a full pass, on trained nets: tolerance=0.01 stops by itself."""
+    table: dict[str, Any] = {}
+    for name, net in NETS.items():
+        training, test = net.load(options.data_dir, count=469)
+        trained = net.trained(0, options.data_dir, options.nets)
+        ek.reestimate_(full := copy.deepcopy(trained), training)
+        target = evaluate(full, test).error
+        rows: dict[str, dict[str, list[float]]] = {}
+        for seed in Bar(range(options.rounds), name):
+            order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed)).tolist()
+            shuffled = [training[i] for i in order]
+            base = None
+            for contestant, run in REACH.items():
+                model = copy.deepcopy(trained)
+                images: list[int] = []
+                taken = seconds(partial(run, model, Counted(shuffled, images)))
+                base = base or taken
+                row = rows.setdefault(contestant, {"images": [], "time": [], "seconds": [], "off by points": []})
+                row["images"].append(sum(images))
+                row["seconds"].append(taken)
+                row["time"].append(taken / base)
+                row["off by points"].append(100 * (evaluate(model, test).error - target))
+        table[name] = {"error of a full pass": target} | {
+            contestant: {figure: spread(values) for figure, values in row.items()} for contestant, row in rows.items()
+        }
+        print(f"{name}: test error {target:.2%} after a full pass of {sum(len(y) for _, y in training)} images")
+        for contestant, row in rows.items():
+            off = row["off by points"]
+            print(
+                f"  {contestant:36} {fmean(row['images']):8.0f} images, time x{show(spread(row['time']))}, "
+                f"off by {min(off):+.2f} to {max(off):+.2f} points",
+                flush=True,
+            )
+    return table
 
 
-def measure_tolerance(data_dir: Path | None) -> dict[str, float | str]:
-    """How much of an epoch of 391 batches tolerance=0.01 takes, and how far its statistics are from the epoch's."""
-    try:
-        loader = load_data("cifar10", data_dir=data_dir, batch_size=128).train
-        source = "CIFAR-10"
-    except ek.EvenkeelError as error:
-        print(f"\n{error}")
-        loader = [(torch.rand(128, 1, 1, 1) + 0.5) * torch.randn(128, 3, 32, 32) for _ in range(391)]
-        source = "noise"
-    batches = list(loader)
-    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0)).tolist()
-    batches = [batches[i] for i in order]
+REACH: dict[str, Contestant] = {
+    "ek.reestimate_, tolerance=0.01": lambda model, batches: ek.reestimate_(model, batches, tolerance=0.01),
+    "ek.reestimate_, full pass": evenkeel,
+    "torch update_bn, full pass": torch_swa,
+    "fvcore update_bn_stats, 200 batches": partial(fvcore, count=200),
+}
+
+
+class Counted:
+    """Batches that tell how many images they gave."""
+
+    def __init__(self, batches: Batches, images: list[int]) -> None:
+        self.batches, self.images = batches, images
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            self.images.append(len(batch[0]))
+            yield batch
+
+
+def run_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """(c) Peak of memory on top of the model's and the program's, ResNet-18 at 32 px, each in a process of its own."""
+    table: dict[str, Any] = {}
+    for batch_size in (4, 16, 128):
+        row = {}
+        for name in PEAKS:
+            command = [sys.executable, "-m", "benchmarks.reestimation", "--peak", name, str(batch_size)]
+            peaks = [float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
+            row[name] = spread(peaks)
+        print(f"batch {batch_size}: bare forward {row['bare forward']['median']:.0f} MiB")
+        for name in list(PEAKS)[1:]:
+            over = row[name]["median"] / row["bare forward"]["median"]
+            print(f"  {name:32} {row[name]['median']:6.0f} MiB, x{over:.2f}", flush=True)
+        table[f"batch {batch_size}, MiB"] = row
+    return table
+
+
+PEAKS: dict[str, Contestant] = (
+    BARE
+    | CONTESTANTS
+    | {"ek.reestimate_, memory=16 MiB": lambda model, batches: ek.reestimate_(model, batches, memory=1 << 24)}
+)
+
+
+def peak(name: str, batch_size: int) -> float:
+    """MiB by which memory in use grows at most while a contestant works on 1,024 images."""
     torch.manual_seed(0)
-    model = resnet18()
-    seconds = {}
-    for name, tolerance in (("full", None), ("tolerance", 0.01)):
-        start = time.perf_counter()
-        done = ek.reestimate_(model, batches, tolerance=tolerance, progress=True)
-        seconds[name] = time.perf_counter() - start
-        means = [float(m.running_var.mean()) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        if tolerance is None:
-            full = means
-    off = max(abs(a / b - 1) for a, b in zip(means, full, strict=True))
-    figures: dict[str, float | str] = {
-        "data": source,
-        "batches of the epoch": len(batches),
-        "batches taken": done.batches,
-        "standard error": done.standard_error,
-        "worst mean variance off the full pass": off,
-        "time over the full pass": seconds["tolerance"] / seconds["full"],
+    model, status = resnet18(), Path("/proc/self/status")
+    batches = [torch.randn(batch_size, 3, 32, 32) for _ in range(1024 // batch_size)]
+    bare(model, batches[:1])
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    found = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    PEAKS[name](model, batches)
+    after = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return (int(after["VmHWM"].split()[0]) - int(found["VmRSS"].split()[0])) / 1024
+
+
+def run_truth(options: argparse.Namespace) -> dict[str, Any]:
+    """(d) Worst norm: how far the stored variance is off what eval mode then shows; the mean in deviations."""
+    cifar = torch.cat([x for x, _ in NETS[CIFAR].load(options.data_dir)[0]])
+    levels = torch.randn(2048, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    cases: dict[str, tuple[nn.Module, Tensor]] = {
+        CIFAR: (NETS[CIFAR].trained(0, options.data_dir, options.nets), cifar),
+        "12 convolutions, untrained, on images of different level": (plain12(), torch.randn(2048, 3, 16, 16) + levels),
     }
-    print(f"\nResNet-18 on {source}, tolerance=0.01:")
-    for name, value in figures.items():
-        print(f"  {name}: {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
-    return figures
+    table: dict[str, Any] = {}
+    for case, (model, data) in cases.items():
+        print(case)
+        for batch_size in (4, 16, 128):
+            row = {}
+            for name, run in CONTESTANTS.items():
+                treated = copy.deepcopy(model)
+                run(treated, data.split(batch_size))
+                row[name] = worst(treated, data)
+                print(f"  batch {batch_size:3}: {name:24} variance {row[name][0]:8.3%}  mean {row[name][1]:8.3%}")
+            table[f"{case}, batch {batch_size}"] = row
+    return table
+
+
+def worst(model: nn.Module, data: Tensor) -> tuple[float, float]:
+    """Of the worst norm, the mean over channels: |eval variance / running variance - 1|, and means in deviations."""
+    model.eval()
+    sums: dict[str, list[Tensor]] = {}
+
+    def read(path: str, norm: nn.Module, args: tuple[Tensor]) -> None:
+        x = args[0].transpose(0, 1).flatten(1).double()
+        rows = torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), (x**2).sum(1)])
+        sums.setdefault(path, []).append(rows)
+
+    hooks = [norm.register_forward_pre_hook(partial(read, path)) for path, norm in norms_of(model).items()]
+    bare(model, data.split(256))
+    for hook in hooks:
+        hook.remove()
+    off_variance, off_mean = [], []
+    for path, norm in norms_of(model).items():
+        count, total, squares = torch.stack(sums[path]).sum(0)
+        mean = total / count
+        variance = (squares / count - mean**2) * count / (count - 1)
+        off_variance.append(abs(float(variance.mean() / norm.running_var.double().mean()) - 1))
+        off_mean.append(float(((mean - norm.running_mean).abs() / variance.sqrt().clamp_min(1e-12)).mean()))
+    return max(off_variance), max(off_mean)
+
+
+PARTS = {"cost": run_cost, "reach": run_reach, "memory": run_memory, "truth": run_truth}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
     torch.set_num_threads(2)
-    figures = {
-        "versions": {"torch": torch.__version__, "evenkeel": ek.__version__},
-        "cost over a bare forward pass": measure_cost(options.rounds),
-        "tolerance": measure_tolerance(options.data_dir),
-    }
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if sys.argv[1:2] == ["--peak"]:
+        print(peak(sys.argv[2], int(sys.argv[3])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
+    parser.add_argument("--nets", type=Path, default=Path("data/nets"), help="folder of trained nets")
+    run_parts(parser, PARTS, Path("results/reestimation.json"))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from evenkeel.batches import Forward, device_of, each, forward_pass, inputs, map
 from evenkeel.errors import BatchError
 from evenkeel.merging import Group, Groups
 from evenkeel.modes import restored
-from evenkeel.norms import Norm, pools_batch
+from evenkeel.norms import Norm, mixes_batch, pools_batch
 from evenkeel.population import Population, Statistics, batch_statistics
 from evenkeel.ranks import Message, Ranks, State
 
@@ -23,7 +24,7 @@ Sizes = tuple[int, int]  # batches and samples
 Parts = Sequence[tuple[int, Statistics]]
 Call = tuple[int, Parts]  # its rank
 Arrivals = dict[str, list[Call]]
-Seen = Callable[[str, Norm], None]
+Seen = Callable[["Measurement", str, Norm], None]
 
 MEMORY = 1 << 27  # bytes
 
@@ -41,7 +42,7 @@ class Measurement:
     Attributes:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
         arrivals: what came in at every norm since this was last cleared, by path: of each call its rank, and its parts.
-        seen: called with its path and itself when a norm has been measured, before it normalises.
+        seen: called with this, a path and a norm when the norm has been measured, before it normalises.
         batches: number of batches run.
         samples: number of samples in them, as far as tensors tell.
         wanted: how many samples a group of merged batches need not exceed.
@@ -73,13 +74,15 @@ class Measurement:
         self.samples = 0
         self.wanted = math.inf
         self._forward = forward
-        self._memory = memory
+        self._memory = 0 if any(map(mixes_batch, model.modules())) else memory
         self._paths = list(norms)
         # On a CPU this layout makes statistics of images cheap.
         self._layout: Layout | None = _channels_last if device_of(model).type == "cpu" else None
         self._group: Group | None = None  # the one that is running
         self._most: float | None = None  # samples that the memory allows in a group
         self._largest: int | None = None  # bytes of a norm's input, while one sample is tried
+        self._rows = Counter[str]()  # of norms' inputs in this pass
+        self._rows_of_one = Counter[str]()  # and when one sample was tried
         model.eval()
         for path, norm in norms.items():
             norm.register_forward_pre_hook(partial(self._read, path), with_kwargs=True)
@@ -88,7 +91,11 @@ class Measurement:
         """The batches in groups to `add`; None where only other ranks have one left."""
         stream = each(batches, self.model, max_batches, may_be_empty=self.ranks.size > 1)
         self._groups = Groups(stream if self._forward else map(inputs, stream), self._limit)
-        yield from self.ranks.rounds(self._groups)
+        try:
+            yield from self.ranks.rounds(self._groups)
+        finally:
+            self._group = None
+            del self._groups  # and with them the loader
         if not self.batches:
             raise BatchError("the loaders of all ranks are empty: they yielded no batch")
         if not self.populations:
@@ -105,8 +112,10 @@ class Measurement:
                 batches, count = self.run(group)
             except _Retry as retry:
                 if retry.own and group is not None:
-                    group = self._groups.split(group) if self._layout is None else group
-                    self._layout = None
+                    if self._layout is None or isinstance(retry.__cause__, _MixedError):
+                        group = self._groups.split(group)
+                    else:
+                        self._layout = None
             else:
                 self.batches += batches
                 self.samples += count
@@ -136,7 +145,9 @@ class Measurement:
         if group is not None:
             try:
                 batch = map_tensors(self._layout, group.batch) if self._layout else group.batch
+                self._rows.clear()
                 forward_pass(self.model, batch, group.first, self._forward)
+                self._require_samples(group)
             except _Retry:
                 raise
             except BatchError as error:
@@ -168,16 +179,25 @@ class Measurement:
     def _read(self, path: str, norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What every norm does before it is called."""
         x: Tensor = args[0] if args else kwargs["input"]
+        if not pools_batch(norm) and x.ndim == norm._get_no_batch_dim():  # type: ignore[operator]
+            x = x[None]
         if self._largest is not None:
             self._largest = max(self._largest, x.numel() * x.element_size())
+            self._rows_of_one[path] += len(x)
         elif self._group is not None and x.numel():
+            self._rows[path] += len(x)
             parts = [
                 (number, batch_statistics(part, pooled=pools_batch(norm))) for number, part in self._group.parts(x)
             ]
             _require_finite(path, parts)
             self._exchange(Message(State.MEASURED, self._paths.index(path), parts))
             if self.seen is not None:
-                self.seen(path, norm)
+                self.seen(self, path, norm)
+
+    def _require_samples(self, group: Group) -> None:
+        """Of many samples merged, a norm meets more rows than of one, or they were not merged along samples."""
+        if len(group.held) > 1 and (mixed := [path for path, n in self._rows.items() if n <= self._rows_of_one[path]]):
+            raise _MixedError(f"norm {mixed[0]!r} meets {self._rows[mixed[0]]} rows of one sample and of many")
 
     def _limit(self, batch: Any) -> float:
         """How many samples a group may hold."""
@@ -187,7 +207,7 @@ class Measurement:
 
     def _bytes_of_a_sample(self, batch: Any) -> float:
         """Bytes of the largest input of a norm, tried on one sample; infinite if the model does not take one."""
-        sample = map_tensors(lambda t: t[:1] if t.ndim else t, batch)
+        sample = map_tensors(lambda t: (t[:1] if t.ndim else t).clone(), batch)
         self._largest = max((t.numel() * t.element_size() for t in tensors(sample)), default=1)
         try:
             with restored(self.model, parameters=False):
@@ -197,6 +217,10 @@ class Measurement:
             return math.inf
         finally:
             self._largest = None
+
+
+class _MixedError(BatchError):
+    """Batches were merged that cannot be: time came first, or the model makes one of all samples."""
 
 
 class _Retry(BatchError):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.batches import is_words, map_together, samples
+from evenkeel.batches import is_words, map_tensors, map_together, samples
 
 MOST_PARTS = 8  # of a group, whose statistics are taken apart for the spread between them
 _CONSTANTS = (str, bytes, int, float, bool, type(None))
@@ -23,12 +23,16 @@ class Group:
     """Batches of the loader that run as one.
 
     Attributes:
-        batch: the batch made of them.
         held: the batches, each with its number.
     """
 
-    batch: Any
     held: tuple[tuple[int, Any], ...]
+
+    @property
+    def batch(self) -> Any:
+        """The batch made of them, a new one every time: a forward may write into it."""
+        batches = [batch for _, batch in self.held]
+        return merged(batches) if len(batches) > 1 else map_tensors(torch.clone, batches[0])
 
     @property
     def first(self) -> int:
@@ -44,6 +48,12 @@ class Group:
     def samples(self) -> int:
         """How many samples the group holds."""
         return sum(self.sizes)
+
+    def head(self, count: int) -> Group:
+        """A group of the first of its batches, so many that they hold as many samples."""
+        ends = list(accumulate(self.sizes))
+        held = self.held[: 1 + sum(end < count for end in ends)]
+        return Group(held)
 
     def parts(self, x: Tensor) -> list[tuple[int, Tensor]]:
         """A norm's input batch by batch, or, where those are many, by runs of them; each with its number."""
@@ -93,7 +103,7 @@ class Groups(Iterator[Group]):
                 self._waiting.appendleft(following)
                 break
             held.append(following)
-        return Group(merged([one for _, one in held]) if len(held) > 1 else batch, tuple(held))
+        return Group(tuple(held))
 
     def split(self, group: Group) -> Group:
         """Take a group back, and give out its batches, and all that follow, one by one: the first one now."""

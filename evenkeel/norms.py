@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from evenkeel.errors import ModelError
 
+
 Norm = nn.modules.batchnorm._NormBase
+_STATISTICS = {"running_mean", "running_var"}
 
 
 def has_running_statistics(module: nn.Module) -> bool:
@@ -35,14 +38,44 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
     """
     norms = {path: module for path, module in model.named_modules() if has_running_statistics(module)}
     if not norms:
+        others = "".join(f"; {path!r} is {what}" for path, what in foreign_norms(model).items())
         raise ModelError(
             f"{type(model).__name__} has no norm layer with running statistics (such as BatchNorm with "
-            "track_running_stats=True): there is nothing to measure or repair"
+            f"track_running_stats=True): there is nothing to measure or repair{others}"
         )
     for path, norm in norms.items():
         if norm.running_var.is_meta:  # type: ignore[union-attr]
             raise ModelError(f"{path!r} is on the meta device and holds no values: load the weights first")
     return norms  # type: ignore[return-value]
+
+
+def foreign_norms(model: nn.Module) -> dict[str, str]:
+    """Modules with running statistics that are no norms of torch's, by path, each with what it is.
+
+    A library's frozen norms are among them, such as FrozenBatchNorm2d, and norms that store something of their own.
+
+    >>> class Frozen(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.register_buffer("running_mean", torch.zeros(2))
+    ...         self.register_buffer("running_var", torch.ones(2))
+    >>> foreign_norms(nn.Sequential(nn.BatchNorm1d(2), Frozen()))
+    {'1': "of class Frozen, not a norm of torch's: frozen, or with statistics of its own kind"}
+    """
+    return {
+        path: f"of class {type(module).__name__}, not a norm of torch's: frozen, or with statistics of its own kind"
+        for path, module in model.named_modules()
+        if not isinstance(module, Norm) and _STATISTICS <= {name for name, _ in module.named_buffers(recurse=False)}
+    }
+
+
+def mixes_batch(norm: nn.Module) -> bool:
+    """Whether the module normalises by the batch in eval mode too, as batch norm does that tracks no statistics.
+
+    >>> mixes_batch(nn.BatchNorm1d(2, track_running_stats=False)), mixes_batch(nn.BatchNorm1d(2))
+    (True, False)
+    """
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is None
 
 
 def pools_batch(norm: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 _KERNEL_DEVICES = ("cpu", "cuda")
+_ROWS = 1024  # that the kernel may sum in float32
 _SLACK = 0.01
 
 
@@ -176,9 +177,21 @@ def batch_statistics(x: Tensor, *, pooled: bool = True) -> Statistics:
         return Statistics(len(x), mean.mean(0), variance.mean(0))
     count = x.numel() // x.shape[1]
     if x.dtype in _KERNEL_DTYPES and x.device.type in _KERNEL_DEVICES and count > 1:
+        if x.device.type == "cpu" and count > _ROWS and not (x.ndim > 2 and x.is_contiguous()):
+            return _by_rows(x.movedim(1, -1).reshape(-1, x.shape[1]))
         mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # batch norm's own reduction
         return Statistics(count, mean, variance * (count / (count - 1)))
     x = x if x.dtype == torch.float64 else x.float()
     dims = [dim for dim in range(x.ndim) if dim != 1]
     variance, mean = torch.var_mean(x, dim=dims, correction=1 if count > 1 else 0)
     return Statistics(count, mean, variance)
+
+
+def _by_rows(rows: Tensor) -> Statistics:
+    """Statistics of columns: on a CPU the kernel adds rows one to the next, which few of them survive in float32."""
+    blocks = rows.split(_ROWS)
+    means, variances = zip(*(torch.batch_norm_update_stats(block, None, None, 0.0) for block in blocks), strict=True)
+    n = torch.tensor([len(block) for block in blocks], dtype=torch.float64)[:, None]
+    mean, variance = torch.stack(means).double(), torch.stack(variances).double()
+    center = (n * mean).sum(0) / len(rows)
+    return Statistics(len(rows), center, (n * (variance + (mean - center) ** 2)).sum(0) / (len(rows) - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -24,11 +24,21 @@ class Bar(Generic[T]):
         self._items = items
         self._description = description
         self._total = total
+        self._running: Generator[T] | None = None
 
     def __len__(self) -> int:
         return len(self._items)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Generator[T]:
+        self._running = self._run()
+        return self._running
+
+    def close(self) -> None:
+        """Take the bar off the terminal, even if what iterates over it has stopped half-way."""
+        if self._running is not None:
+            self._running.close()
+
+    def _run(self) -> Generator[T]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -40,7 +50,10 @@ class Bar(Generic[T]):
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            yield from progress.track(self._items, total=self._known_total(), description=self._description)
+            task = progress.add_task(self._description, total=self._known_total())
+            for item in self._items:
+                progress.advance(task)
+                yield item
 
     def _known_total(self) -> int | None:
         try:

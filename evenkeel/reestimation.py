@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from evenkeel.evaluation import Score, evaluate
 from evenkeel.measurement import MEMORY, Measurement
 from evenkeel.merging import MOST_PARTS
 from evenkeel.modes import restored, unwrapped, write_
-from evenkeel.norms import Norm, norms_of
+from evenkeel.norms import Norm, foreign_norms, norms_of
 from evenkeel.population import Population, Statistics
 from evenkeel.progress import Bar
 from evenkeel.ranks import Ranks, default_group
@@ -31,7 +32,7 @@ class Reestimation:
 
     Attributes:
         batches: number of batches used.
-        samples: number of samples in them.
+        samples: number of samples in them, by the leading dimension of each batch's first tensor.
         standard_errors: per norm, by path: the relative standard error of its mean variance (NaN from one batch).
         untouched: norms left as they were, by path, each with the reason.
         converged: whether the standard errors are within the tolerance asked for, if one was.
@@ -156,8 +157,9 @@ def reestimate_(
             channels = [norm.num_features for norm in free.values()]
             ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
             measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory)
-            shown = Bar(batches, "re-estimating", total=max_batches) if progress else batches
-            populations = settle(measurement, shown, max_batches, tolerance, stored=_STORED[stats])
+            with closing(Bar(batches, "re-estimating", total=max_batches)) as bar:
+                stream = bar if progress else batches
+                populations = settle(measurement, stream, max_batches, tolerance, stored=_STORED[stats])
     for path, population in populations.items():
         if population.pooled and population.count < 2:
             raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples are needed")
@@ -216,7 +218,8 @@ def _divide(model: nn.Module) -> tuple[dict[str, Norm], dict[str, str]]:
     reason = "frozen: in eval mode while the model is in train mode"
     if len(frozen) == len(norms):
         raise ModelError(f"all {len(norms)} norms are {reason}: call model.eval() to have them count")
-    return {path: norms[path] for path in norms if path not in frozen}, dict.fromkeys(sorted(frozen), reason)
+    untouched = dict.fromkeys(sorted(frozen), reason) | foreign_norms(model)
+    return {path: norms[path] for path in norms if path not in frozen}, untouched
 
 
 def _blend(population: Population, norm: Norm, weight: float, ranks: Ranks) -> None:

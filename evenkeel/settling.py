@@ -15,6 +15,7 @@ from evenkeel.norms import Norm
 from evenkeel.population import Population
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that a later group may be
+_ENOUGH = 16  # how many times as many samples as tell how statistics change there may be
 _FEWEST = 4  # parts of the data from which the spread between them says enough to stop by
 _MOST_SWEEPS, _SETTLED = 4, 1e-3
 _END: Any = object()
@@ -40,10 +41,10 @@ def settle(
        had to run in several groups, or reach a norm more than once, they are run again until nothing changes: a norm
        then normalises by what it saw the last time, moved by the change so far.
     2. All others are run with norms normalising by that.
-    3. The first samples are run once more: each norm normalises by the statistics of all data, moved by the change
-       that the norms before it, normalising by those of all data by now, have made in the first samples.
+    3. The first samples, or some of them, are run once more: each norm normalises by the statistics of all data, moved
+       by the change that the norms before it, normalising by those of all data by now, have made in these samples.
 
-    Step 3 is exact but for how differently the first samples and all of them answer to a small change.
+    Step 3 is exact but for how differently these samples and all of them answer to a small change.
 
     Args:
         measurement: of the model, not yet used.
@@ -59,22 +60,36 @@ def settle(
     measurement.wanted = math.inf if tolerance is None else _FIRST
     groups = measurement.groups(batches, max_batches)
     first: list[Group | None] = []
-    measurement.seen = lambda path, norm: store(norm, measurement.populations[path])
+    measurement.seen = lambda own, path, norm: store(norm, own.populations[path])
     for group in groups:
         first.append(measurement.add(group))
         if measurement.samples >= _FIRST:
             break
     arrivals = _settle_first(measurement, first, store)
-    settled = set(measurement.populations)
-    measurement.seen = lambda path, norm: None if path in settled else store(norm, measurement.populations[path])
-    batches_settled = measurement.batches
+    settled, so_far = set(measurement.populations), (measurement.batches, measurement.samples)
+    measurement.seen = lambda own, path, norm: None if path in settled else store(norm, own.populations[path])
     while not _is_within(measurement, tolerance) and (group := next(groups, _END)) is not _END:
         measurement.arrivals = {}
         measurement.add(group)
         measurement.wanted = max(measurement.wanted, measurement.samples / _GROWTH / measurement.ranks.size)
-    if measurement.batches == batches_settled:
+    if measurement.batches == so_far[0]:
         return measurement.populations
+    enough = max(2 * _FIRST, measurement.samples // _ENOUGH)
+    if 2 * enough < so_far[1]:  # running some of them twice takes less time
+        count = -(-enough // (len(first) * measurement.ranks.size))
+        first = [group and group.head(count) for group in first]
+        arrivals = _sample(measurement, first)
     return _sweep(measurement, first, measurement.populations, arrivals, store)
+
+
+def _sample(measurement: Measurement, groups: Sequence[Group | None]) -> Arrivals:
+    """What arrives at the norms of groups that were run before, as the norms are now."""
+    populations, measurement.populations = measurement.populations, {}
+    measurement.arrivals, measurement.seen = {}, None
+    for group in groups:
+        measurement.run(group)
+    measurement.populations = populations
+    return measurement.arrivals
 
 
 def _settle_first(measurement: Measurement, groups: Sequence[Group | None], store: Store) -> Arrivals:
@@ -100,9 +115,9 @@ def _sweep(
     """Run groups once more, norms normalising by a base moved by how what arrives differs from earlier; return that."""
     changes = {path: _Change(population, earlier.get(path, ())) for path, population in base.items()}
 
-    def seen(path: str, norm: Norm) -> None:
+    def seen(own: Measurement, path: str, norm: Norm) -> None:
         if path in changes:
-            store(norm, changes[path].after(measurement.arrivals[path]))
+            store(norm, changes[path].after(own.arrivals[path]))
 
     measurement.populations, measurement.arrivals, measurement.seen = {}, {}, seen
     for group in groups:

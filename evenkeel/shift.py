@@ -18,7 +18,7 @@ from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind
 from evenkeel.measurement import Measurement
 from evenkeel.modes import restored, unwrapped
-from evenkeel.norms import norms_of
+from evenkeel.norms import foreign_norms, norms_of
 from evenkeel.tables import Rows, plain, table
 from evenkeel.tracing import record
 
@@ -183,6 +183,7 @@ def variance_shift(
             measurement.arrivals = {}
     populations = measurement.populations
     notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
+    notes += [f"{path}: {what}" for path, what in foreign_norms(model).items()]
     rows = [
         ShiftRow(path, _mean(norms[path].running_var), _mean(population.variance), _feeding(graph, norms[path]))
         for path, population in populations.items()

@@ -81,7 +81,24 @@ def test_merged_holds_all_that_the_batches_hold(name):
 def test_what_cannot_be_merged_stays_apart(name):
     batches = [LOOSE[name](n) for n in (2, 3, 4)]
     groups = list(Groups(batches, lambda batch: 100))
-    assert [group.batch is batch for group, batch in zip(groups, batches, strict=True)] == [True] * 3
+    assert [[batch for _, batch in group.held] for group in groups] == [[batch] for batch in batches]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_written_into_a_groups_batch_is_gone_the_next_time(count):
+    batches = [(torch.ones(2, 3), torch.zeros(2)) for _ in range(count)]
+    (group,) = Groups(batches, lambda batch: 100)
+    group.batch[0].zero_()
+    assert group.batch[0].equal(torch.ones(2 * count, 3)) and batches[0][0].equal(torch.ones(2, 3))
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=9), count=st.integers(1, 30))
+def test_a_head_holds_the_first_batches_that_are_enough(sizes, count):
+    (group,) = Groups([torch.ones(n, 2) for n in sizes], lambda batch: 100)
+    head = group.head(count)
+    assert head.held == group.held[: len(head.held)]
+    assert head.samples >= min(count, sum(sizes))
+    assert len(head.held) == 1 or head.samples - head.sizes[-1] < count
 
 
 def test_batches_of_other_form_end_a_group():
@@ -103,7 +120,7 @@ def test_a_group_taken_back_comes_out_batch_by_batch_and_so_does_the_rest():
 def test_parts_are_runs_of_batches(sizes, per_sample):
     x = torch.arange(sum(sizes) * per_sample)[:, None]
     held = tuple((7 + i, torch.ones(n, 1)) for i, n in enumerate(sizes))
-    parts = Group(None, held).parts(x)
+    parts = Group(held).parts(x)
     assert len(parts) <= max(MOST_PARTS, 1) and torch.cat([part for _, part in parts]).equal(x)
     starts = [sum(sizes[: number - 7]) * per_sample for number, _ in parts]
     assert [int(part[0]) for _, part in parts] == starts
@@ -111,4 +128,4 @@ def test_parts_are_runs_of_batches(sizes, per_sample):
 
 def test_of_an_input_that_does_not_divide_by_samples_there_is_one_part():
     x = torch.ones(7, 1)
-    assert len(Group(None, ((1, torch.ones(2, 1)), (2, torch.ones(2, 1)))).parts(x)) == 1
+    assert len(Group(((1, torch.ones(2, 1)), (2, torch.ones(2, 1)))).parts(x)) == 1
