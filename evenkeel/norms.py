@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from evenkeel.errors import ModelError
-
 
 Norm = nn.modules.batchnorm._NormBase
 _STATISTICS = {"running_mean", "running_var"}
@@ -54,6 +52,7 @@ def foreign_norms(model: nn.Module) -> dict[str, str]:
 
     A library's frozen norms are among them, such as FrozenBatchNorm2d, and norms that store something of their own.
 
+    >>> import torch
     >>> class Frozen(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -65,7 +64,7 @@ def foreign_norms(model: nn.Module) -> dict[str, str]:
     return {
         path: f"of class {type(module).__name__}, not a norm of torch's: frozen, or with statistics of its own kind"
         for path, module in model.named_modules()
-        if not isinstance(module, Norm) and _STATISTICS <= {name for name, _ in module.named_buffers(recurse=False)}
+        if not isinstance(module, Norm) and _STATISTICS.issubset(dict(module.named_buffers(recurse=False)))
     }
 
 
