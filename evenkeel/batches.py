@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from traceback import walk_tb
@@ -201,13 +202,22 @@ def each(
     _check_length(batches, number, max_batches)
 
 
+def length(batches: Iterable[Any]) -> float:
+    """How many batches an iterable promises; infinite if it does not tell.
+
+    >>> length([1, 2]), length(iter([1, 2]))
+    (2, inf)
+    """
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator has no length; an iterable data set's loader raises
+        return math.inf
+
+
 def _check_length(batches: Iterable[Any], number: int, max_batches: int | None) -> None:
     """A loader that promised more batches than it gave has lost data on the way."""
-    try:
-        promised = len(batches)  # type: ignore[arg-type]
-    except TypeError:  # a generator has no length; an iterable data set's loader raises
-        return
-    if max_batches is None and number < promised:
+    promised = length(batches)
+    if max_batches is None and number < promised < math.inf:
         raise BatchError(f"the loader ran short: it has length {promised} but ended after {number} batches")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.batches import Forward, device_of, each, forward_pass, inputs, map_tensors, tensors
+from evenkeel.batches import Forward, device_of, each, forward_pass, inputs, length, map_tensors, samples, tensors
 from evenkeel.errors import BatchError
 from evenkeel.merging import Group, Groups
 from evenkeel.modes import restored
@@ -27,6 +27,8 @@ Arrivals = dict[str, list[Call]]
 Seen = Callable[["Measurement", str, Norm], None]
 
 MEMORY = 1 << 27  # bytes
+_CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
+_ALL = 4  # times as many samples as should be in a group that had better be in it all
 
 
 class Measurement:
@@ -45,7 +47,9 @@ class Measurement:
         seen: called with this, a path and a norm when the norm has been measured, before it normalises.
         batches: number of batches run.
         samples: number of samples in them, as far as tensors tell.
-        wanted: how many samples a group of merged batches need not exceed.
+        least: samples that a group of merged batches should hold, as far as the memory allows; more where that is
+            cheap, and all where they are not many more.
+        most: samples that it should not exceed.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
     >>> measurement = Measurement(model, {"1": model[1]})
@@ -72,15 +76,17 @@ class Measurement:
         self.seen: Seen | None = None
         self.batches = 0
         self.samples = 0
-        self.wanted = math.inf
+        self.least = 0.0
+        self.most = math.inf
         self._forward = forward
         self._memory = 0 if any(map(mixes_batch, model.modules())) else memory
         self._paths = list(norms)
         # On a CPU this layout makes statistics of images cheap.
         self._layout: Layout | None = _channels_last if device_of(model).type == "cpu" else None
         self._group: Group | None = None  # the one that is running
-        self._most: float | None = None  # samples that the memory allows in a group
-        self._largest: int | None = None  # bytes of a norm's input, while one sample is tried
+        self._expected = math.inf  # number of batches
+        self._size: float | None = None  # bytes of a sample at the norm where it is largest
+        self._largest: int | None = None  # the same, while one sample is tried
         self._rows = Counter[str]()  # of norms' inputs in this pass
         self._rows_of_one = Counter[str]()  # and when one sample was tried
         model.eval()
@@ -89,6 +95,7 @@ class Measurement:
 
     def groups(self, batches: Iterable[Any], max_batches: int | None = None) -> Iterator[Group | None]:
         """The batches in groups to `add`; None where only other ranks have one left."""
+        self._expected = min(length(batches), max_batches or math.inf)
         stream = each(batches, self.model, max_batches, may_be_empty=self.ranks.size > 1)
         self._groups = Groups(stream if self._forward else map(inputs, stream), self._limit)
         try:
@@ -201,9 +208,12 @@ class Measurement:
 
     def _limit(self, batch: Any) -> float:
         """How many samples a group may hold."""
-        if self._most is None:
-            self._most = self._memory // max(self._bytes_of_a_sample(batch), 1) if self._memory else 0
-        return min(self._most, self.wanted)
+        if self._size is None:
+            self._size = max(self._bytes_of_a_sample(batch), 1) if self._memory else math.inf
+        cheap = min(self._memory, _CHEAP) if device_of(self.model).type == "cpu" else self._memory
+        least = max(self.least, cheap // self._size)
+        total = self._expected * samples(batch)
+        return min(total if total <= _ALL * least else least, self.most, self._memory // self._size)
 
     def _bytes_of_a_sample(self, batch: Any) -> float:
         """Bytes of the largest input of a norm, tried on one sample; infinite if the model does not take one."""

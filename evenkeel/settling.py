@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from itertools import accumulate
@@ -15,7 +14,8 @@ from evenkeel.norms import Norm
 from evenkeel.population import Population
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that a later group may be
-_ENOUGH = 16  # how many times as many samples as tell how statistics change there may be
+_MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
+_ENOUGH = 64  # how many times as many samples as tell how statistics change there may be
 _FEWEST = 4  # parts of the data from which the spread between them says enough to stop by
 _MOST_SWEEPS, _SETTLED = 4, 1e-3
 _END: Any = object()
@@ -57,7 +57,7 @@ def settle(
         What to store, by path, in execution order.
     """
     store = partial(_store, stored)
-    measurement.wanted = math.inf if tolerance is None else _FIRST
+    measurement.least, measurement.most = _FIRST, _MOST if tolerance is None else _FIRST
     groups = measurement.groups(batches, max_batches)
     first: list[Group | None] = []
     measurement.seen = lambda own, path, norm: store(norm, own.populations[path])
@@ -66,12 +66,14 @@ def settle(
         if measurement.samples >= _FIRST:
             break
     arrivals = _settle_first(measurement, first, store)
+    measurement.least = 0
     settled, so_far = set(measurement.populations), (measurement.batches, measurement.samples)
     measurement.seen = lambda own, path, norm: None if path in settled else store(norm, own.populations[path])
     while not _is_within(measurement, tolerance) and (group := next(groups, _END)) is not _END:
         measurement.arrivals = {}
         measurement.add(group)
-        measurement.wanted = max(measurement.wanted, measurement.samples / _GROWTH / measurement.ranks.size)
+        growing = measurement.samples / _GROWTH / measurement.ranks.size
+        measurement.most = min(max(measurement.most, growing), _MOST)
     if measurement.batches == so_far[0]:
         return measurement.populations
     enough = max(2 * _FIRST, measurement.samples // _ENOUGH)
