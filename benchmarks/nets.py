@@ -48,7 +48,8 @@ class Net:
 
     def trained(self, seed: int, data_dir: Path | None, folder: Path) -> nn.Module:
         """The net of this seed, in train mode."""
-        net, path = self.build(), folder / f"{self.data}-{seed}.pt"
+        recipe = f"{self.data}-{self.build.__name__}-{self.batches}x{self.epochs}"
+        net, path = self.build(), folder / f"{recipe}-{seed}.pt"
         if path.exists():
             net.load_state_dict(torch.load(path, weights_only=True))
             return net

@@ -88,9 +88,9 @@ CONTESTANTS: dict[str, Contestant] = {
 ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "MLP 3 x 256, batch 128": (mlp, (128, 784), 400),
     "MLP 3 x 256, batch 8": (mlp, (8, 784), 400),
-    "ResNet-18 at 32 px, batch 128": (resnet18, (128, 3, 32, 32), 16),
+    "ResNet-18 at 32 px, batch 128": (resnet18, (128, 3, 32, 32), 24),
     "ResNet-18 at 32 px, batch 8": (resnet18, (8, 3, 32, 32), 256),
-    "DenseNet-121 at 32 px, batch 64": (densenet121, (64, 3, 32, 32), 16),
+    "DenseNet-121 at 32 px, batch 64": (densenet121, (64, 3, 32, 32), 48),
 }
 
 

@@ -194,7 +194,11 @@ def each(
         number += 1
         if (sizes := [len(tensor) for tensor in tensors(batch) if tensor.ndim]) and not any(sizes):
             raise BatchError(f"batch {number} holds no samples: its tensors are empty")
-        yield map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+        try:
+            batch = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+        except Exception as error:
+            raise BatchError(f"batch {number} cannot be moved to {device}: {brief(error)}") from error
+        yield batch
     if number == 0 and not may_be_empty:
         raise BatchError("the loader is empty: it yielded no batch")
     if max_batches is not None and number < max_batches:
@@ -210,7 +214,11 @@ def length(batches: Iterable[Any]) -> float:
     """
     try:
         return len(batches)  # type: ignore[arg-type]
-    except TypeError:  # a generator has no length; an iterable data set's loader raises
+    except (
+        TypeError,
+        NotImplementedError,
+        RuntimeError,
+    ):  # a generator's, an iterable data set's, a collection of loaders'
         return math.inf
 
 

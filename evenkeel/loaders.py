@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def aside(loader: Any) -> Generator[Any]:
     prepared it is the loader inside, each process's own share included, which does not count steps of training.
 
     Args:
-        loader: a DataLoader; anything else is lent out as it is.
+        loader: a DataLoader that iterates as torch's does; anything else is lent out as it is.
 
     Yields:
         What to iterate over.
@@ -31,15 +34,16 @@ def aside(loader: Any) -> Generator[Any]:
     >>> first == [int(number) for number in loader]
     True
     """
-    inner = getattr(loader, "base_dataloader", loader)
-    if not isinstance(inner, DataLoader):
+    dispatched = type(loader).__name__ == "DataLoaderDispatcher"  # accelerate's: one process reads for all
+    inner = loader if dispatched else getattr(loader, "base_dataloader", loader)
+    if dispatched or not isinstance(inner, DataLoader):
         yield loader
         return
     kept = [(holder, dict(vars(holder))) for holder in (inner, *_samplers(inner))]
     generators = {value for _, state in kept for value in state.values() if isinstance(value, torch.Generator)}
     states = [(generator, generator.get_state()) for generator in generators]
     borrowed = copy.copy(inner)
-    borrowed._iterator = None
+    vars(borrowed).update(_iterator=None, persistent_workers=False)
     try:
         yield borrowed
     finally:
@@ -52,8 +56,30 @@ def aside(loader: Any) -> Generator[Any]:
 def _samplers(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's samplers, and those inside of them."""
     waiting: list[Any] = [loader.batch_sampler, loader.sampler]
+    seen: list[Any] = []
     while waiting:
         sampler = waiting.pop()
-        if hasattr(sampler, "__dict__"):
+        if hasattr(sampler, "__dict__") and not any(sampler is other for other in seen):
             yield sampler
+            seen.append(sampler)
             waiting += [getattr(sampler, name, None) for name in ("sampler", "batch_sampler")]
+
+
+class Taken(Generic[T]):
+    """The batches of a loader, at most so many, each passed through a function; with a length if the loader has one.
+
+    >>> [*Taken([1, 2], str)], len(Taken([1, 2], str)), [*Taken(iter([1, 2, 3]), str, 2)]
+    (['1', '2'], 2, ['1', '2'])
+    """
+
+    def __init__(self, loader: Iterable[Any], function: Callable[[Any], T], most: int | None = None) -> None:
+        self._loader = loader
+        self._function = function
+        self._most = most
+
+    def __len__(self) -> int:
+        count = len(self._loader)  # type: ignore[arg-type]
+        return count if self._most is None else min(count, self._most)
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._function, islice(self._loader, self._most))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.batches import Forward, device_of, each, forward_pass, inputs, length, map_tensors, samples, tensors
-from evenkeel.errors import BatchError
+from evenkeel.errors import BatchError, brief
 from evenkeel.merging import Group, Groups
 from evenkeel.modes import restored
 from evenkeel.norms import Norm, mixes_batch, pools_batch
 from evenkeel.population import Population, Statistics, batch_statistics
-from evenkeel.ranks import Message, Ranks, State
+from evenkeel.ranks import Message, RankError, Ranks, State
 
 Layout = Callable[[Tensor], Tensor]
 Sizes = tuple[int, int]  # batches and samples
@@ -151,11 +151,10 @@ class Measurement:
         self._group = group
         if group is not None:
             try:
-                batch = map_tensors(self._layout, group.batch) if self._layout else group.batch
                 self._rows.clear()
-                forward_pass(self.model, batch, group.first, self._forward)
+                forward_pass(self.model, self._laid_out(group), group.first, self._forward)
                 self._require_samples(group)
-            except _Retry:
+            except (_Retry, RankError):
                 raise
             except BatchError as error:
                 last = self._layout is None and len(group.held) == 1
@@ -168,6 +167,14 @@ class Measurement:
         while any(message.state is not State.DONE for message in messages):
             messages = self._exchange(done)
         return sum(message.sizes[0] for message in messages), sum(message.sizes[1] for message in messages)
+
+    def _laid_out(self, group: Group) -> Any:
+        try:
+            return map_tensors(self._layout, group.batch) if self._layout else group.batch
+        except Exception as error:  # there is no memory for it
+            raise BatchError(
+                f"{len(group.held)} batches from {group.first} on cannot be merged: {brief(error)}"
+            ) from error
 
     def _exchange(self, message: Message) -> list[Message]:
         """Tell all ranks, and take in what they measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.batches import is_words, map_tensors, map_together, samples
+from evenkeel.batches import is_words, map_together, samples
 
 MOST_PARTS = 8  # of a group, whose statistics are taken apart for the spread between them
 _CONSTANTS = (str, bytes, int, float, bool, type(None))
@@ -32,7 +33,7 @@ class Group:
     def batch(self) -> Any:
         """The batch made of them, a new one every time: a forward may write into it."""
         batches = [batch for _, batch in self.held]
-        return merged(batches) if len(batches) > 1 else map_tensors(torch.clone, batches[0])
+        return merged(batches) if len(batches) > 1 else map_together(_own, batches)
 
     @property
     def first(self) -> int:
@@ -152,6 +153,12 @@ def merged(batches: Sequence[Any]) -> Any:
     torch.Size([7, 2])
     """
     return map_together(_joined, batches)
+
+
+def _own(leaves: Sequence[Any]) -> Any:
+    """A copy that may be written to: of a tensor, or of an object, of which attributes may be set."""
+    leaf = leaves[0]
+    return leaf.clone() if isinstance(leaf, Tensor) else copy.copy(leaf) if hasattr(leaf, "__dict__") else leaf
 
 
 def _joined(leaves: Sequence[Any]) -> Any:

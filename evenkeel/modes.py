@@ -82,10 +82,18 @@ def unwrapped(model: nn.Module) -> Generator[nn.Module]:
 
     Yields:
         The model inside.
+
+    Raises:
+        ModelError: a part is wrapped by FullyShardedDataParallel, whose shards each forward pass gathers by itself.
     """
     original = model
     while (inner := _inside(original)) is not None:
         original = inner
+    if sharded := [path for path, m in original.named_modules() if type(m).__name__ == "FullyShardedDataParallel"]:
+        raise ModelError(
+            f"{sharded[0] or 'the model'!r} is wrapped by FullyShardedDataParallel, whose ranks must all run each "
+            "forward pass: shard it by torch.distributed.fsdp.fully_shard, or load its weights into a plain model"
+        )
     with _eager(original, original is not model), _gathered(original):
         yield original
 

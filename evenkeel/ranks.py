@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from evenkeel.errors import BatchError, EvenkeelError
 from evenkeel.population import Statistics
 
 T = TypeVar("T")
+
+
+class RankError(BatchError):
+    """Another rank failed, and has told so: there is no more to hear from it."""
 
 
 class State(IntEnum):
@@ -106,7 +110,7 @@ class Ranks:
         """This rank's items, and then None as long as any other rank still has one.
 
         Raises:
-            BatchError: another rank failed to get its next item.
+            RankError: another rank failed to get its next item.
         """
         iterator = iter(items)
         while True:
@@ -126,10 +130,27 @@ class Ranks:
             yield item
 
     def require(self, states: Sequence[State]) -> None:
-        """Raise where another rank has failed."""
+        """Raise RankError where another rank has failed."""
         failed = [rank for rank, state in enumerate(states) if state is State.FAILED]
         if failed:
-            raise BatchError(f"rank {failed[0]} of {self.size} failed, whose own error says why: nothing was changed")
+            raise RankError(f"rank {failed[0]} of {self.size} failed, whose own error says why: nothing was changed")
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do what each rank does by itself, and fail on all if it fails on one.
+
+        Raises:
+            RankError: it failed on another rank.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        states = self.gather(torch.tensor([State.FAILED if error else State.DONE])) if self.size > 1 else []
+        if error is not None:
+            raise error
+        self.require([State(int(state)) for state in states])
+        return cast(T, result)
 
 
 def default_group(group: Any = None) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -122,8 +123,9 @@ def reestimate_(
         progress: show a progress bar.
         group: the process group of torch.distributed that measures together, each process on batches of its own, all
             calling this; every process if None. They end with the same statistics, those of all their batches.
-        memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself, as a
-            model needs that mixes the samples of a batch.
+        memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself. So does
+            a model for which merging is found to be wrong: it fails, normalises by its batch in eval mode, too, or
+            feeds a norm no more rows from many samples than from one, as where sequences have time first.
         held_out: pairs of inputs and labels, iterated over twice, on which the model, a classifier, is scored before
             and after (see `evaluate`): did it help?
         keep: "best" takes the new statistics back if the held-out log loss is not lower with them.
@@ -151,11 +153,11 @@ def reestimate_(
     if keep not in ("new", "best") or (keep == "best" and held_out is None):
         raise EvenkeelError(f"keep must be 'new', or, with held_out data to tell by, 'best', not {keep!r}")
     with unwrapped(model) as plain:
-        score = None if held_out is None else evaluate(plain, held_out)
         free, untouched = _divide(plain)
+        channels = [norm.num_features for norm in free.values()]
+        ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
+        score = None if held_out is None else ranks.together(partial(evaluate, plain, held_out))
         with restored(plain), torch.no_grad():
-            channels = [norm.num_features for norm in free.values()]
-            ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
             measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory)
             with closing(Bar(batches, "re-estimating", total=max_batches)) as bar:
                 stream = bar if progress else batches
@@ -184,7 +186,7 @@ def _scored(
     """Score the model with its new statistics, and take them back if they are worse and the best are to be kept."""
     try:
         with unwrapped(model) as plain:
-            after = evaluate(plain, held_out)
+            after = ranks.together(partial(evaluate, plain, held_out))
     except BaseException:
         done.undo()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from itertools import accumulate
@@ -13,7 +14,7 @@ from evenkeel.modes import write_
 from evenkeel.norms import Norm
 from evenkeel.population import Population
 
-_FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that a later group may be
+_FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
 _ENOUGH = 64  # how many times as many samples as tell how statistics change there may be
 _FEWEST = 4  # parts of the data from which the spread between them says enough to stop by
@@ -72,8 +73,7 @@ def settle(
     while not _is_within(measurement, tolerance) and (group := next(groups, _END)) is not _END:
         measurement.arrivals = {}
         measurement.add(group)
-        growing = measurement.samples / _GROWTH / measurement.ranks.size
-        measurement.most = min(max(measurement.most, growing), _MOST)
+        measurement.most = min(_wanted(measurement, tolerance), _MOST)
     if measurement.batches == so_far[0]:
         return measurement.populations
     enough = max(2 * _FIRST, measurement.samples // _ENOUGH)
@@ -164,6 +164,16 @@ def _store(names: Sequence[str], norm: Norm, population: Population) -> None:
     values = {"running_mean": population.mean, "running_var": population.variance}
     for name in names:
         write_(getattr(norm, name), values[name])
+
+
+def _wanted(measurement: Measurement, tolerance: float | None) -> float:
+    """How many samples the next group of each rank may hold: half of what the errors so far say is left to measure."""
+    if tolerance is None:
+        return math.inf
+    populations = measurement.populations.values()
+    errors = [p.standard_error for p in populations if p.parts >= _FEWEST]
+    left = measurement.samples * ((max(errors) / tolerance) ** 2 - 1) if len(errors) == len(populations) else 0.0
+    return max(_FIRST, measurement.samples / _GROWTH, min(left / 2, measurement.samples)) / measurement.ranks.size
 
 
 def _is_within(measurement: Measurement, tolerance: float | None) -> bool:

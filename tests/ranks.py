@@ -51,11 +51,40 @@ SHARES = {
     "unequal": lambda data, rank, size: data[: 8 - size] if rank == 0 else data[7 - size + rank : 8 - size + rank],
     "one has none": lambda data, rank, size: [] if rank == size - 1 else data[rank :: size - 1],
 }
+
+
+class TimeFirst(nn.Module):
+    """Batches of it cannot be merged: time is their first dimension."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.norm = nn.LSTM(64, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.norm(self.lstm(x.flatten(2))[1][0][-1])
+
+
+class Refuses(nn.Module):
+    """Takes no batch of more than 16 samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, x):
+        if len(x) > 16:
+            raise ValueError("too many samples")
+        return self.net(x)
+
+
 MODELS = {
     "plain": build,
     "DDP": lambda: DistributedDataParallel(build()),
     "SyncBatchNorm": synchronized,
     "FSDP2": sharded,
+    "time first": TimeFirst,
+    "refuses": Refuses,
 }
 
 
@@ -71,11 +100,15 @@ def run(share, kind, fault):
     """What one rank finds in one case."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
     model, data = MODELS[kind](), SHARES[share](batches(), rank, size)
-    if fault in FAULTS and rank == size - 2:
-        data = [*data[:-1], FAULTS[fault](data[-1])]
+    when, _, what = (fault or "").rpartition(" ")
+    if what in FAULTS and rank == size - 2:
+        place = 0 if when == "early" else -1
+        data[place] = FAULTS[what](data[place])
     before = norms_of(model)
     try:
-        done = ek.reestimate_(model, data, tolerance=0.2 if fault == "tolerance" else None)
+        labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in data] if rank else []
+        options = {"tolerance": {"tolerance": 0.2}, "scores": {"held_out": labelled}}
+        done = ek.reestimate_(model, data, **options.get(fault, {}))
         found = {"batches": done.batches, "samples": done.samples, "error": done.standard_error}
     except ek.EvenkeelError as error:
         found = {"raised": str(error), "unchanged": norms_of(model) == before}

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 import torch
-from torch import nn
+from smallnet import SmallNet, same, samples, worst_shift
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import evenkeel as ek
 
@@ -22,10 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|in eval mode|Lea
 class Module(lightning.LightningModule):
     def __init__(self, frozen=False, fails=False):
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8)
-        )
+        self.net = SmallNet()
         self.frozen, self.fails = frozen, fails
         self.validated = []  # copies of the net as it was validated
         self.batches = []  # that training saw
@@ -56,10 +53,11 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+X, Y = samples(64)
+
+
 def loader(batch_size=16, **options):
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(64, 4, generator=generator)
-    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size, **options)
+    return DataLoader(TensorDataset(X, Y), batch_size, **options)
 
 
 def fit(module, callback, data=None, **options):
@@ -68,22 +66,15 @@ def fit(module, callback, data=None, **options):
     trainer = lightning.Trainer(
         max_epochs=2, callbacks=[callback] if callback else [], enable_model_summary=False, **quiet | options
     )
-    trainer.fit(module, data or loader(shuffle=True, generator=torch.Generator().manual_seed(4)), loader())
+    shuffled = loader(shuffle=True, generator=torch.Generator().manual_seed(4))
+    trainer.fit(module, shuffled if data is None else data, loader())
     return module
-
-
-def worst_shift(net):
-    return ek.variance_shift(net, loader(64)).worst
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def test_at_the_end_of_fit_the_statistics_are_those_of_the_training_data():
     callback = ReestimationCallback()
     module, without = fit(Module(), callback), fit(Module(), None)
-    assert worst_shift(module.net) < 1 + 1e-5 and worst_shift(without.net) > 1.1
+    assert worst_shift(module.net, X) < 1 + 1e-5 and worst_shift(without.net, X) > 1.1
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), without.parameters(), strict=True))
     assert callback.reestimation.samples == 64
     callback.reestimation.undo()
@@ -97,8 +88,8 @@ def test_validation_sees_new_statistics_and_training_none_of_it(interval, worker
     module = fit(Module(), ReestimationCallback("validation"), data[0], val_check_interval=interval)
     without = fit(Module(), None, data[1], val_check_interval=interval)
     assert len(module.validated) == 1 + 2 / interval  # the first is the sanity check
-    assert all(worst_shift(net) < 1 + 1e-5 for net in module.validated[1:])
-    assert all(worst_shift(net) > 1.1 for net in without.validated[1:])
+    assert all(worst_shift(net, X) < 1 + 1e-5 for net in module.validated[1:])
+    assert all(worst_shift(net, X) > 1.1 for net in without.validated[1:])
     assert all(torch.equal(a, b) for a, b in zip(module.batches, without.batches, strict=True))
     assert same(module, without)
 
@@ -148,6 +139,41 @@ def test_batches_and_forward_of_ones_own():
     )
     fit(Module(), callback)
     assert (callback.reestimation.batches, callback.reestimation.samples) == (2, 64)
+
+
+class Shifting(Module):
+    """Its batches are shifted on their way to the device."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0] + 5, batch[1]
+
+
+def test_batches_pass_through_the_hooks_that_training_has():
+    module = fit(Shifting(), ReestimationCallback())
+    assert worst_shift(module.net, X + 5) < 1 + 1e-5
+    assert torch.allclose(module.net[1].running_mean, module.net[0](X + 5).mean(0), atol=1e-5)
+
+
+def test_the_trainers_limit_on_batches_holds():
+    fit(Module(), callback := ReestimationCallback(), limit_train_batches=3)
+    assert callback.reestimation.batches == 3
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from zip(X, Y, strict=True)
+
+
+def test_of_an_endless_loader_as_many_batches_count_as_training_took():
+    fit(Module(), callback := ReestimationCallback(), DataLoader(Endless(), 16), max_steps=6)
+    assert callback.reestimation.batches == 6
+
+
+def test_several_training_loaders_are_refused_before_training():
+    with pytest.raises(ek.EvenkeelError, match="several training loaders"):
+        fit(module := Module(), ReestimationCallback(), {"a": loader(), "b": loader()})
+    assert not module.batches
 
 
 def test_another_time_is_refused():

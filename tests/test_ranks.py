@@ -25,6 +25,11 @@ CASES = {
         ("one has none", "FSDP2", None),
         ("in turn", "plain", "nan"),
         ("unequal", "DDP", "shape"),
+        ("in turn", "plain", "early nan"),
+        ("in turn", "plain", "early shape"),
+        ("in turn", "plain", "scores"),
+        ("unequal", "time first", "alike"),
+        ("in turn", "refuses", "alike"),
         ("in turn", "plain", None),
     ],
     4: [("unequal", "plain", None), ("one has none", "DDP", None), ("in turn", "plain", "shape")],
@@ -66,10 +71,14 @@ def test_ranks_end_alike_and_as_one_process_does(tmp_path, processes):
             assert agree(ranks[0]["statistics"], norms_of(alone))
         elif fault == "tolerance":
             assert ranks[0]["error"] <= 0.2 and all(rank == ranks[0] for rank in ranks)
+        elif fault == "alike":
+            assert ranks[0]["batches"] == 7 and all(rank == ranks[0] for rank in ranks)
+        elif fault == "scores":
+            assert "the loader is empty" in ranks[0]["raised"] and "rank 0 of 2 failed" in ranks[1]["raised"]
         else:
             assert all(rank["unchanged"] for rank in ranks)
             own = ranks[processes - 2]["raised"]
-            assert ("not finite" if fault == "nan" else "raised RuntimeError") in own
+            assert ("not finite" if "nan" in fault else "raised RuntimeError") in own
             others = [rank["raised"] for rank in ranks if rank["raised"] != own]
             assert len(others) == processes - 1
             assert all(f"rank {processes - 2} of {processes} failed" in message for message in others)

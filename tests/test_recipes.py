@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from smallnet import SmallNet, samples, worst_shift
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,16 +16,11 @@ import evenkeel as ek
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 RECIPES = dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGE, flags=re.M | re.S))
-X = torch.randn(96, 4, generator=torch.Generator().manual_seed(2))
-Y = (X[:, 0] > 0).long()
+X, Y = samples(96)
 
 
-class Net(nn.Sequential):
+class Net(SmallNet):
     """Takes labels and gives a loss where a Trainer asks for it."""
-
-    def __init__(self):
-        super().__init__(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8))
-        self.append(nn.BatchNorm1d(8))
 
     def forward(self, x, labels=None):
         logits = super().forward(x)
@@ -39,10 +34,6 @@ def train(model, optimizer, loader, after_step=lambda: None):
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         after_step()
-
-
-def worst_shift(model):
-    return ek.variance_shift(model, [X]).worst
 
 
 def lightning(names, folder):
@@ -139,17 +130,17 @@ def world():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert worst_shift(world["model"]) > 1.1
+    assert worst_shift(world["model"], X) > 1.1
     prepare, repaired = PLACES[name]
     exec(RECIPES[name], names := world | prepare(world, tmp_path))
     for model in repaired:
-        assert worst_shift(names[model]) < 1 + 1e-5
+        assert worst_shift(names[model], X) < 1 + 1e-5
     if name == "Schedule-free optimizers":
-        assert worst_shift(world["model"]) > 1.1, "taken back, to train on"
+        assert worst_shift(world["model"], X) > 1.1, "taken back, to train on"
         world["model"].load_state_dict(torch.load(names["path"]))
-        assert worst_shift(world["model"]) < 1 + 1e-5
+        assert worst_shift(world["model"], X) < 1 + 1e-5
     if name == "timm's train script":
-        assert worst_shift(names["model_ema"].module) < 1 + 1e-5
+        assert worst_shift(names["model_ema"].module, X) < 1 + 1e-5
     if name == "Did it help?":
         assert names["done"].kept is (names["done"].after.log_loss < names["done"].before.log_loss)
     if name == "Another domain":

@@ -82,6 +82,15 @@ def test_batches_that_cannot_be_merged_settle_as_well(name):
     assert max(shifts(model, data)) < 0.01
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_where_many_samples_come_first_some_of_them_tell_of_the_change(name):
+    torch.manual_seed(0)
+    model, data = NETS[name](), images(4800, size=4)
+    memory = 1100 * 16 * 16 * 4  # bytes of as many samples where they are largest: so many come first, and more later
+    ek.reestimate_(model, data.split(50), memory=memory)
+    assert max(shifts(model, data)) < 0.01
+
+
 class Shared(nn.Module):
     """One norm on two paths of different strength, as in heads shared between scales."""
 
