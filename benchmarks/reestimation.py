@@ -119,9 +119,7 @@ def run_reach(options: argparse.Namespace) -> dict[str, Any]:
         target = evaluate(full, test).error
         rows: dict[str, dict[str, list[float]]] = {}
         for seed in Bar(range(options.rounds), name):
-            order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed)).tolist()
-            shuffled = [training[i] for i in order]
-            base = None
+            shuffled, base = shuffle(training, seed), None
             for contestant, run in REACH.items():
                 model = copy.deepcopy(trained)
                 images: list[int] = []
@@ -152,6 +150,13 @@ REACH: dict[str, Contestant] = {
     "torch update_bn, full pass": torch_swa,
     "fvcore update_bn_stats, 200 batches": partial(fvcore, count=200),
 }
+
+
+def shuffle(batches: Batches, seed: int) -> Batches:
+    """As training loaders do, image by image: MNIST's neighbours are of one hand, and so tell less than they count."""
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).split(128)
+    return [(images[chosen], labels[chosen]) for chosen in order]
 
 
 class Counted:

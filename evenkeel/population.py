@@ -177,7 +177,7 @@ def batch_statistics(x: Tensor, *, pooled: bool = True) -> Statistics:
         return Statistics(len(x), mean.mean(0), variance.mean(0))
     count = x.numel() // x.shape[1]
     if x.dtype in _KERNEL_DTYPES and x.device.type in _KERNEL_DEVICES and count > 1:
-        in_rows = not x.is_contiguous() or x[0, 0].numel() == 1  # channels last, as far as the kernel is concerned
+        in_rows = not x.is_contiguous() or x.shape[2:].numel() == 1  # channels last, as far as the kernel is concerned
         if x.device.type == "cpu" and count > _ROWS and in_rows:
             return _by_rows(x.movedim(1, -1).reshape(-1, x.shape[1]))
         mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # batch norm's own reduction
