@@ -182,12 +182,8 @@ def run_memory(options: argparse.Namespace) -> dict[str, Any]:
         row = {}
         for name in PEAKS:
             command = [sys.executable, "-m", "benchmarks.reestimation", "--peak", name, str(batch_size)]
-            peaks = [float(subprocess.run(command, check=True, capture_output=True, env=env).stdout) for _ in range(3)]
-            row[name] = spread(peaks)
-        print(f"batch {batch_size}: bare forward {row['bare forward']['median']:.0f} MiB")
-        for name in list(PEAKS)[1:]:
-            over = row[name]["median"] / row["bare forward"]["median"]
-            print(f"  {name:32} {row[name]['median']:6.0f} MiB, x{over:.2f}", flush=True)
+            row[name] = float(subprocess.run(command, check=True, capture_output=True, env=env).stdout)
+            print(f"  batch {batch_size:3}: {name:32} {row[name]:6.0f} MiB", flush=True)
         table[f"batch {batch_size}, MiB"] = row
     return table
 
