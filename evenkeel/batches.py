@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from evenkeel.errors import BatchError, brief
 
 Forward = Callable[[nn.Module, Any], Any]
+_NO_LENGTH = (TypeError, NotImplementedError, RuntimeError)  # of generators, streams and collections of loaders
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -214,11 +215,7 @@ def length(batches: Iterable[Any]) -> float:
     """
     try:
         return len(batches)  # type: ignore[arg-type]
-    except (
-        TypeError,
-        NotImplementedError,
-        RuntimeError,
-    ):  # a generator's, an iterable data set's, a collection of loaders'
+    except _NO_LENGTH:
         return math.inf
 
 
