@@ -123,9 +123,9 @@ def reestimate_(
         progress: show a progress bar.
         group: the process group of torch.distributed that measures together, each process on batches of its own, all
             calling this; every process if None. They end with the same statistics, those of all their batches.
-        memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself. They run
-            apart, too, where merging is found to be wrong: the model fails on merged batches, normalises by its batch
-            in eval mode, or feeds a norm no more rows from many samples than from one, as with time first.
+        memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself. They
+            run apart, too, where merging is found to be wrong: the model fails on merged batches, normalises by its
+            batch in eval mode, or feeds a norm no more rows from many samples than from one, as with time first.
         held_out: pairs of inputs and labels, iterated over twice, on which the model, a classifier, is scored before
             and after (see `evaluate`): did it help?
         keep: "best" takes the new statistics back if the held-out log loss is not lower with them.
