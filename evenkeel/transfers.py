@@ -224,7 +224,7 @@ def _mask_is_shared(layer: Layer) -> bool:
     if layer.function in ("mul", "multiply", "div", "imul"):
         masks = [value for value in layer.constants if isinstance(value, torch.Size)]
         return any(1 in mask[2:] or len(mask) < 3 for mask in masks) and len(layer.shape) > 2
-    return layer.function not in ("dropout", "native_dropout", "alpha_dropout")
+    return layer.function not in ("dropout", "native_dropout", "alpha_dropout", "Uout")
 
 
 def _opaque(layer: Layer, inputs: list[Signal], setting: Setting) -> Signal:
