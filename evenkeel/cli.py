@@ -17,14 +17,16 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
 from evenkeel.checkpoints import Checkpoint
+from evenkeel.correction import correct_
 from evenkeel.datasets import Data, load_data
 from evenkeel.demo import run_demo
 from evenkeel.errors import EvenkeelError
 from evenkeel.evaluation import Score, evaluate
 from evenkeel.files import require_folder, whole
+from evenkeel.prediction import predict_shift
 from evenkeel.progress import Bar
 from evenkeel.reestimation import Reestimation, reestimate_
 from evenkeel.shift import ShiftReport, variance_shift
@@ -40,8 +42,12 @@ Target = Annotated[
     str, typer.Argument(help="package.module:callable, torchvision:NAME or timm:NAME.", metavar="TARGET")
 ]
 DataName = Annotated[
-    str,
-    typer.Option("--data", help="digits, mnist, cifar10, folder:PATH or package.module:callable.", metavar="D"),
+    str | None,
+    typer.Option(
+        "--data",
+        help="digits, mnist, cifar10, folder:PATH or package.module:callable; without it, by prediction from --input.",
+        metavar="D",
+    ),
 ]
 Input = Annotated[str | None, typer.Option("--input", help="Shape of one input, such as 3x224x224.")]
 Arg = Annotated[
@@ -83,7 +89,7 @@ def demo(
 @app.command()
 def shift(
     target: Target,
-    data: DataName,
+    data: DataName = None,
     input_shape: Input = None,
     weights: Annotated[
         Path | None, typer.Option(help="Checkpoint: .safetensors, or a state dict that torch.load reads.")
@@ -97,14 +103,20 @@ def shift(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print, for every norm layer, the variance it meets in eval mode against the one that it stores."""
+    """Print, for every norm layer, the variance it meets in eval mode against the one that it stores.
+
+    Without --data both are predicted from weights and statistics, and so is which dropouts cause the difference.
+    """
     if fail_above is not None and not fail_above >= 1:
         raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
     model = load_target(target, parse_arguments(arg or []))
     if weights is not None:
         Checkpoint.read(weights).apply_(model)
-    batches = _load(data, input_shape, data_dir, batch_size).train
-    report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
+    if data is None:
+        report = predict_shift(model, _example(input_shape, {"--max-batches": max_batches}))
+    else:
+        batches = _load(data, input_shape, data_dir, batch_size).train
+        report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
     _show(report.to_dict() if as_json else report)
     if fail_above is not None and report.worst > fail_above:
         raise typer.Exit(1)
@@ -113,11 +125,11 @@ def shift(
 @app.command()
 def repair(
     target: Target,
-    data: DataName,
     weights: Annotated[
         Path, typer.Option(help="Checkpoint to repair: .safetensors, or a state dict that torch.load reads.")
     ],
     out: Annotated[Path, typer.Option(help="Where to write the repaired checkpoint.")],
+    data: DataName = None,
     input_shape: Input = None,
     arg: Arg = None,
     data_dir: DataDir = None,
@@ -127,7 +139,11 @@ def repair(
     html: Annotated[Path | None, typer.Option(help="Also write what is printed as one HTML page.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after."""
+    """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after.
+
+    Without --data they are corrected by what is predicted from weights and statistics: for a checkpoint whose
+    statistics are those of its training, and have not been repaired before.
+    """
     for path in filter(None, (out, html)):
         require_folder(path)
     if html is not None and html.resolve() in (out.resolve(), weights.resolve()):
@@ -135,22 +151,33 @@ def repair(
     checkpoint = Checkpoint.read(weights)
     model = load_target(target, parse_arguments(arg or []))
     checkpoint.apply_(model)
-    given = _load(data, input_shape, data_dir, batch_size)
-    before = _judge(model, given, max_batches, "measuring before")
-    done = reestimate_(
-        model, Bar(given.train, "re-estimating", total=max_batches), max_batches=max_batches, tolerance=tolerance
-    )
-    after = _judge(model, given, max_batches, "measuring after")
+    if data is None:
+        unused = {"--max-batches": max_batches, "--tolerance": tolerance}
+        shown, result = _correct(model, _example(input_shape, unused))
+    else:
+        given = _load(data, input_shape, data_dir, batch_size)
+        shown, result = _reestimate(model, given, max_batches, tolerance)
     page = Console(record=True, file=io.StringIO(), width=120)
-    page.print(_comparison(before, after, done))
+    page.print(shown)
     if html is None:
         checkpoint.write(out, model)
     else:
         with whole(html) as temporary:  # both files, or neither
             temporary.write_text(page.export_html(), encoding="utf-8")
             checkpoint.write(out, model)
-    result = {
-        "out": str(out),
+    _show({"out": str(out), **result} if as_json else Group(shown, f"written: {out}"))
+
+
+def _reestimate(
+    model: nn.Module, given: Data, max_batches: int | None, tolerance: float | None
+) -> tuple[RenderableType, dict[str, Any]]:
+    """Repair a model by data: what to print, and the same as plain data."""
+    before = _judge(model, given, max_batches, "measuring before")
+    done = reestimate_(
+        model, Bar(given.train, "re-estimating", total=max_batches), max_batches=max_batches, tolerance=tolerance
+    )
+    after = _judge(model, given, max_batches, "measuring after")
+    return _comparison(before, after, done), {
         "batches": done.batches,
         "samples": done.samples,
         "standard_error": done.standard_error,
@@ -159,7 +186,27 @@ def repair(
         "before": before.to_dict(),
         "after": after.to_dict(),
     }
-    _show(result if as_json else Group(_comparison(before, after, done), f"written: {out}"))
+
+
+def _correct(model: nn.Module, example: Tensor) -> tuple[RenderableType, dict[str, Any]]:
+    """Repair a model without data: what to print, and the same as plain data."""
+    before = predict_shift(model, example)
+    done = correct_(model, example)
+    if not len(done):
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
+        raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
+    shown = Group("The shift as predicted:\n", before, "", done)
+    return shown, {"before": before.to_dict(), **done.to_dict()}
+
+
+def _example(input_shape: str | None, unused: dict[str, Any]) -> Tensor:
+    """An input of the shape asked for, where there are no data, nor any use for what tells how to use them."""
+    if input_shape is None:
+        raise EvenkeelError("without --data, --input must tell the shape of one input, such as 3x224x224")
+    for name, value in unused.items():
+        if value is not None:
+            raise EvenkeelError(f"{name} tells how to use data, and there is no --data")
+    return torch.zeros(1, *parse_shape(input_shape))
 
 
 @dataclass(frozen=True)

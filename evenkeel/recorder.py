@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections import Counter
@@ -39,6 +40,7 @@ from evenkeel.kinds import (
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _HERE = os.path.join(os.path.dirname(__file__), "")
+_MODULES_OF_OURS = ("evenkeel.uniform_dropout", "evenkeel.independent_component")
 _NO_SIGNAL = SHAPE_ONLY | RANDOM
 
 
@@ -61,6 +63,9 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, *, training: bool) -> None:
         super().__init__()
         self.training = training
+        # Code that calls, or is called, between the model's source and torch.
+        self.files = {inspect.getfile(base) for base in type(self).__mro__ if base.__module__.startswith("evenkeel.")}
+        self.files |= {inspect.getfile(type(m)) for m in model.modules() if type(m).__module__ in _MODULES_OF_OURS}
         self.frozen = {module for module in model.modules() if model.training and not module.training}
         self.layers: list[Layer] = []
         self.position: dict[Layer, int] = {}
@@ -73,7 +78,7 @@ class Recorder(TorchFunctionMode):
         # Of every tensor seen, the layer that made it, or None if it carries no signal of the inputs.
         self.producers = WeakIdKeyDictionary()
         self.noise = WeakIdKeyDictionary()  # of every random tensor without signal
-        # Of every tensor written to in place, itself or through a view: what was written to, by which layer.
+        # Of every tensor written to in place, itself or through a view: where in it, by which layer.
         self.writes: Any = WeakIdKeyDictionary()
         self.escaped: list[Layer] = []  # layers whose signals left torch: what enters it may come from them
         # Parameters and buffers as the caller knows them, by the ones that the pass sees.
@@ -160,7 +165,7 @@ class Recorder(TorchFunctionMode):
             line=line,
         )
         if args and outputs[0] is args[0]:
-            self.writes.setdefault(_base(outputs[0]), []).append((outputs[0], self.layers[-1]))
+            self.writes.setdefault(_base(outputs[0]), []).append((_Extent.of(outputs[0]), self.layers[-1]))
 
     def _record_constant(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[_Noise], outputs: list[Tensor]
@@ -259,8 +264,8 @@ class Recorder(TorchFunctionMode):
                 self._add(Kind.OPAQUE, "unknown", [tensor], inputs=inputs, shape=tuple(tensor.shape))
         made = self.producers[tensor]
         since = self.position[made] if made else -1
-        writes = ((view, layer) for view, layer in self.writes.get(_base(tensor), ()) if self.position[layer] > since)
-        later = [layer for view, layer in writes if view is not tensor and _overlap(view, tensor)]
+        extent, writes = _Extent.of(tensor), self.writes.get(_base(tensor), ())
+        later = [layer for written, layer in writes if self.position[layer] > since and written.overlaps(extent)]
         if later:  # it views, or is viewed by, what was written to in place after it was made
             inputs = (made, *later) if made else tuple(later)
             kind = Kind.PASS if len(inputs) == 1 else Kind.CONCAT
@@ -309,7 +314,7 @@ class Recorder(TorchFunctionMode):
             code = frame.f_code
             if code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is self.stack[0][0]:
                 break  # what lies above is the caller's code, not the model's
-            if code.co_filename != __file__ and not code.co_filename.startswith(_TORCH):
+            if code.co_filename not in self.files and not code.co_filename.startswith(_TORCH):
                 return code.co_filename, frame.f_lineno
             frame = frame.f_back
         return None, None
@@ -347,14 +352,26 @@ def _base(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
-def _overlap(left: Tensor, right: Tensor) -> bool:
-    """Whether two views of one tensor may share memory."""
-    if left.stride() != right.stride():
+@dataclass(frozen=True)
+class _Extent:
+    """Where in memory a view of a tensor lies."""
+
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Extent:
+        return cls(int(tensor.storage_offset()), tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())))
+
+    def overlaps(self, other: _Extent) -> bool:
+        """Whether two views of one tensor may share memory."""
+        if self.strides != other.strides:
+            return True
+        low, high = sorted((self, other), key=lambda extent: extent.offset)
+        distance = high.offset - low.offset
+        for stride, size in sorted(zip(low.strides, low.shape, strict=True), reverse=True):
+            steps, distance = divmod(distance, stride) if stride else (0, distance)
+            if steps >= size:
+                return False
         return True
-    low, high = sorted((left, right), key=Tensor.storage_offset)
-    distance = int(high.storage_offset() - low.storage_offset())
-    for stride, size in sorted(zip(map(int, low.stride()), low.shape, strict=True), reverse=True):
-        steps, distance = divmod(distance, stride) if stride else (0, distance)
-        if steps >= size:
-            return False
-    return True

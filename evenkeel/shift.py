@@ -25,6 +25,7 @@ from evenkeel.tracing import record
 if TYPE_CHECKING:
     from rich.table import Table
 
+_LEAST_SHARE = 1.0  # percent of a shift that is worth naming
 _COLUMNS = ("norm", "running var", "eval var", "eval/train", "folded", "fed by dropouts")
 
 
@@ -37,6 +38,7 @@ class ShiftRow:
         running_var: the variance it stores, averaged over channels.
         eval_var: the variance of its input in eval mode, averaged over channels.
         dropouts: the dropouts that feed it: those upstream of it, back to the norms before, nearest first.
+        causes: of a predicted shift, the dropouts that cause it, however far upstream, and their share in percent.
 
     >>> row = ShiftRow("layer1.bn2", running_var=2.0, eval_var=1.0)
     >>> row.ratio, row.folded
@@ -47,6 +49,7 @@ class ShiftRow:
     running_var: float
     eval_var: float
     dropouts: tuple[Layer, ...] = ()
+    causes: tuple[tuple[Layer, float], ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -62,10 +65,14 @@ class ShiftRow:
 
     @property
     def fed_by(self) -> str:
-        """The dropouts in words, for a table's cell: the nearest two, and how many more."""
-        shown = self.dropouts[:2]
-        names = [f"{d.name} p={'?' if d.p is None else f'{d.p:g}'}{f' ({d.where})' if d.where else ''}" for d in shown]
-        return ", ".join(names) + (f" and {len(self.dropouts) - 2} more" if len(self.dropouts) > 2 else "")
+        """The dropouts in words, for a table's cell: the first two, and how many more."""
+        found = [(layer, f" {share:.0f} %") for layer, share in self.causes if share >= _LEAST_SHARE]
+        found = found or [(layer, "") for layer in self.dropouts]
+        names = [
+            f"{d.name} p={'?' if d.p is None else f'{d.p:g}'}{f' ({d.where})' if d.where else ''}{share}"
+            for d, share in found[:2]
+        ]
+        return ", ".join(names) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain numbers, strings and lists."""
@@ -76,6 +83,7 @@ class ShiftRow:
             "ratio": self.ratio,
             "folded": self.folded,
             "dropouts": [{"name": d.name, "p": d.p, "where": d.where} for d in self.dropouts],
+            "causes": [{"name": d.name, "p": d.p, "where": d.where, "percent": share} for d, share in self.causes],
         }
 
 
@@ -185,18 +193,19 @@ def variance_shift(
     notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in foreign_norms(model).items()]
     rows = [
-        ShiftRow(path, _mean(norms[path].running_var), _mean(population.variance), _feeding(graph, norms[path]))
+        ShiftRow(path, mean_of(norms[path].running_var), mean_of(population.variance), feeding(graph, norms[path]))
         for path, population in populations.items()
     ]
     return ShiftReport(rows, notes)
 
 
-def _feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
+def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
     """The dropouts that act on a norm's input: those upstream of its calls, back to the norms before."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
     found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
     return tuple(dict.fromkeys(layer for layer in found if layer.p or (layer.kind is Kind.DROPOUT and layer.p is None)))
 
 
-def _mean(channels: torch.Tensor | None) -> float:
+def mean_of(channels: torch.Tensor | None) -> float:
+    """The mean over channels; NaN if there are none."""
     return math.nan if channels is None else float(channels.double().mean())

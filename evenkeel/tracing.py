@@ -42,10 +42,19 @@ def trace(model: nn.Module, example: Any) -> LayerGraph:
     >>> print(trace(model, torch.ones(2, 4)))
     i W A D W N o
     """
+    return record(model, *runner(model, example))
+
+
+def runner(model: nn.Module, example: Any) -> tuple[Callable[[Any], Any], Any]:
+    """How the model is run on an example, and the inputs to run it with: what `record` takes.
+
+    Args:
+        model: the model.
+        example: as for `trace`.
+    """
     if isinstance(example, Mapping):
-        return record(model, lambda inputs: model(**inputs), dict(example))
-    inputs = example if isinstance(example, tuple) else (example,)
-    return record(model, lambda inputs: model(*inputs), inputs)
+        return lambda inputs: model(**inputs), dict(example)
+    return lambda inputs: model(*inputs), example if isinstance(example, tuple) else (example,)
 
 
 def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
@@ -62,7 +71,7 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGra
     Raises:
         TraceError: as for `trace`.
     """
-    inputs = _prepared(inputs, model)
+    inputs = prepared(inputs, model)
     recorder, failure = Recorder(model, training=True), Exception()
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
     for training, fake in ((False, False),) if scripted else ((True, True), (False, True), (False, False)):
@@ -70,7 +79,7 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGra
         try:
             with restored(model, parameters=not fake), unwrapped(model), torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
-                _set_modes(model, training)
+                set_modes(model, training)
                 with _fake_tensors(model) if fake else nullcontext(torch.clone) as convert:
                     return recorder.run(run, map_tensors(convert, inputs))
         except Exception as error:
@@ -78,7 +87,7 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGra
     raise TraceError(recorder.explain(failure)) from failure
 
 
-def _prepared(inputs: Any, model: nn.Module) -> Any:
+def prepared(inputs: Any, model: nn.Module) -> Any:
     """The inputs on the model's device, floating ones in its dtype if all of its parameters share one."""
     device = device_of(model)
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
@@ -86,7 +95,7 @@ def _prepared(inputs: Any, model: nn.Module) -> Any:
     return map_tensors(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None), inputs)
 
 
-def _set_modes(model: nn.Module, training: bool) -> None:
+def set_modes(model: nn.Module, training: bool) -> None:
     """Train mode with the norms in eval mode, since in train mode they refuse single values; or eval mode."""
     if not (training and model.training):
         model.train(training)

@@ -24,6 +24,7 @@ import evenkeel as ek
 READ_ONLY: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "trace": lambda model, batches: ek.trace(model, batches[0]),
     "variance_shift": ek.variance_shift,
+    "predict_shift": lambda model, batches: ek.predict_shift(model, batches[0]),
     "check_signals": lambda model, batches: ek.check_signals(model, batches[0], draws=1),
     "check_signals on batches": lambda model, batches: ek.check_signals(model, batches[0], batches),
 }
@@ -32,10 +33,14 @@ CHANGING: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "reestimate_": ek.reestimate_,
     "reestimate_ with tolerance": lambda model, batches: ek.reestimate_(model, batches, tolerance=0.5),
 }
+# Those among them that need no data, but an example.
+DATA_FREE: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
+    "correct_": lambda model, batches: ek.correct_(model, batches[0]),
+}
 EXPECTED_ERRORS = (ek.EvenkeelError, KeyboardInterrupt)
 
 read_only = pytest.mark.parametrize("verb", READ_ONLY)
-changing = pytest.mark.parametrize("verb", CHANGING)
+changing = pytest.mark.parametrize("verb", CHANGING | DATA_FREE)
 
 
 def run(verb: Callable[[nn.Module, list[Any]], Any], spec: Spec) -> tuple[list[str], bool]:
@@ -72,7 +77,7 @@ def test_so_it_does_when_the_forward_raises_half_way(verb, spec):
 @changing
 @given(spec=specs(fails=True, running_statistics=True))
 def test_a_verb_that_changes_the_model_changes_nothing_if_it_fails(verb, spec):
-    changes, raised = run(CHANGING[verb], spec)
+    changes, raised = run((CHANGING | DATA_FREE)[verb], spec)
     # the first failing call may be the second batch, or a repetition of the first one in another layout
     assert changes == [] if raised else set(changes) <= statistics_of(spec)
 
@@ -81,7 +86,7 @@ def test_a_verb_that_changes_the_model_changes_nothing_if_it_fails(verb, spec):
 @given(spec=specs(fails=False, running_statistics=True))
 @settings(max_examples=25)
 def test_a_verb_that_changes_the_model_changes_statistics_only(verb, spec):
-    changes, raised = run(CHANGING[verb], spec)
+    changes, raised = run((CHANGING | DATA_FREE)[verb], spec)
     assert set(changes) <= (set() if raised else statistics_of(spec))
 
 

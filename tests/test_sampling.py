@@ -1,0 +1,209 @@
+"""The sample: replicas stay what they are through every operation, whatever makes the noise."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import evenkeel as ek
+from evenkeel.kinds import Kind
+from evenkeel.modes import restored
+from evenkeel.norms import norms_of
+from evenkeel.replicas import COUNT
+from evenkeel.sampling import random_field, sample
+from evenkeel.tracing import record, set_modes
+
+
+class Custom(nn.Module):
+    """A dropout by another name, which says so."""
+
+    evenkeel_kind = Kind.DROPOUT
+    p = 0.25
+
+    def forward(self, x):
+        return x * (1 + (torch.rand_like(x) - 0.5)) if self.training else x
+
+
+class ByHand(nn.Module):
+    """Stochastic depth as torchvision and timm write it: a mask a sample."""
+
+    def __init__(self, p, in_place=False):
+        super().__init__()
+        self.p, self.in_place = p, in_place
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        mask = x.new_empty(len(x), *(1,) * (x.dim() - 1)).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x.mul_(mask) if self.in_place else x * mask
+
+
+class Functional(nn.Module):
+    def __init__(self, function, **kwargs):
+        super().__init__()
+        self.function, self.kwargs = function, kwargs
+
+    def forward(self, x):
+        return self.function(x, p=0.5, training=self.training, **self.kwargs)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(6, 18)
+
+    def forward(self, x):
+        q, k, v = self.project(x).view(len(x), -1, 3, 6).unbind(2)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5 if self.training else 0.0)
+
+
+NOISES = {
+    "element": nn.Dropout(0.5),
+    "in place": nn.Dropout(0.5, inplace=True),
+    "channel": nn.Dropout1d(0.5),
+    "alpha": nn.AlphaDropout(0.5),
+    "feature alpha": nn.FeatureAlphaDropout(0.5),
+    "functional": Functional(F.dropout),
+    "functional, in place": Functional(F.dropout, inplace=True),
+    "functional channel": Functional(F.dropout1d),
+    "stochastic depth": ByHand(0.5),
+    "stochastic depth, in place": ByHand(0.5, in_place=True),
+    "custom": Custom(),
+    "attention": Attention(),
+    "encoder layer": nn.TransformerEncoderLayer(6, 2, 12, 0.5, batch_first=True),
+    "nothing": nn.Identity(),
+}
+
+
+def sampled(model, example, **options):
+    """The sampler, and what the model returned for the replicas."""
+    outputs = []
+    handle = model.register_forward_hook(lambda module, args, output: outputs.append((args[0], output)))
+    run = lambda inputs: model(*inputs)  # noqa: E731
+    graph = record(model, run, (example,))
+    outputs.clear()
+    with restored(model):
+        set_modes(model, training=True)
+        options = {"norms": {}, "known": {}} | options
+        sampler = sample(model, run, (example,), graph, **options)
+    handle.remove()
+    return sampler, *outputs[0]
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_the_replica_without_noise_is_what_eval_mode_computes(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), NOISES[name], nn.Linear(6, 6), NOISES[name])
+    sampler, inputs, outputs = sampled(model, torch.zeros(2, 5, 6))
+    calm, one, two = outputs.chunk(COUNT)
+    with torch.no_grad():
+        expected = model.eval()(inputs.chunk(COUNT)[0])
+    assert torch.allclose(calm, expected, atol=1e-5)
+    noisy = name != "nothing"
+    assert torch.equal(one, two) is not noisy
+    assert torch.allclose(calm, one) is not noisy
+    assert sampler.samples > 100
+
+
+def test_replicas_are_of_the_same_inputs_and_two_runs_are_the_same():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.3))
+    (_, first, out), (_, again, out_again) = sampled(model, torch.zeros(2, 6)), sampled(model, torch.ones(3, 6))
+    calm, one, two = first.chunk(COUNT)
+    assert torch.equal(calm, one) and torch.equal(one, two)
+    assert torch.equal(first, again) and torch.equal(out, out_again), "values of the example do not matter"
+
+
+@pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.7])
+@pytest.mark.parametrize("noise", [nn.Dropout2d, ByHand])
+def test_few_samples_show_the_noise_of_rare_masks(noise, p):
+    model = nn.Sequential(nn.Identity(), noise(p))
+    x = torch.zeros(2, 64, 8, 8)
+    _, _, outputs = sampled(model, x, elements=1)
+    calm, one, two = outputs.chunk(COUNT)
+    assert len(calm) == 4
+    found = float((one - two).square().mean()) / 2 / float(calm.square().mean())
+    assert found == pytest.approx(p / (1 - p), rel=0.5), "by chance a mask of p = .05 would mostly drop nothing"
+    assert torch.allclose((one + two) / 2, calm * ((one + two) / 2 / calm).mean((2, 3), keepdim=True), atol=1e-4)
+
+
+def test_norms_that_store_nothing_normalise_by_the_sample():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.BatchNorm1d(6))
+    sampler, _, outputs = sampled(model, torch.zeros(2, 6), norms=norms_of(model))
+    _, one, two = outputs.chunk(COUNT)
+    trains = torch.cat([one, two])
+    assert torch.allclose(trains.mean(0), torch.zeros(6), atol=1e-5)
+    assert torch.allclose(trains.var(0, correction=0), torch.ones(6), atol=1e-3)
+    assert not model[2].running_mean.any(), "and are given back as found"
+    assert set(sampler.channels) == {"2"}
+
+
+def test_settled_norms_hand_on_standardized_signals_without_noise():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(6))
+    model[3].running_var.fill_(3.0)
+    nn.init.uniform_(model[3].weight), nn.init.normal_(model[3].bias)
+    for settled in (False, True):
+        sampler, _, outputs = sampled(model, torch.zeros(2, 6), norms=norms_of(model), settled=settled)
+        calm, (moments,) = outputs.chunk(COUNT)[0], sampler.channels["3"]
+        wanted = model[3].weight.square() if settled else model[3].weight.square() * moments.eval_var / 3
+        assert torch.allclose(calm.var(0).double(), wanted.double(), rtol=0.02)
+        if settled:
+            assert torch.allclose(calm.mean(0), model[3].bias, atol=1e-2)
+
+
+def test_models_that_take_one_size_of_batches_only_are_told_the_size():
+    class Fixed(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.view(2, 6))
+
+    model = Fixed(nn.Linear(6, 6), nn.BatchNorm1d(6))
+    with pytest.raises(ek.TraceError, match=r"with \d+ random inputs in one batch"):
+        sampled(model, torch.zeros(2, 6), norms=norms_of(model))
+
+
+def test_inputs_that_are_no_floats_are_drawn_from_the_example():
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.scale = nn.Embedding(5, 6), nn.Parameter(torch.ones(()))
+
+        def forward(self, ids, factor):
+            return self.embedding(ids) * factor * self.scale
+
+    model, seen = Embedded(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args))
+    run, example = (lambda inputs: model(*inputs)), (torch.tensor([[1, 2], [3, 3]]), torch.tensor(2.0))
+    graph = record(model, run, example)
+    with restored(model):
+        set_modes(model, training=True)
+        sampler = sample(model, run, example, graph, norms={}, known={})
+    ids, factor = seen[-1]
+    assert len(ids) == COUNT * sampler.samples and set(ids.flatten().tolist()) == {1, 2, 3}
+    assert factor == 2
+
+
+@pytest.mark.parametrize(
+    "shape", [(4000, 6), (500, 3, 32), (300, 3, 16, 16), (50, 2, 8, 8, 8), (1000,), (200, 3, 1, 1)]
+)
+def test_random_inputs_are_standardized_and_smooth(shape):
+    torch.manual_seed(0)
+    x = random_field(shape)
+    assert x.shape == shape and x.isfinite().all()
+    assert float(x.square().mean()) == pytest.approx(1, rel=1e-3)
+    assert abs(float(x.mean())) < 0.15
+    if x.shape[-1] > 1 and len(shape) > 2:
+        neighbours = float((x[..., 1:] * x[..., :-1]).mean())
+        assert neighbours > 0.3
+    contrast = x.flatten(1).square().mean(1).sqrt() if x.dim() > 1 else x
+    assert float(contrast.std() / contrast.mean()) > 0.2
+
+
+def test_large_models_get_fewer_samples():
+    small, large = nn.Sequential(nn.Conv2d(3, 2, 1)), nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 1))
+    few, many = (sampled(m, torch.zeros(1, 3, 16, 16), elements=1 << 20)[0].samples for m in (large, small))
+    assert 4 <= few < many <= 4096
+    assert few * COUNT * 64 * 256 * 2 <= 1 << 20
+    assert math.isclose(few, (1 << 20) / COUNT / (256 * (3 + 64 + 64)), rel_tol=0.2)
