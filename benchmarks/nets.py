@@ -34,12 +34,13 @@ def residual_a() -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Net:
-    """A network, the set it is trained on, how many batches of 128 of it, and how long."""
+    """A network, the set it is trained on, how many batches of 128 of it, how long, and its name in a folder."""
 
     build: Callable[[], nn.Module]
     data: str
     batches: int
     epochs: int
+    name: str
 
     def load(self, data_dir: Path | None, count: int | None = None) -> tuple[Batches, Batches]:
         """Training and test batches of 128 images."""
@@ -48,7 +49,7 @@ class Net:
 
     def trained(self, seed: int, data_dir: Path | None, folder: Path) -> nn.Module:
         """The net of this seed, in train mode."""
-        recipe = f"{self.data}-{self.build.__name__}-{self.batches}x{self.epochs}"
+        recipe = f"{self.data}-{self.name}-{self.batches}x{self.epochs}"
         net, path = self.build(), folder / f"{recipe}-{seed}.pt"
         if path.exists():
             net.load_state_dict(torch.load(path, weights_only=True))
@@ -64,4 +65,4 @@ class Net:
 
 
 MNIST, CIFAR = "MLP 3 x 256, MNIST", "residual CNN (a), 10,000 CIFAR-10 images"
-NETS = {MNIST: Net(mlp, "mnist", 469, 10), CIFAR: Net(residual_a, "cifar10", 78, 15)}
+NETS = {MNIST: Net(mlp, "mnist", 469, 10, "mlp"), CIFAR: Net(residual_a, "cifar10", 78, 15, "residual_a")}
