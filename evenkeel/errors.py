@@ -1,5 +1,10 @@
 """What evenkeel raises: every message says what (with numbers), where (layer path, file:line) and what to do."""
 
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
 
 class EvenkeelError(Exception):
     """Base of all errors that evenkeel raises on purpose.
@@ -37,3 +42,22 @@ def brief(error: BaseException, most: int = 200) -> str:
     """
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:most]}{'...' if len(message) > most else ''}"
+
+
+def require(name: str, value: float | Tensor, holds: bool | Tensor, rule: str) -> None:
+    """Refuse an argument that breaks a rule, with the first value that does.
+
+    Args:
+        name: what the argument is called.
+        value: a number or a tensor.
+        holds: whether the rule holds, of each value.
+        rule: the rule, and what to do.
+
+    Raises:
+        EvenkeelError: it does not hold.
+
+    >>> require("p", 0.5, True, "below 1")
+    """
+    if not torch.as_tensor(holds).all():
+        first = torch.as_tensor(value)[~torch.as_tensor(holds)].flatten()[0]
+        raise EvenkeelError(f"{name} is {float(first):.6g}: {rule}")

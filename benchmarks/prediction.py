@@ -1,0 +1,168 @@
+"""The shift predicted without data against the one measured, and checkpoints corrected without data.
+
+    python -m benchmarks.prediction [--seeds 3] [--data-dir DIR] [--nets FOLDER] [--parts shift speed]
+
+Nets are trained with dropout right before norms (a) or before weight layers (b), at three rates; each is trained once
+and kept in --nets. MNIST and CIFAR-10 are read from --data-dir (or EVENKEEL_DATA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import nn
+
+import evenkeel as ek
+from benchmarks.measuring import run_parts, seconds
+from benchmarks.nets import Batches, Net
+from benchmarks.placements import FAMILIES, PLACES, RATES, net_of
+from evenkeel.evaluation import evaluate
+
+GOALS = {"MLP": 0.05, "plain": 0.05, "residual": 0.10, "DenseNet": 0.10}
+
+
+def departures(report: ek.ShiftReport) -> dict[str, float]:
+    """Log ratios of eval to running variance, by norm."""
+    return {row.path: math.log(row.ratio) for row in report}
+
+
+def score(model: nn.Module, test: Batches) -> dict[str, float]:
+    found = asdict(evaluate(model, test))
+    return {name: found[name] for name in ("error", "log_loss")}
+
+
+def judge(net: Net, seed: int, training: Batches, test: Batches, options: argparse.Namespace) -> dict[str, Any]:
+    """One net: its shift measured and predicted, and its scores as trained, corrected and re-estimated."""
+    trained = net.trained(seed, options.data_dir, options.nets)
+    example = torch.zeros(1, *training[0][0].shape[1:])
+    measured, predicted = (
+        departures(r) for r in (ek.variance_shift(trained, training), ek.predict_shift(trained, example))
+    )
+    ek.correct_(corrected := copy.deepcopy(trained), example)
+    ek.reestimate_(reestimated := copy.deepcopy(trained), training)
+    after = departures(ek.variance_shift(corrected, training))
+    return {
+        "measured": list(measured.values()),
+        "predicted": list(predicted.values()),
+        "corrected": list(after.values()),
+        "error": median(abs(predicted[path] - measured[path]) for path in measured),
+        "shift": median(map(abs, measured.values())),
+        "left": median(map(abs, after.values())),
+        "as trained": score(trained, test),
+        "without data": score(corrected, test),
+        "with data": score(reestimated, test),
+    }
+
+
+def run_shift(options: argparse.Namespace) -> dict[str, Any]:
+    """Median over norms of |log ratio|: measured, predicted less measured, left after correct_; and test scores."""
+    table: dict[str, Any] = {}
+    for family in FAMILIES:
+        training, test = net_of(family, "a", 0.0).load(options.data_dir)
+        for place in PLACES:
+            for p in RATES:
+                runs = [judge(net_of(family, place, p), s, training, test, options) for s in range(options.seeds)]
+                table[f"{family}, ({place}) {p:g}"] = runs
+                print_runs(f"{family}, ({place}) {p:g}", runs, GOALS[family.replace(",", " ").split()[0]])
+    return table
+
+
+def print_runs(name: str, runs: list[dict[str, Any]], goal: float) -> None:
+    """One line: means over seeds."""
+    shift, error, left = (fmean(run[key] for run in runs) for key in ("shift", "error", "left"))
+    cells = [f"shift {shift:.3f}", f"predicted to {error:.3f}{'' if error <= goal else ' (missed)'}"]
+    cells.append(f"left {left:.3f}, 1/{shift / left:.1f}{'' if left <= shift / 5 else ' (missed)'}")
+    for figure, factor, digits in (("error", 100, 2), ("log_loss", 1, 3)):
+        means = (
+            fmean(factor * run[key][figure] for run in runs) for key in ("as trained", "without data", "with data")
+        )
+        cells.append(f"{figure} {' / '.join(f'{mean:.{digits}f}' for mean in means)}")
+    print(f"{name:32} {'  '.join(cells)}", flush=True)
+
+
+def run_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """A residual net of 50 layers, 32 and 224 pixels wide: seconds and MiB for predict_shift, each in a fresh process."""
+    figures: dict[str, Any] = {}
+    for name, pixels in (("li2018's PreResNet of 50 layers", 32), ("ResNet-50", 224)):
+        command = [sys.executable, "-m", "benchmarks.prediction", "--one", str(pixels)]
+        taken, before, peak = map(
+            float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        )
+        figures[name] = {"pixels": pixels, "seconds": taken, "MiB before": before, "MiB at the peak": peak}
+        print(
+            f"{name}, {pixels} px: {taken:.2f} s, {peak:.0f} MiB at the peak, {before:.0f} of them before", flush=True
+        )
+    return figures
+
+
+def bottlenecks(widths: tuple[int, ...], depths: tuple[int, ...], stem: list[nn.Module]) -> nn.Sequential:
+    """A pre-activation bottleneck net with dropout of type (a), as deep as ResNet-50."""
+    layers, inputs = list(stem), stem[0].out_channels
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        for block in range(depth):
+            stride = 2 if stage and not block else 1
+            layers.append(Bottleneck(inputs, width, stride))
+            inputs = 4 * width
+    return nn.Sequential(
+        *layers, nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10)
+    )
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *(nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, width, 1, bias=False)),
+            *(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, stride, 1, bias=False)),
+            *(nn.Dropout(0.3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 4 * width, 1, bias=False)),
+        )
+        same = stride == 1 and inputs == 4 * width
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, 4 * width, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shortcut(x) + self.branch(x)
+
+
+def time_one(pixels: int) -> None:
+    """Print the seconds of one predict_shift, and this process's peak of memory before it and after, in MiB."""
+    import resource
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    if pixels == 32:
+        net = bottlenecks((16, 32, 64), (5, 6, 5), [nn.Conv2d(3, 16, 3, 1, 1, bias=False)])
+    else:
+        stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
+        net = bottlenecks((64, 128, 256, 512), (3, 4, 6, 3), stem)
+    with torch.no_grad():
+        net(torch.randn(8, 3, pixels, pixels))
+    before = peak()
+    print(seconds(lambda: ek.predict_shift(net, torch.zeros(1, 3, pixels, pixels))), before, peak())
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
+    parser.add_argument("--nets", type=Path, default=Path("data/nets"), help="folder of trained nets")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    if pixels := parser.parse_known_args()[0].one:
+        time_one(pixels)
+    else:
+        run_parts(parser, {"shift": run_shift, "speed": run_speed}, Path("results/prediction.json"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The papers' theory, one file a paper, as closed forms that the tests hold against simulation."""
