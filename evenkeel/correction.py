@@ -73,7 +73,7 @@ class Correction(Rows[CorrectionRow]):
     def summary(self) -> str:
         """How many norms were corrected, and how many not, in words."""
         left = f", {len(self.untouched)} left as they were" if self.untouched else ""
-        return f"{len(self)} norms corrected without data{left}"
+        return f"{len(self)} norm{'' if len(self) == 1 else 's'} corrected without data{left}"
 
     def to_dict(self) -> dict[str, Any]:
         """The correction as plain numbers, strings and lists, for JSON."""

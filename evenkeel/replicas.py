@@ -73,26 +73,27 @@ def calm_rows(x: Tensor, samples: int) -> Tensor | None:
     return None if dim is None else x.narrow(dim, 0, x.shape[dim] // COUNT)
 
 
-def channels_of(x: Tensor) -> tuple[Channels, list[Tensor]]:
-    """The moments of a signal of shape (replicas x samples, channels, ...), and its replicas less their means.
+def channels_of(x: Tensor) -> Channels:
+    """The moments of a signal of shape (replicas x samples, channels, ...).
 
-    >>> found, _ = channels_of(torch.tensor([[1.0], [3.0], [2.0], [4.0], [0.0], [6.0]]))
+    >>> found = channels_of(torch.tensor([[1.0], [3.0], [2.0], [4.0], [0.0], [6.0]]))
     >>> float(found.eval_var), float(found.covariance), float(found.train_var)
     (1.0, 3.0, 5.0)
     """
-    parts = x.float().chunk(COUNT) if x.dtype.itemsize < 4 else x.chunk(COUNT)
-    over = [dim for dim in range(x.dim()) if dim != 1]
-    means = [part.mean(over, keepdim=True) for part in parts]
-    calm, first, second = centered = [part - mean for part, mean in zip(parts, means, strict=True)]
-
-    def product(x: Tensor, y: Tensor) -> Tensor:
-        return (x * y).mean(over).double()
-
-    eval_mean, *train_means = (mean.flatten().double() for mean in means)
-    train_var = (product(first, first) + product(second, second)) / 2
-    crossed = product(calm, first + second) / 2
-    mean = (train_means[0] + train_means[1]) / 2
-    return Channels(mean, train_var, eval_mean, product(calm, calm), product(first, second), crossed), centered
+    parts = x.unflatten(0, (COUNT, -1)).movedim(2, 0).flatten(2)  # channels, replicas, values
+    parts = parts.float() if x.dtype.itemsize < 4 else parts
+    mean = parts.mean(2, keepdim=True)
+    centered = parts - mean
+    products = torch.bmm(centered, centered.mT).double() / parts.shape[2]
+    (calm, first, second), (calm_mean, *train_means) = products.unbind(1), mean.squeeze(2).double().unbind(1)
+    return Channels(
+        train_mean=(train_means[0] + train_means[1]) / 2,
+        train_var=(first[:, 1] + second[:, 2]) / 2,
+        eval_mean=calm_mean,
+        eval_var=calm[:, 0],
+        covariance=first[:, 2],
+        crossed=(calm[:, 1] + calm[:, 2]) / 2,
+    )
 
 
 def match_(x: Tensor, mean: Tensor, variance: Tensor) -> Channels:
@@ -111,7 +112,8 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor) -> Channels:
     Returns:
         The moments; `covariance` below 0 where the noise is larger than all the variance stored.
     """
-    found, (calm, *trains) = channels_of(x)
+    found = channels_of(x)
+    calm, *trains = x.chunk(COUNT)
     mean, variance = (t.to(found.train_mean, copy=True) for t in (mean, variance))  # what is stored may be written to
     certain = 1 / math.sqrt(len(calm) * math.sqrt(x[0, 0].numel()))  # relative error; neighbours tell much the same
     noise, shared = _noise(found, variance, certain), _shared(found, certain)
@@ -121,21 +123,25 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor) -> Channels:
     eval_var = torch.where(silent, signal, signal * _ratio(found.eval_var, shared))
     gain = _ratio(eval_var, found.eval_var).sqrt().masked_fill(silent, 0)
     # A train replica is a multiple of the one without noise, and a rest: noise, and what of the signal is no multiple.
-    alike = _ratio(found.crossed**2, found.eval_var * shared).clamp(0, 1) * signal
+    alike = _ratio(found.crossed**2, found.eval_var * shared).clamp(0, 1) * signal.masked_fill(silent, 0)
     slope = _ratio(found.crossed, found.eval_var)
     rest = found.train_var - slope**2 * found.eval_var
     stretch = _ratio(variance - alike, rest).sqrt().masked_fill((rest <= _SILENT * variance) | silent, 0)
     along_calm = _ratio(alike, found.eval_var).sqrt() - stretch * slope
-    shift = found.eval_mean - found.train_mean
+    eval_mean = mean + found.eval_mean - found.train_mean
 
     def along(t: Tensor) -> Tensor:
-        return t.to(calm.dtype).view(1, -1, *(1,) * (x.dim() - 2))
+        return t.to(x.dtype).view(1, -1, *(1,) * (x.dim() - 2))
 
-    excited = torch.randn_like(calm) * along((signal * silent).sqrt()) if silent.any() else 0.0
-    matched = [along(mean + shift) + along(gain) * calm + excited]
-    matched += [along(mean) + along(along_calm) * calm + along(stretch) * part + excited for part in trains]
-    x.copy_(torch.cat(matched))
-    return Channels(mean, variance, mean + shift, eval_var, variance - noise, (alike * eval_var).sqrt())
+    for part in trains:
+        offset = mean - stretch * found.train_mean - along_calm * found.eval_mean
+        part.mul_(along(stretch)).addcmul_(calm, along(along_calm)).add_(along(offset))
+    calm.mul_(along(gain)).add_(along(eval_mean - gain * found.eval_mean))
+    if silent.any():
+        excitement = torch.randn_like(calm) * along((signal * silent).sqrt())
+        for part in (calm, *trains):
+            part.add_(excitement)
+    return Channels(mean, variance, eval_mean, eval_var, variance - noise, (alike * eval_var).sqrt())
 
 
 def _noise(found: Channels, variance: Tensor, certain: float) -> Tensor:
@@ -183,12 +189,9 @@ def energies_of(x: Tensor, samples: int) -> Energies | None:
     thinned = [
         slice(None, None, max(size // _PLACES, 1) if d > 1 and d != dim else 1) for d, size in enumerate(x.shape)
     ]
-    parts = x[tuple(thinned)].movedim(dim, 0).float().chunk(COUNT)
-    over = [d for d in range(x.dim()) if d != 1]
-    means = [part.mean(over, keepdim=True) for part in parts]
-    calm, first, second = (part - mean for part, mean in zip(parts, means, strict=True))
-    total = float((first.square().mean() + second.square().mean()) / 2)
-    shared = float((first * second).mean())
-    return Energies(
-        total - shared, max(shared, 0.0), float(calm.square().mean()), total + float(means[1].square().mean())
-    )
+    parts = x[tuple(thinned)].movedim(dim, 0).unflatten(0, (COUNT, -1)).float()
+    mean = parts.mean([d for d in range(1, parts.dim()) if d != 2], keepdim=True)  # of channels
+    flat = (parts - mean).flatten(1)
+    products = (flat @ flat.T / max(flat.shape[1], 1)).tolist()
+    total, shared = (products[1][1] + products[2][2]) / 2, products[1][2]
+    return Energies(total - shared, max(shared, 0.0), products[0][0], total + float(mean[1:].square().mean()))

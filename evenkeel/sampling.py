@@ -121,7 +121,7 @@ class Sampler(Recorder):
         if not _takes(x, self.samples, Stored(norm.running_mean, norm.running_var)):
             return
         if norm in self._untrained:
-            found, _ = channels_of(x)
+            found = channels_of(x)
             write_(norm.running_mean, found.train_mean.to(norm.running_mean))
             write_(norm.running_var, found.train_var.to(norm.running_var))
         else:

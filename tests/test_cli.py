@@ -107,6 +107,35 @@ def test_repair_as_json_without_labels(folder, capsys):
     assert result["after"]["shift"]["worst"] < result["before"]["shift"]["worst"] + 1e-9
 
 
+def test_without_data_the_shift_is_predicted_from_the_shape_of_an_input(folder, capsys):
+    arguments = ("shift", "mynets:net", "--weights", "net.pt", "--input", "1x8x8")
+    code, out, err = run(capsys, *arguments)
+    assert code == 0 and err == "" and "2 p=0.5 100 %" in out
+    code, out, _ = run(capsys, *arguments, "--json", "--fail-above", "1.0001")
+    (row,) = json.loads(out)["rows"]
+    assert code == 1 and row["ratio"] < 0.9 and row["causes"][0]["name"] == "2"
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",), ("--html", "page.html")])
+def test_without_data_a_checkpoint_is_corrected(folder, capsys, extra):
+    arguments = ("--weights", "net.pt", "--input", "1x8x8", "--out", "new.pt")
+    code, printed, err = run(capsys, "repair", "mynets:net", *arguments, *extra)
+    assert code == 0 and err == ""
+    old, new = torch.load(folder / "net.pt"), torch.load(folder / "new.pt")
+    assert [key for key in old if not torch.equal(old[key], new[key])] in (
+        ["3.running_mean", "3.running_var"],
+        ["3.running_var"],
+    )
+    assert (new["3.running_var"] < old["3.running_var"]).all()
+    if extra == ("--json",):
+        result = json.loads(printed)
+        assert result["rows"][0]["path"] == "3" and result["before"]["rows"][0]["ratio"] < 0.9
+    else:
+        assert "1 norm corrected without data" in printed and "written: new.pt" in printed
+    if "--html" in extra:
+        assert "corrected" in (folder / "page.html").read_text()
+
+
 def test_demo_small(folder, capsys):
     pytest.importorskip("sklearn")
     code, out, _ = run(capsys, "demo", "--seeds", "1", "--epochs", "1")
@@ -161,7 +190,24 @@ BAD = {
     "no such function": (("shift", "mynets:nett", "--data", "digits"), "nett"),
     "no colon": (("shift", "mynets", "--data", "digits"), "'mynets'"),
     "model that raises": (("shift", "mynets:broken", "--data", "digits"), "RuntimeError"),
-    "missing option": (("shift", "mynets:net"), "--data"),
+    "neither data nor shape": (("shift", "mynets:net"), "without --data, --input must tell the shape"),
+    "neither data nor shape to repair by": (
+        ("repair", "mynets:net", "--weights", "net.pt", "--out", "new.pt"),
+        "without --data, --input must tell the shape",
+    ),
+    "a tolerance without data": (
+        ("repair", "mynets:net", "--weights", "net.pt", "--out", "new.pt", "--input", "1x8x8", "--tolerance", "0.1"),
+        "--tolerance tells how to use data, and there is no --data",
+    ),
+    "a shape that the model does not take": (
+        ("shift", "mynets:net", "--input", "1x9x9"),
+        "check that the example has the shape",
+    ),
+    "nothing to correct": (
+        ("repair", "mynets:net", "--weights", "fresh.pt", "--out", "new.pt", "--input", "1x8x8"),
+        "nothing can be corrected without data, so nothing is written: 3: untrained",
+    ),
+    "missing option": (("repair", "mynets:net", "--out", "new.pt"), "--weights"),
     "unknown option": ((*SHIFT, "--wieghts", "net.pt"), "--wieghts"),
     "no seeds": (("demo", "--seeds", "0"), "--seeds"),
 }
@@ -178,6 +224,8 @@ def test_bad_input_costs_one_clear_line_and_nothing_is_written(case, folder, cap
     torch.save([1, 2, 3], folder / "list.pt")
     torch.save(nn.Linear(2, 2).state_dict(), folder / "other.pt")
     torch.save({"x": _Code()}, folder / "code.pt")
+    fresh = [nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)]
+    torch.save(nn.Sequential(*fresh).state_dict(), folder / "fresh.pt")
     (folder / "cut.safetensors").write_bytes((folder / "net.safetensors").read_bytes()[:300])
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     code, out, err = run(capsys, *arguments)

@@ -33,18 +33,18 @@ def slow_moments(x):
 @pytest.mark.parametrize("positions", [(), (5,), (3, 4)])
 def test_moments_are_those_of_the_plain_formulas(positions):
     x = replicas(64, positions=positions) + 3
-    found, _ = channels_of(x)
+    found = channels_of(x)
     names = ("train_mean", "train_var", "eval_mean", "eval_var", "covariance", "crossed")
     assert torch.allclose(torch.stack([getattr(found, name) for name in names]), slow_moments(x), atol=1e-12)
 
 
-@given(st.floats(0.01, 1), st.floats(0.5, 1), st.floats(0.5, 50), st.integers(0, 5))
+@given(st.floats(0.01, 0.5), st.floats(0.5, 1), st.floats(0.5, 10), st.integers(0, 5))
 def test_matching_gives_the_train_replicas_what_is_stored_and_keeps_the_noise(noise, damping, share, seed):
     x = replicas(noise=noise, damping=damping, seed=seed)
-    before, _ = channels_of(x)
+    before = channels_of(x)
     variance, mean = before.noise * (1 + share), torch.tensor([1.0, -2.0, 0.0]).double()
     returned = match_(x, mean, variance)
-    after, _ = channels_of(x)
+    after = channels_of(x)
     assert torch.allclose(after.train_mean, mean, atol=1e-2)
     assert torch.allclose(after.train_var, variance, rtol=0.1)
     assert torch.allclose(after.eval_var, returned.eval_var, rtol=1e-6)
