@@ -73,7 +73,7 @@ def run_family(family: str, options: argparse.Namespace) -> dict[str, Any]:
             net = net_of(family, place, p)
             runs = [judge(net, seed, training, test, options) for seed in range(options.seeds)]
             found[f"({place}) {p:g}"] = runs
-            print_runs(f"{family}, ({place}) {p:g}", runs, GOALS[family.split(",")[0]])
+            print_runs(f"{family}, ({place}) {p:g}", runs, GOALS[family.split(",", maxsplit=1)[0]])
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from evenkeel.graph import Layer, LayerGraph
@@ -21,21 +21,23 @@ class Cause:
 
     Attributes:
         noise: shares of the noise that the signal carries; they sum to 1, or there are none.
-        damping: of `log(Var_eval / Var_shared)`, what noise has caused on the way, where it met activations and pools.
+        damping: shares, in nats, of log(calm / shared): how much of the signal noise has cost at activations and pools.
     """
 
     noise: Shares
     damping: Shares
 
     def shares(self, noise: float) -> Shares:
-        """Shares of both effects on `log(Var_eval / Var_train)`, noise being this share of the train variance."""
+        """Share of each layer in |log(1 - noise)| plus damping, `noise` being noise over train variance."""
         lost = -math.log1p(-min(max(noise, 0.0), 1 - 1e-12))
         weighted = _sum([(self.noise, lost), (self.damping, 1.0)])
         whole = sum(weighted.values())
         return {layer: share / whole for layer, share in weighted.items()} if whole > 0 else {}
 
 
-def causes_of(graph: LayerGraph, energies: Mapping[Layer, Energies]) -> dict[Layer, Cause]:
+def causes_of(
+    graph: LayerGraph, energies: Mapping[Layer, Energies], loose: Collection[Layer] = ()
+) -> dict[Layer, Cause]:
     """What noise has done, and which dropouts made it, to what each layer reads.
 
     Noise of one origin is taken to pass a layer as noise of another does; where signals meet, energies tell how much
@@ -44,13 +46,16 @@ def causes_of(graph: LayerGraph, energies: Mapping[Layer, Energies]) -> dict[Lay
     Args:
         graph: the graph.
         energies: what replicas of each layer's output share, and what they do not.
+        loose: layers that make noise though they are no dropouts.
     """
     read: dict[Layer, Cause] = {}
     returned: dict[Layer, Cause] = {}
     for layer in graph:
         given = [energies.get(source, _NONE) for source in layer.inputs]
         read[layer] = _merged(layer, [returned[source] for source in layer.inputs], given)
-        returned[layer] = _passed(layer, read[layer], given, energies.get(layer, _NONE))
+        noisy = layer.kind is Kind.DROPOUT or bool(layer.p) or layer in loose
+        found = energies.get(layer)
+        returned[layer] = read[layer] if found is None else _passed(layer, read[layer], given, found, noisy)
     return read
 
 
@@ -65,12 +70,12 @@ def _merged(layer: Layer, causes: list[Cause], given: list[Energies]) -> Cause:
     )
 
 
-def _passed(layer: Layer, cause: Cause, given: list[Energies], returned: Energies) -> Cause:
+def _passed(layer: Layer, cause: Cause, given: list[Energies], returned: Energies, noisy: bool) -> Cause:
     """What the layer makes of it: dropout adds noise of its own, and noise damps the signal at a kink."""
     noise, damping = cause.noise, cause.damping
     if returned.noise <= _CHANCE * returned.second:
         noise = {}
-    elif layer.kind is Kind.DROPOUT or layer.p:
+    elif noisy:
         before = sum(e.noise for e in given) if layer.kind is Kind.DROPOUT else returned.second * _noisiness(given)
         old = min(before / returned.noise, 1.0)
         noise = _sum([(noise, old), ({layer: 1.0}, 1 - old)])
@@ -92,7 +97,7 @@ def _noisiness(given: list[Energies]) -> float:
 def _weights(values: Iterable[float]) -> list[float]:
     listed = list(values)
     whole = sum(listed)
-    return [value / whole if whole > 0 else 0.0 for value in listed]
+    return [value / whole if whole > 0 else 1 / len(listed) for value in listed]
 
 
 def _sum(terms: Iterable[tuple[Shares, float]]) -> Shares:

@@ -45,7 +45,7 @@ DataName = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="digits, mnist, cifar10, folder:PATH or package.module:callable; without it, by prediction from --input.",
+        help="digits, mnist, cifar10, folder:PATH or package.module:callable; left out: predicted from weights and --input.",
         metavar="D",
     ),
 ]
@@ -113,7 +113,7 @@ def shift(
     if weights is not None:
         Checkpoint.read(weights).apply_(model)
     if data is None:
-        report = predict_shift(model, _example(input_shape, {"--max-batches": max_batches}))
+        report = predict_shift(model, _example(input_shape, {"--max-batches": max_batches, "--data-dir": data_dir}))
     else:
         batches = _load(data, input_shape, data_dir, batch_size).train
         report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
@@ -152,7 +152,7 @@ def repair(
     model = load_target(target, parse_arguments(arg or []))
     checkpoint.apply_(model)
     if data is None:
-        unused = {"--max-batches": max_batches, "--tolerance": tolerance}
+        unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--data-dir": data_dir}
         shown, result = _correct(model, _example(input_shape, unused))
     else:
         given = _load(data, input_shape, data_dir, batch_size)
@@ -196,7 +196,7 @@ def _correct(model: nn.Module, example: Tensor) -> tuple[RenderableType, dict[st
         reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
     shown = Group("The shift as predicted:\n", before, "", done)
-    return shown, {"before": before.to_dict(), **done.to_dict()}
+    return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
 
 
 def _example(input_shape: str | None, unused: dict[str, Any]) -> Tensor:

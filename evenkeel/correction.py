@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, ModelError
 from evenkeel.modes import unwrapped, write_
-from evenkeel.norms import foreign_norms, norms_of
-from evenkeel.prediction import UNREACHED, predict
+from evenkeel.norms import Norm, foreign_norms, norms_of
+from evenkeel.prediction import Prediction, predict
 from evenkeel.replicas import Channels
+from evenkeel.sampling import Plan
 from evenkeel.tables import Rows, plain, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ELEMENTS = 1 << 28  # a larger sample than for a report: every channel counts
+_STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
+_ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts
 
 
 @dataclass(frozen=True)
@@ -135,26 +137,40 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
     >>> model[1].running_var.mean().round()
     tensor(2.)
     """
-    if stats not in ("both", "var"):
+    if stats not in _STORED:
         raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
-    with unwrapped(model) as plain_model:
-        norms = norms_of(plain_model)
-        found = predict(plain_model, example, norms, settled=True, elements=_ELEMENTS, seed=seed)
-    untouched = found.unsure | dict.fromkeys(found.unreached, UNREACHED) | foreign_norms(model)
+    with unwrapped(model) as whole:
+        norms = norms_of(whole)
+        found = _settle(whole, example, norms, stats, seed)
+        untouched = found.unsure | foreign_norms(whole)
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
-    values = {(norms[path], name): value for path, m in channels.items() for name, value in _values(m, stats).items()}
+    values = {
+        (norms[path], name): value.to(getattr(norms[path], name).dtype)
+        for path, moments in channels.items()
+        for name, value in (("running_var", moments.eval_var), ("running_mean", moments.eval_mean))
+        if name in _STORED[stats]
+    }
     for (norm, name), value in values.items():
         if not value.isfinite().all():
-            raise EvenkeelError(f"{name} of {norm} is predicted as {float(value.abs().max())}: nothing was changed")
+            path = next(path for path, other in norms.items() if other is norm)
+            raise ModelError(f"{name} of {path!r} is predicted to overflow {value.dtype}: nothing was changed")
+    rows = [_row(path, moments, stats) for path, moments in channels.items()]
     before = [(norm, name, getattr(norm, name).clone()) for norm, name in values]
     for (norm, name), value in values.items():
-        write_(getattr(norm, name), value.to(getattr(norm, name).dtype))
-    return Correction([_row(path, moments, stats) for path, moments in channels.items()], untouched, before)
+        write_(getattr(norm, name), value)
+    return Correction(rows, untouched, before)
 
 
-def _values(moments: Channels, stats: str) -> dict[str, Tensor]:
-    values = {"running_var": moments.eval_var}
-    return values | {"running_mean": moments.eval_mean} if stats == "both" else values
+def _settle(model: nn.Module, example: Any, norms: Mapping[str, Norm], stats: str, seed: int) -> Prediction:
+    """Predict what norms are fed once those before them that can be corrected are, and the others are as they were."""
+    settled = set(norms.values())
+    while True:
+        plan = Plan(settled=settled, stats=stats, elements=_ELEMENTS, fewest=_FEWEST, seed=seed)
+        found = predict(model, example, norms, plan)
+        left = settled - {norms[path] for path in found.unsure}
+        if left == settled:
+            return found
+        settled = left
 
 
 def _row(path: str, moments: Channels, stats: str) -> CorrectionRow:

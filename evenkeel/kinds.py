@@ -86,6 +86,9 @@ HIDDEN_DROPOUT = {
     "rnn_tanh": 5,
     "rnn_relu": 5,
 }
+# Dropouts that drop all positions of a channel together, and all that multiply by noise of mean 1.
+CHANNEL_DROPOUT = frozenset("dropout1d dropout2d dropout3d feature_dropout feature_alpha_dropout".split())
+MULTIPLYING_DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d feature_dropout native_dropout".split())
 # Functions that read the signal in their first argument and only the shape or dtype of the second.
 LIKE_SECOND = frozenset("view_as reshape_as expand_as type_as".split())
 # Functions whose result is random whatever their input: a product with such a tensor is dropout by another name.

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from evenkeel.causes import Shares, causes_of
 from evenkeel.errors import ModelError
-from evenkeel.graph import LayerGraph
+from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import Kind
 from evenkeel.modes import restored, unwrapped
 from evenkeel.norms import Norm, foreign_norms, norms_of
-from evenkeel.replicas import Channels
-from evenkeel.sampling import ELEMENTS, sample
-from evenkeel.shift import ShiftReport, ShiftRow, feeding, mean_of
-from evenkeel.stored import Stored, stored_before, unanchored, unknowing
+from evenkeel.replicas import Channels, together
+from evenkeel.sampling import Plan, ReplicaRecorder, sample, staying_on
+from evenkeel.shift import ShiftReport, ShiftRow, feeding
+from evenkeel.stored import distrust, stored_before, unanchored
 from evenkeel.tracing import prepared, record, runner, set_modes
 
-UNREACHED = "never reached, or not with samples first and channels second"
+_UNREACHED = "never reached, or not with samples first and channels second"
 _GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
 _DROWNED = 0.05  # share of a norm's channels in which noise may exceed what is stored
 _SMALL = 0.005  # log ratio of a shift that needs no cause
@@ -33,16 +35,14 @@ class Prediction:
     Attributes:
         graph: the model's layers.
         channels: of every norm reached, by path, what it is fed in train and in eval mode.
-        causes: by path, the share of every dropout in what noise does to the norm's input.
-        unsure: norms for which something had to be guessed, by path, each with the reason.
-        unreached: norms that the pass did not reach, or not with the batch in front.
+        causes: by path, the share of every dropout in what noise does to the norm's input, the largest first.
+        unsure: norms of which something had to be guessed, or nothing can be told, by path, each with the reason.
     """
 
     graph: LayerGraph
     channels: dict[str, Channels]
     causes: dict[str, Shares]
     unsure: dict[str, str]
-    unreached: tuple[str, ...]
 
 
 def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftReport:
@@ -51,8 +51,9 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     Random inputs are sent through the model, each in three replicas: one without noise, as in eval mode, and two in
     train mode with dropout masks of their own, so that noise is what these two do not share (the two-replica picture
     of mean-field theory). At every norm, what it stored in training tells how strong the data's signal is there:
-    `Var_eval = (Var_train - N) Var_calm / Var_shared`, with N the variance of the noise, and Var_calm / Var_shared
-    above 1 where activations passed less of the signal for its noise. For one weight layer behind dropout this is the
+    `Var_eval = (V - N) calm / shared`, with V the variance stored, N that of the noise, calm and shared what random
+    inputs give without noise and what their train replicas share: more than 1 where activations passed less of the
+    signal because of the noise. For one weight layer behind dropout this is the
     identity `Var_train(w.x) = Var_eval(w.x) + p / (1 - p) sum_i w_i^2 E x_i^2`, of which Li et al. (2018), equations 8
     and 14, are special cases. Norms that store nothing yet are predicted from the initialization: `running_var` is
     then what they would store of standardized inputs. The model is given back as found.
@@ -68,7 +69,8 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
 
     Returns:
         A `ShiftReport` like that of `variance_shift`, each row with `causes`: the dropouts, and their share in percent
-        of what noise does to the norm's input, the largest first. What had to be guessed is said in its notes.
+        of what noise does to the norm's input, the largest first. Norms for which something had to be guessed are in
+        `unsure`, by path, each with the reason.
 
     Raises:
         ModelError: the model has no norm with running statistics, or weights or statistics that are not finite.
@@ -83,107 +85,81 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     """
     with unwrapped(model) as plain:
         norms = norms_of(plain)
-        found = predict(plain, example, norms, seed=seed)
+        found = predict(plain, example, norms, Plan(seed=seed))
+        unsure = found.unsure | foreign_norms(plain)
     rows = [
         ShiftRow(
             path,
-            mean_of(channels.train_var),
-            mean_of(channels.eval_var),
+            float(channels.train_var.mean()),
+            float(channels.eval_var.mean()),
             feeding(found.graph, norms[path]),
             tuple((layer, 100 * share) for layer, share in found.causes[path].items()),
         )
         for path, channels in found.channels.items()
     ]
-    unreached = dict.fromkeys(found.unreached, UNREACHED)
-    return ShiftReport(rows, _grouped({**found.unsure, **unreached, **foreign_norms(model)}))
+    return ShiftReport(rows, unsure=unsure)
 
 
-def _grouped(reasons: Mapping[str, str]) -> list[str]:
-    """A line for every reason, with the norms that it holds for."""
-    paths: dict[str, list[str]] = {}
-    for path, reason in reasons.items():
-        paths.setdefault(reason, []).append(path)
-    return [
-        f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: {reason}" for reason, found in paths.items()
-    ]
-
-
-def predict(
-    model: nn.Module,
-    example: Any,
-    norms: Mapping[str, Norm],
-    *,
-    settled: bool = False,
-    elements: int = ELEMENTS,
-    seed: int = 0,
-) -> Prediction:
+def predict(model: nn.Module, example: Any, norms: Mapping[str, Norm], plan: Plan) -> Prediction:
     """Predict what every norm is fed in train and in eval mode; the model is given back as found.
 
     Args:
         model: the model.
         example: as for `trace`.
         norms: its norms with running statistics, by path.
-        settled: in eval mode every norm normalises by what it is fed then; if not, by what it stores.
-        elements: how large the sample is: of all signals of all replicas together.
-        seed: of inputs and masks.
+        plan: how.
 
     Raises:
-        ModelError: weights or statistics are not finite.
+        ModelError: no norm is reached, or weights or statistics are not finite.
         TraceError: the forward pass raised.
     """
     run, inputs = runner(model, example)
     graph = record(model, run, inputs)
-    unsure = unknowing(model, graph, norms)
-    known = stored_before(graph, {norm for path, norm in norms.items() if path not in unsure})
+    distrusted = distrust(model, graph, norms)
+    known = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
+    lasting = staying_on(record(model, run, inputs, training=False))
     with restored(model):
         set_modes(model, training=True)
-        sampler = sample(
-            model,
-            run,
-            prepared(inputs, model),
-            graph,
-            norms=norms,
-            known=known,
-            settled=settled,
-            elements=elements,
-            seed=seed,
-        )
-    graph = LayerGraph(tuple(sampler.layers))
-    causes = causes_of(graph, sampler.energies)
-    calls = {layer.module: layer for layer in graph.of(Kind.NORM)}
-    channels = {path: found[-1] for path, found in sampler.channels.items()}
+        inputs = prepared(inputs, model)
+        seen, graph = sample(model, run, inputs, graph, norms=norms, known=known, lasting=lasting, plan=plan)
+    channels = {path: together([channels for channels, _ in calls]) for path, calls in seen.arrivals.items()}
+    if not channels:
+        raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
     for path, found in channels.items():
         if not (found.eval_var + found.eval_mean).isfinite().all():
             raise ModelError(f"what {path!r} is fed is not finite: check weights, running statistics and their dtype")
+    shares = _shares(seen, graph, channels)
+    unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
+    reasons = {path: _guess(path, shares[path], seen, unanchored(graph, known)) for path in channels}
+    guesses = {path: reason for path, reason in reasons.items() if reason}
+    return Prediction(graph, channels, shares, guesses | distrusted | unreached)
+
+
+def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:
+    causes = causes_of(graph, seen.energies, seen.loose)
     shares = {
-        path: _by_size(causes[calls[norms[path]]].shares(float(found.noise.mean() / found.train_var.mean())))
+        path: causes[seen.calls[path]].shares(float(found.noise.mean() / found.train_var.mean()))
         for path, found in channels.items()
     }
-    for path, found in channels.items():
-        reason = _guess(shares[path], found, graph, known)
-        if reason and path not in unsure:
-            unsure[path] = reason
-    return Prediction(graph, channels, shares, unsure, tuple(path for path in norms if path not in channels))
+    return {path: dict(sorted(found.items(), key=lambda item: -item[1])) for path, found in shares.items()}
 
 
-def _guess(shares: Shares, found: Channels, graph: LayerGraph, known: Mapping[str, Stored]) -> str | None:
+def _guess(path: str, shares: Shares, seen: ReplicaRecorder, loose: Collection[Layer]) -> str | None:
     """Why the prediction for a norm is no more than a guess, if so."""
-    drowned = int((found.covariance < 0).sum())
-    if drowned > _DROWNED * len(found.covariance):
-        return f"the noise predicted exceeds the variance stored in {drowned} of {len(found.covariance)} channels"
-    if abs(float((found.eval_var.mean() / found.train_var.mean()).log())) < _SMALL:
-        return None
-    loose = unanchored(graph, known)
+    drowned = torch.stack([drowned for _, drowned in seen.arrivals[path]]).any(0)
+    if drowned.sum() > _DROWNED * len(drowned):
+        count = f"{int(drowned.sum())} of {len(drowned)}"
+        return f"the noise predicted exceeds the variance stored in {count} channels"
     for layer, share in shares.items():
-        where = f" ({layer.where})" if layer.where else ""
-        if share > _GUESSED and layer in loose:
-            return f"{share:.0%} of its shift comes from {layer.name}{where}, on a signal whose strength no norm tells"
-        if share > _GUESSED and layer.kind is not Kind.DROPOUT and not layer.p:
-            return (
-                f"{share:.0%} of its shift comes from noise in {layer.name}{where}, which may not be off in eval mode"
-            )
+        what = (
+            f"{share:.0%} of what noise does to it comes from {layer.name}{f' ({layer.where})' if layer.where else ''}"
+        )
+        if share > _GUESSED and (layer in seen.loose or (layer.kind is not Kind.DROPOUT and not layer.p)):
+            return f"{what}, and nothing tells what that is in eval mode"
+        if share > _GUESSED and layer in loose and abs(_departure(seen.arrivals[path][-1][0])) > _SMALL:
+            return f"{what}, on a signal whose strength no norm tells"
     return None
 
 
-def _by_size(shares: Shares) -> Shares:
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+def _departure(found: Channels) -> float:
+    return math.log(float(found.eval_var.mean() / found.train_var.mean()))

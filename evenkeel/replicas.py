@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 COUNT = 3  # of each input: one replica without noise, as in eval mode, and two as in train mode, each with its masks
-_LEAST_SIGNAL = 0.01  # of a stored variance: what is left for the signal at least
-_STALE = 0.02  # relative standard error of a moving average over batches
+_LEAST = 0.01  # of a stored variance, left for the signal at least; of the signal without noise, passed on beside noise
+_MOVING_AVERAGE_ERROR = 0.02  # relative standard error of what a norm stores
 _STRENGTH = 0.5  # of the variance that the inputs' signals have: how far from it that of the data may be
-_SILENT = 1e-8  # of a stored variance: a channel that varies less in the replicas tells nothing
 _SPREAD = 0.3  # of channels' shares of noise, and of their damping, around those of all together: what is expected
+_SILENT = 1e-8  # of a variance: what varies less tells nothing
 _PLACES = 8  # along each further dimension of a signal, of which its energies are taken
 
 
@@ -96,13 +97,28 @@ def channels_of(x: Tensor) -> Channels:
     )
 
 
-def match_(x: Tensor, mean: Tensor, variance: Tensor) -> Channels:
+def together(calls: Sequence[Channels]) -> Channels:
+    """The moments of what several calls are fed in turn."""
+    if len(calls) == 1:
+        return calls[0]
+    train_mean, eval_mean = (torch.stack([getattr(c, n) for c in calls]).mean(0) for n in ("train_mean", "eval_mean"))
+    apart = [(c.train_mean - train_mean, c.eval_mean - eval_mean) for c in calls]
+    terms = [
+        (c.train_var + t**2, c.eval_var + e**2, c.covariance + t**2, c.crossed + t * e)
+        for c, (t, e) in zip(calls, apart, strict=True)
+    ]
+    train_var, eval_var, covariance, crossed = (torch.stack(term).mean(0) for term in zip(*terms, strict=True))
+    return Channels(train_mean, train_var, eval_mean, eval_var, covariance, crossed)
+
+
+def match_(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Channels, Tensor]:
     """Give a signal, in place, the moments that training stored, and return the moments that it then has.
 
     What random inputs make of a signal is right in its noise, which comes from weights and norms, but not in its
-    strength, which depends on how the data's features correlate. What is stored tells that: with N the noise,
-    `Var_shared = variance - N`. What replicas share is scaled to it, and with it the replica without noise:
-    `Var_eval = (variance - N) Var_calm / Var_shared`, more than `variance` where noise has damped the signal.
+    strength, which depends on how the data's features correlate. With N the noise, what replicas share must have the
+    variance V - N, V being stored. It and the replica without noise are scaled by the same factor:
+    `Var_eval = (V - N) calm / shared`, calm and shared being the variances that the random inputs gave. That is more
+    than V where noise has damped the signal.
 
     Args:
         x: the signal, shape (replicas x samples, channels, ...).
@@ -110,75 +126,106 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor) -> Channels:
         variance: likewise.
 
     Returns:
-        The moments; `covariance` below 0 where the noise is larger than all the variance stored.
+        The moments, and of each channel whether the noise is more than all that is stored.
     """
-    found = channels_of(x)
-    calm, *trains = x.chunk(COUNT)
-    mean, variance = (t.to(found.train_mean, copy=True) for t in (mean, variance))  # what is stored may be written to
-    certain = 1 / math.sqrt(len(calm) * math.sqrt(x[0, 0].numel()))  # relative error; neighbours tell much the same
-    noise, shared = _noise(found, variance, certain), _shared(found, certain)
-    signal = _signal(variance, noise, shared, certain)
+    found, (mean, variance) = channels_of(x), (t.double().clone() for t in (mean, variance))
+    error = 1 / math.sqrt(len(x) / COUNT * math.sqrt(x[0, 0].numel()))  # relative, of a variance; neighbours are alike
+    noise, shared = _noise(found, variance, error), _shared(found, error)
+    signal = _signal(variance, noise, shared, error)
     silent = found.eval_var <= _SILENT * variance  # nothing in the inputs excites the channel, as the data did
-    signal = torch.where(silent, torch.maximum(variance - noise, _LEAST_SIGNAL * variance), signal)
-    eval_var = torch.where(silent, signal, signal * _ratio(found.eval_var, shared))
-    gain = _ratio(eval_var, found.eval_var).sqrt().masked_fill(silent, 0)
-    # A train replica is a multiple of the one without noise, and a rest: noise, and what of the signal is no multiple.
-    alike = _ratio(found.crossed**2, found.eval_var * shared).clamp(0, 1) * signal.masked_fill(silent, 0)
+    eval_var = torch.where(silent, signal, signal * found.eval_var / shared.clamp_min(1e-300))
+    eval_mean = mean + _shift(found, variance, error)
+    _rescale_(x, found, Channels(mean, variance, eval_mean, eval_var, signal, found.crossed), silent)
+    crossed = (_alike(found, signal, silent) * eval_var).sqrt()
+    return Channels(mean, variance, eval_mean, eval_var, signal, crossed), noise > variance
+
+
+def _rescale_(x: Tensor, found: Channels, wanted: Channels, silent: Tensor) -> None:
+    """Give replicas the moments wanted, in place.
+
+    Half the sum of the train replicas is a multiple of the calm one and a rest, half their difference is noise alone:
+    these three are scaled each by itself.
+    """
+    alike, noise = _alike(found, wanted.covariance, silent), wanted.noise.clamp_min(0)
     slope = _ratio(found.crossed, found.eval_var)
-    rest = found.train_var - slope**2 * found.eval_var
-    stretch = _ratio(variance - alike, rest).sqrt().masked_fill((rest <= _SILENT * variance) | silent, 0)
-    along_calm = _ratio(alike, found.eval_var).sqrt() - stretch * slope
-    eval_mean = mean + found.eval_mean - found.train_mean
+    rest = found.covariance + found.noise / 2 - slope**2 * found.eval_var
+    rest_scale = _ratio((wanted.covariance - alike).masked_fill(silent, 0) + noise / 2, rest).sqrt()
+    noise_scale = _ratio(noise, found.noise).sqrt()
+    calm_scale = _ratio(wanted.eval_var, found.eval_var).sqrt().masked_fill(silent, 0)
+    along_calm = _ratio(alike, found.eval_var).sqrt() - rest_scale * slope
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    calm, first, second = wide.chunk(COUNT)
 
     def along(t: Tensor) -> Tensor:
-        return t.to(x.dtype).view(1, -1, *(1,) * (x.dim() - 2))
+        return t.to(wide.dtype).view(1, -1, *(1,) * (x.dim() - 2))
 
-    for part in trains:
-        offset = mean - stretch * found.train_mean - along_calm * found.eval_mean
-        part.mul_(along(stretch)).addcmul_(calm, along(along_calm)).add_(along(offset))
-    calm.mul_(along(gain)).add_(along(eval_mean - gain * found.eval_mean))
+    common = (first + second) * along(rest_scale / 2) + calm * along(along_calm)
+    common += along(wanted.train_mean - rest_scale * found.train_mean - along_calm * found.eval_mean)
+    difference = (first - second) * along(noise_scale / 2)
+    calm_new = calm * along(calm_scale) + along(wanted.eval_mean - calm_scale * found.eval_mean)
     if silent.any():
-        excitement = torch.randn_like(calm) * along((signal * silent).sqrt())
-        for part in (calm, *trains):
-            part.add_(excitement)
-    return Channels(mean, variance, eval_mean, eval_var, variance - noise, (alike * eval_var).sqrt())
+        excitement = torch.randn_like(calm) * along((wanted.covariance * silent).sqrt())
+        common, calm_new = common + excitement, calm_new + excitement
+    x.copy_(torch.cat([calm_new, common + difference, common - difference]))
 
 
-def _noise(found: Channels, variance: Tensor, certain: float) -> Tensor:
-    """Variance of the noise: what the channel shows, drawn to the share that it has in all channels together."""
-    expected = variance * _ratio(found.noise.sum(), variance.sum())
-    return _drawn(found.noise.clamp_min(0), expected, _SPREAD * expected, math.sqrt(2) * certain * expected)
+def _alike(found: Channels, signal: Tensor, silent: Tensor) -> Tensor:
+    """Variance of what of the signal in train mode is a multiple of the one without noise."""
+    squared = _ratio(found.crossed.clamp_min(0) ** 2, found.eval_var * found.covariance).clamp(
+        0, 1
+    )  # their correlation's square
+    return squared * signal.masked_fill(silent, 0)
 
 
-def _shared(found: Channels, certain: float) -> Tensor:
-    """Variance of what train replicas share: what the channel shows, drawn to the damping that all channels show.
+def _noise(found: Channels, variance: Tensor, error: float) -> Tensor:
+    """Variance of the noise: what the channel shows, shrunk to the share that it has in all noisy ones together."""
+    noise = found.noise.clamp_min(0)
+    noisy = noise > _SILENT * found.train_var
+    expected = variance * _ratio(noise[noisy].sum(), variance[noisy].sum())
+    return _shrunk(noise, math.sqrt(2) * error * (noise * expected).sqrt(), expected, _SPREAD * expected) * noisy
 
-    Theirs is drawn to no damping, in turn: beside much noise even all channels together tell little.
+
+def _shared(found: Channels, error: float) -> Tensor:
+    """Variance of what train replicas share: what the channel shows, shrunk to the damping that all channels show.
+
+    Theirs is shrunk to none, in turn: beside much noise even all channels together tell little.
     """
-    calm, error = found.eval_var.sum(), certain * found.train_var
-    together = _drawn(found.covariance.sum(), calm, _SPREAD * calm, error.sum() / math.sqrt(len(error)))
-    expected = found.eval_var * _ratio(together, calm)
-    return _drawn(found.covariance, expected, _SPREAD * expected, error).clamp_min(0)
+    calm, noise = found.eval_var, found.noise.clamp_min(0)
+    error_of_each = error * (2 * calm * noise + noise**2).sqrt()
+    whole, error_of_all = calm.sum(), error_of_each.square().sum().sqrt()
+    together = _shrunk(found.covariance.sum(), error_of_all, whole, _SPREAD * whole)
+    expected = calm * _ratio(together, whole)
+    return torch.maximum(_shrunk(found.covariance, error_of_each, expected, _SPREAD * expected), _LEAST * calm)
 
 
-def _signal(variance: Tensor, noise: Tensor, shared: Tensor, certain: float) -> Tensor:
-    """Variance of the data's signal: what the noise leaves of what is stored, drawn to that of the inputs' signal.
+def _signal(variance: Tensor, noise: Tensor, shared: Tensor, error: float) -> Tensor:
+    """Variance of the data's signal: what the noise leaves of what is stored, shrunk to that of the inputs' signal.
 
     Where the noise is nearly all that is stored, the difference tells less than random inputs do.
     """
-    left, error = variance - noise, (_STALE + math.sqrt(2) * certain) * noise
-    signal = _drawn(left, shared, _STRENGTH * torch.maximum(shared, left), error)
-    return torch.maximum(signal, _LEAST_SIGNAL * variance)
+    left, error_of_noise = variance - noise, (_MOVING_AVERAGE_ERROR + math.sqrt(2) * error) * noise
+    signal = _shrunk(left, error_of_noise, shared, _STRENGTH * torch.maximum(shared, left))
+    return torch.maximum(signal, _LEAST * variance)
 
 
-def _drawn(found: Tensor, expected: Tensor, spread: Tensor, error: Tensor) -> Tensor:
-    """The mean of what is found, and its error, and what is expected, and its spread, each by its precision."""
-    weight = spread**2 / (spread**2 + error**2).clamp_min(1e-300)
-    return weight * found + (1 - weight) * expected
+def _shift(found: Channels, variance: Tensor, error: float) -> Tensor:
+    """By how much the mean without noise is larger, shrunk to 0 by how much channels' means differ by chance."""
+    shift = found.eval_mean - found.train_mean
+    apart = found.eval_var - 2 * found.crossed + found.covariance + found.noise / 2  # variance between replicas
+    chance = error**2 * apart.clamp_min(0)
+    spread = _ratio((shift**2 - chance).sum(), variance.sum()) * variance
+    return _shrunk(shift, chance.sqrt(), shift * 0, spread.sqrt())
+
+
+def _shrunk(estimate: Tensor, error: Tensor, expected: Tensor, spread: Tensor) -> Tensor:
+    """Precision-weighted mean of an estimate, with its standard error, and of what is expected, with its deviation."""
+    weight = torch.where(error > 0, spread**2 / (spread**2 + error**2).clamp_min(1e-300), 1.0)
+    return weight * estimate + (1 - weight) * expected
 
 
 def _ratio(x: Tensor, y: Tensor) -> Tensor:
-    return x.clamp_min(0) / y.clamp_min(1e-300)
+    """X / y where both are above 0, and 0 elsewhere."""
+    return torch.where(y > 0, x.clamp_min(0) / y.clamp_min(1e-300), 0.0)
 
 
 def energies_of(x: Tensor, samples: int) -> Energies | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,23 +13,60 @@ from torch import Tensor, nn
 
 from evenkeel.batches import device_of, map_tensors, tensors
 from evenkeel.errors import TraceError
+from evenkeel.fields import noises, replicated_like
 from evenkeel.graph import Layer, LayerGraph
-from evenkeel.kinds import HIDDEN_DROPOUT, Kind, function_name, kind_of_function
+from evenkeel.kinds import CHANNEL_DROPOUT, HIDDEN_DROPOUT, Kind, function_name, kind_of_function
 from evenkeel.modes import write_
 from evenkeel.norms import Norm
 from evenkeel.recorder import Recorder
 from evenkeel.replicas import COUNT, Channels, Energies, calm_rows, channels_of, energies_of, match_, row_dim
 from evenkeel.stored import Stored, is_untrained
 
-ELEMENTS = 1 << 26  # of all signals of all replicas together, as far as the fewest samples allow
-_FEWEST, _MOST = 4, 4096  # samples
-_CONTRAST = 0.35  # standard deviation of log contrast between inputs; .32 in CIFAR-10, .16 in MNIST
+_MOST = 4096  # samples
 _SEEN = 16  # expected number of masks that drop, from which on these are left to chance
-_SHARED = frozenset("dropout1d dropout2d dropout3d feature_dropout".split())  # one mask for all positions of a channel
 
 
-class Sampler(Recorder):
-    """Records a pass of replicas, and sees to it that each stays what it is: noisy or not, as strong as stored.
+@dataclass(frozen=True)
+class Plan:
+    """How a sample is made.
+
+    Attributes:
+        settled: the norms that hand on, without noise, what they would once their statistics were right.
+        stats: which of these: both, or var.
+        elements: of all signals of all replicas together, as far as the fewest samples allow.
+        fewest: samples.
+        seed: of inputs and masks.
+    """
+
+    settled: Collection[Norm] = ()
+    stats: str = "both"
+    elements: int = 1 << 26
+    fewest: int = 4
+    seed: int = 0
+
+
+Place = tuple[str, str | None, int | None]  # module path, file and line of a call
+
+
+def place_of(layer: Layer) -> Place:
+    """Where a call is made, in whichever mode."""
+    return layer.path, layer.file, layer.line
+
+
+def staying_on(graph: LayerGraph) -> set[Place]:
+    """Where a graph recorded in eval mode has dropout that acts in eval mode, too: a mask, or training=True by hand."""
+    return {place_of(layer) for layer in graph.of(Kind.DROPOUT) if _acts(layer)}
+
+
+def _acts(layer: Layer) -> bool:
+    if kind_of_function(layer.function) is not Kind.DROPOUT:  # a product with a mask, or a module of the model's own
+        return layer.call is not None
+    flags = [layer.kwargs[name] for name in ("training", "train") if name in layer.kwargs]
+    return bool((*flags, *layer.args[2:3], True)[0])
+
+
+class ReplicaRecorder(Recorder):
+    """Records one pass of replicas, keeps one of them free of noise, and rescales norms' inputs to what norms store.
 
     A sample of signals carries what a propagation of moments would have to be told about every pair of channels and
     positions, and goes through any operation by the operation itself.
@@ -38,11 +76,15 @@ class Sampler(Recorder):
         samples: how many inputs there are.
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
-        settled: whether norms hand on, without noise, what they would once their statistics were right.
+        lasting: where dropout acts in eval mode, too.
+        plan: the rest.
 
     Attributes:
-        channels: of every norm, by path, the moments of what each of its calls was fed.
+        arrivals: of every norm, by path, what each of its calls was fed: the moments of its channels, and of each
+            channel whether the noise is more than all that the norm stores.
+        calls: of every norm, by path, its last call.
         energies: of every layer that holds replicas, what these share.
+        loose: layers with noise of which nothing tells what it is in eval mode.
     """
 
     def __init__(
@@ -52,20 +94,24 @@ class Sampler(Recorder):
         samples: int,
         norms: Mapping[str, Norm],
         known: Mapping[str, Stored],
-        settled: bool,
+        lasting: Collection[Place],
+        plan: Plan,
     ) -> None:
         super().__init__(model, training=True)
         self.samples = samples
         self.known = known
-        self.settled = settled
-        self.channels: dict[str, list[Channels]] = {}
+        self.lasting = lasting
+        self.plan = plan
+        self.arrivals: dict[str, list[tuple[Channels, Tensor]]] = {}
+        self.calls: dict[str, Layer] = {}
         self.energies: dict[Layer, Energies] = {}
+        self.loose: set[Layer] = set()
         # Their buffers are what a call is known by, whichever module makes it.
         self._norms = {id(norm.running_var): (path, norm) for path, norm in norms.items()}
         self._untrained = {norm for norm in norms.values() if is_untrained(norm)}
-        self._given: Tensor | None = None  # what the call that runs was fed
-        self._mask: tuple[int, ...] = ()  # the shape of the mask that it multiplies by, as far as that is known
-        self._arrived: tuple[Norm, Channels] | None = None
+        self._given: Tensor | None = None  # what the call that runs was fed, if it has noise
+        self._mask: tuple[int, ...] | None = None  # the shape of the noise that it was fed
+        self._arrived: tuple[str, Norm, Channels] | None = None  # at the norm that runs
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -74,8 +120,7 @@ class Sampler(Recorder):
         if self.whole is None:
             if kind_of_function(name) is Kind.NORM:
                 self._arrive(args, kwargs)
-            else:
-                self._set_aside(name, args, kwargs)
+            self._set_aside(name, args, kwargs)
         result = super().__torch_function__(func, types, args, kwargs)
         if self.whole is None and name in HIDDEN_DROPOUT and self.layers and self.layers[-1].p:
             self._repeat(func, name, args, kwargs, result)
@@ -90,22 +135,21 @@ class Sampler(Recorder):
     def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
         outputs = list(outputs)
         super()._add(kind, function, outputs, **details)
-        layer = self.layers[-1]
+        if not outputs:
+            return
+        layer, out = self.layers[-1], outputs[0]
         with torch._C.DisableTorchFunction():
-            if not outputs:
-                return
-            out = outputs[0]
-            if kind is Kind.DROPOUT:
-                self._quieten(layer, out)
-            elif kind is Kind.NORM and self._arrived is not None:
-                self._settle(out, *self._arrived)
-                self._arrived = None
+            if kind is Kind.NORM and self._arrived is not None:
+                self._settle(layer, out)
+            elif self._mask is not None and place_of(layer) not in self.lasting and not self._silence(layer, out):
+                self.loose.add(layer)
+            self._mask = None
             stored = self.known.get(layer.name)
             if stored is not None and _takes(out, self.samples, stored):
                 match_(out, stored.mean, stored.variance)
-            self._weigh(layer, out)
+            self._measure(layer, out)
 
-    def _weigh(self, layer: Layer | None, out: Tensor) -> None:
+    def _measure(self, layer: Layer | None, out: Tensor) -> None:
         found = energies_of(out, self.samples)
         if layer is not None and found is not None:
             self.energies[layer] = found
@@ -122,53 +166,66 @@ class Sampler(Recorder):
             return
         if norm in self._untrained:
             found = channels_of(x)
+            arrival = found, found.train_var < 0
             write_(norm.running_mean, found.train_mean.to(norm.running_mean))
             write_(norm.running_var, found.train_var.to(norm.running_var))
         else:
-            found = match_(x, norm.running_mean, norm.running_var)
-        self.channels.setdefault(path, []).append(found)
-        self._arrived = norm, found
-        self._weigh(self.producers.get(x), x)
+            arrival = match_(x, norm.running_mean, norm.running_var)
+        self.arrivals.setdefault(path, []).append(arrival)
+        self._arrived = path, norm, arrival[0]
+        self._measure(self.producers.get(x), x)
 
-    def _settle(self, out: Tensor, norm: Norm, found: Channels) -> None:
+    def _settle(self, layer: Layer, out: Tensor) -> None:
         """Make of a norm's output, without noise, what it is once the norm stores the moments without noise."""
+        assert self._arrived is not None
+        (path, norm, found), self._arrived = self._arrived, None
+        self.calls[path] = layer
         calm = calm_rows(out, self.samples)
-        if not self.settled or calm is None:
+        if norm not in self.plan.settled or calm is None:
             return
         deviation = (found.train_var + norm.eps).sqrt()
         scale = deviation / (found.eval_var + norm.eps).sqrt()
         gamma, beta = (norm.weight.double(), norm.bias.double()) if norm.affine else (scale**0, scale * 0)
-        mean = beta + gamma * (found.eval_mean - found.train_mean) / deviation  # of what came out
+        shift = gamma * (found.eval_mean - found.train_mean) / deviation * (self.plan.stats == "both")
         shape = (1, -1, *(1,) * (out.dim() - 2))
-        factor, offset = ((t.view(shape).to(out.dtype)) for t in (scale, beta - scale * mean))
+        factor, offset = (t.view(shape).to(out.dtype) for t in (scale, beta - scale * (beta + shift)))
         calm.mul_(factor).add_(offset)
 
     def _set_aside(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember what a dropout is fed, which it may write over, and the mask that it is fed, if it is."""
+        """Remember what a call with noise is fed, which it may write over, and the shape of its noise."""
         given = tensors((args, kwargs))
         masks = [tuple(t.shape) for t in given if t in self.noise]
-        if not masks and kind_of_function(name) is not Kind.DROPOUT:
-            return
         signal = next((t for t in given if self.producers.get(t) is not None), None)
-        self._given = None if signal is None else signal.clone()
-        if signal is not None and name in _SHARED:
-            masks = [(*signal.shape[:2], *(1,) * (signal.dim() - 2))]
-        self._mask = masks[0] if masks else ()
-
-    def _quieten(self, layer: Layer, out: Tensor) -> None:
-        """Take the noise of a dropout out of the replica that is to have none, and see that the others have some."""
-        given, dim = self._given, row_dim(out, self.samples)
-        if given is None or dim is None or given.shape != out.shape:
+        if signal is None or not (masks or name == "rrelu" or kind_of_function(name) is Kind.DROPOUT):
             return
+        self._given = signal.clone()
+        channels = (*signal.shape[:2], *(1,) * (signal.dim() - 2))
+        self._mask = masks[0] if masks else channels if name in CHANNEL_DROPOUT else tuple(signal.shape)
+
+    def _silence(self, layer: Layer, out: Tensor) -> bool:
+        """Take a dropout's noise out of the replica that is to have none; return whether that is known to be right.
+
+        The others are given masks of their own where they share one, or so few that chance might not drop any.
+        """
+        given, dim = self._given, row_dim(out, self.samples)
+        if layer.kind is not Kind.DROPOUT or (not layer.scaled and layer.p is None):
+            return False
+        if given is None or dim is None or given.shape != out.shape or self._mask is None:
+            return False
+        keep = 1 - (layer.p or 0.0)
         calm, *trains = given.chunk(COUNT, dim)
-        out.narrow(dim, 0, calm.shape[dim]).copy_(calm)
-        shared = 0 < math.prod(self._mask) < out.numel() and len(self._mask) == out.dim()
-        if shared and layer.p and layer.p < 1 and layer.scaled and self.samples * layer.p < _SEEN:
-            strength = math.sqrt(layer.p / (1 - layer.p))
-            shape = [size if d != dim else calm.shape[dim] for d, size in enumerate(self._mask)]
-            signs = _balanced(shape, dim, out)
-            for i, (part, sign) in enumerate(zip(trains, (signs, signs * _balanced(shape, dim, out)), strict=True), 1):
-                out.narrow(dim, i * calm.shape[dim], calm.shape[dim]).copy_(part * (1 + strength * sign))
+        out.narrow(dim, 0, calm.shape[dim]).copy_(calm if layer.scaled else calm * keep)
+        mask = (*(1,) * (out.dim() - len(self._mask)), *self._mask)
+        one_for_all = mask[dim] == 1 and calm.shape[dim] > 1
+        shared = one_for_all or math.prod(mask) < out.numel()
+        rare = self.samples * min(keep, 1 - keep) < _SEEN
+        if not shared or not layer.p or keep <= 0 or not (one_for_all or rare):
+            return not (one_for_all and layer.p is None)
+        shape = [size if d != dim else calm.shape[dim] for d, size in enumerate(mask)]
+        for number, (part, noise) in enumerate(zip(trains, noises(shape, dim, keep, out), strict=True), 1):
+            noisy = part * noise if layer.scaled else part * noise * keep
+            out.narrow(dim, number * calm.shape[dim], calm.shape[dim]).copy_(noisy)
+        return True
 
     def _repeat(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Make a call with a dropout inside once more without it, for the replica that is to have no noise."""
@@ -179,6 +236,7 @@ class Sampler(Recorder):
             calm, wanted = calm_rows(noisy, self.samples), calm_rows(other, self.samples)
             if calm is not None and wanted is not None:
                 calm.copy_(wanted)
+        self._measure(self.layers[-1], tensors(result)[0])
 
 
 def sample(
@@ -189,10 +247,9 @@ def sample(
     *,
     norms: Mapping[str, Norm],
     known: Mapping[str, Stored],
-    settled: bool = False,
-    elements: int = ELEMENTS,
-    seed: int = 0,
-) -> Sampler:
+    lasting: Collection[Place] = (),
+    plan: Plan = Plan(),
+) -> tuple[ReplicaRecorder, LayerGraph]:
     """Send replicas of random inputs through a model, which is the caller's to restore.
 
     Args:
@@ -202,72 +259,40 @@ def sample(
         graph: the model's graph for it, which tells how many samples there can be.
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
-        settled: as for `Sampler`.
-        elements: of all signals of all replicas together: how large the sample is.
-        seed: of inputs and masks.
+        lasting: where dropout acts in eval mode, too.
+        plan: the rest.
+
+    Returns:
+        What the pass showed, and the graph that it recorded.
 
     Raises:
         TraceError: the pass raised, such as for a model that takes batches of one size only.
     """
     sizes = [len(t) for t in tensors(inputs) if t.dim()]
     size = sizes[0] if sizes else 1
-    single = sum(math.prod(layer.shape) for layer in graph) / max(size, 1)
-    samples = int(min(max(elements / COUNT / max(single, 1), _FEWEST), _MOST))
-    torch.manual_seed(seed)
-    sampler = Sampler(model, samples=samples, norms=norms, known=known, settled=settled)
-    replicated = map_tensors(lambda t: _replicated(t, size, samples).to(device_of(model)), inputs)
+    samples = _samples(graph, size, plan)
+    torch.manual_seed(plan.seed)
+    recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, lasting=lasting, plan=plan)
+    replicated = map_tensors(lambda t: replicated_like(t, size, samples).to(device_of(model)), inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sampler.run(run, replicated)
+            return recorder, recorder.run(run, replicated)
     except Exception as error:
-        raise TraceError(f"with {COUNT * samples} random inputs in one batch, {sampler.explain(error)}") from error
-    return sampler
+        raise TraceError(
+            f"in train mode, with {COUNT * samples} random inputs in one batch, {recorder.explain(error)}; "
+            "nothing can be predicted of a model that takes batches of one size only"
+        ) from error
 
 
-def _replicated(example: Tensor, size: int, samples: int) -> Tensor:
-    """Replicas of random inputs in an example's place; of an example without a batch dimension, itself."""
-    if not example.dim() or len(example) != size:
-        return example
-    if example.is_floating_point():
-        drawn = random_field((samples, *example.shape[1:])).to(example.dtype)
-    else:
-        drawn = example[torch.randint(size, (samples,))]
-    return torch.cat([drawn] * COUNT)
-
-
-def random_field(shape: tuple[int, ...]) -> Tensor:
-    """Random inputs of mean 0 and variance 1, each normal given its contrast, which varies; images are smooth.
-
-    Amplitudes fall as 1 / frequency, as in natural images and much else that is sampled along space or time (Field
-    1987), whose contrasts, too, vary from one to the next.
-
-    Args:
-        shape: samples, channels, then the dimensions along which the field is smooth.
-
-    >>> random_field((1000, 3, 8, 8)).var().round(decimals=1)
-    tensor(1.)
-    """
-    field, dims = torch.randn(shape), list(range(2, len(shape)))
-    if dims and math.prod(shape[2:]) > 1:
-        squares = torch.zeros(())
-        for dim, size in zip(dims, shape[2:], strict=True):
-            squares = squares + (torch.fft.fftfreq(size) ** 2).view(-1, *(1,) * (len(shape) - 1 - dim))
-        amplitude = 1 / squares.sqrt().clamp_min(1 / max(shape[2:]))
-        field = torch.fft.ifftn(torch.fft.fftn(field, dim=dims) * amplitude, dim=dims).real
-    contrast = (_CONTRAST * torch.randn(shape[0])).exp()
-    field = field * contrast.view(-1, *(1,) * (len(shape) - 1))
-    return field / field.square().mean().sqrt()
-
-
-def _balanced(shape: list[int], dim: int, like: Tensor) -> Tensor:
-    """Random signs, as many of one as of the other along a dimension.
-
-    Noise of two values has the variance of a mask's, and few samples show it, where they might show no mask that drops.
-    """
-    order = torch.rand(shape).argsort(dim).argsort(dim) % 2
-    flips = torch.rand(shape).narrow(dim, 0, 1) < 0.5  # of an odd number, which is the more frequent one
-    return (2 * (order ^ flips) - 1).to(like)
+def _samples(graph: LayerGraph, size: int, plan: Plan) -> int:
+    """How many inputs there can be, so that no dimension but the batch's can be taken for it."""
+    single = sum(math.prod(layer.shape) for layer in graph) / max(size, 1)
+    samples = int(min(max(plan.elements / COUNT / max(single, 1), plan.fewest), _MOST))
+    lengths = {length for layer in graph for length in layer.shape[1:]} - {0}
+    while any(length % (COUNT * samples) == 0 for length in lengths):
+        samples += 1
+    return samples
 
 
 def _takes(x: Tensor, samples: int, stored: Stored) -> bool:

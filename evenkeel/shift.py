@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from statistics import median
@@ -93,15 +93,19 @@ class ShiftReport(Rows[ShiftRow]):
     Attributes:
         rows: one a norm.
         notes: what the reader must know, such as norms that no batch reached.
+        unsure: of a prediction, the norms for which something had to be guessed, by path, each with the reason.
 
     >>> report = ShiftReport([ShiftRow("bn1", 1.0, 1.0), ShiftRow("bn2", 2.0, 1.0), ShiftRow("bn3", 1.0, 1.1)])
     >>> report.median, report.worst, report.worst_row.path
     (1.1, 2.0, 'bn2')
     """
 
-    def __init__(self, rows: Iterable[ShiftRow], notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, rows: Iterable[ShiftRow], notes: Iterable[str] = (), *, unsure: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(rows)
-        self.notes = tuple(notes)
+        self.unsure = dict(unsure or {})
+        self.notes = (*notes, *_grouped(self.unsure))
 
     @property
     def median(self) -> float:
@@ -126,6 +130,7 @@ class ShiftReport(Rows[ShiftRow]):
             "worst_path": self.worst_row.path,
             "rows": [row.to_dict() for row in self.rows],
             "notes": list(self.notes),
+            "unsure": self.unsure,
         }
 
     def __str__(self) -> str:
@@ -140,7 +145,18 @@ class ShiftReport(Rows[ShiftRow]):
             (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", f"x{r.folded:.2f}", r.fed_by)
             for r in self.rows
         ]
-        return table(_COLUMNS, rows, [even, *self.notes], words=(_COLUMNS[0], _COLUMNS[-1]))
+        columns = (*_COLUMNS[:-1], "caused by dropouts") if any(r.causes for r in self.rows) else _COLUMNS
+        return table(columns, rows, [even, *self.notes], words=(columns[0], columns[-1]))
+
+
+def _grouped(reasons: Mapping[str, str]) -> list[str]:
+    """A line for every reason, with the norms that it holds for."""
+    paths: dict[str, list[str]] = {}
+    for path, reason in reasons.items():
+        paths.setdefault(reason, []).append(path)
+    return [
+        f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: {reason}" for reason, found in paths.items()
+    ]
 
 
 def variance_shift(
@@ -191,9 +207,9 @@ def variance_shift(
             measurement.arrivals = {}
     populations = measurement.populations
     notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
-    notes += [f"{path}: {what}" for path, what in foreign_norms(model).items()]
+    notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
     rows = [
-        ShiftRow(path, mean_of(norms[path].running_var), mean_of(population.variance), feeding(graph, norms[path]))
+        ShiftRow(path, _mean(norms[path].running_var), _mean(population.variance), feeding(graph, norms[path]))
         for path, population in populations.items()
     ]
     return ShiftReport(rows, notes)
@@ -206,6 +222,6 @@ def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
     return tuple(dict.fromkeys(layer for layer in found if layer.p or (layer.kind is Kind.DROPOUT and layer.p is None)))
 
 
-def mean_of(channels: torch.Tensor | None) -> float:
+def _mean(channels: torch.Tensor | None) -> float:
     """The mean over channels; NaN if there are none."""
     return math.nan if channels is None else float(channels.double().mean())

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.graph import Layer, LayerGraph
-from evenkeel.kinds import Kind
+from evenkeel.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.norms import Norm, pools_batch
 
 _LEAST = 1e-3  # of what a norm stores: what its dropout was fed at least, where a moving average says less
-_MULTIPLYING = frozenset(
-    "dropout dropout1d dropout2d dropout3d feature_dropout native_dropout mul multiply imul".split()
-)
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Stored:
     variance: Tensor
 
     def before(self, noise: float) -> Stored:
-        """What was fed to a factor of mean 1 and that variance, to come out as this.
+        """The statistics of x, given those of x times independent noise of mean 1 and variance `noise`.
 
         `Var_after = Var + s2 (Var + mean^2)`, s2 = p / (1 - p) for dropout: case (a) of Li et al. 2018, equation 7.
 
@@ -38,8 +35,8 @@ class Stored:
         return Stored(self.mean, torch.maximum(variance, _LEAST * self.variance))
 
 
-def unknowing(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
-    """Norms that store nothing that could be built on, by path, each with the reason."""
+def distrust(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
+    """Norms whose statistics cannot be trusted, by path, each with the reason."""
     calls = Counter(layer.module for layer in graph.of(Kind.NORM))
     reasons: dict[str, str] = {}
     for path, norm in norms.items():
@@ -65,7 +62,7 @@ def is_untrained(norm: nn.Module) -> bool:
 
 
 def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Stored]:
-    """What norms tell of the inputs of dropouts that act right on what they are fed, by the name of the layer.
+    """The statistics of what dropouts right before a trusted norm read, by the name of the layer that they read.
 
     Args:
         graph: the graph.
@@ -103,5 +100,6 @@ def unanchored(graph: LayerGraph, known: Mapping[str, Stored]) -> set[Layer]:
 
 def _is_factor(layer: Layer) -> bool:
     """Whether a dropout multiplies by noise of mean 1 whose variance is known."""
-    multiplies = layer.function in _MULTIPLYING or hasattr(layer.module, "evenkeel_kind")
+    by_mask = kind_of_function(layer.function) is Kind.GATE or hasattr(layer.module, "evenkeel_kind")
+    multiplies = by_mask or layer.function in MULTIPLYING_DROPOUT
     return layer.scaled and layer.p is not None and layer.p < 1 and multiplies

@@ -129,7 +129,7 @@ def test_without_data_a_checkpoint_is_corrected(folder, capsys, extra):
     assert (new["3.running_var"] < old["3.running_var"]).all()
     if extra == ("--json",):
         result = json.loads(printed)
-        assert result["rows"][0]["path"] == "3" and result["before"]["rows"][0]["ratio"] < 0.9
+        assert result["rows"][0]["path"] == "3" and result["before"]["shift"]["rows"][0]["ratio"] < 0.9
     else:
         assert "1 norm corrected without data" in printed and "written: new.pt" in printed
     if "--html" in extra:

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from test_prediction import train_
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.sampling import random_field
+from evenkeel.fields import random_field
 
 
 def net(p=0.5, norms=3, width=64):
@@ -62,7 +63,7 @@ def test_means_move_by_what_an_activation_makes_of_noise():
     assert both[1].moved > 0.05
     both.undo()
     only = ek.correct_(model, torch.zeros(1, 64), stats="var")
-    assert torch.equal(model[4].running_mean, both._before[3][2]) and only[1].moved == 0
+    assert not torch.equal(model[4].running_mean, var) and only[1].moved == 0
 
 
 def test_undo_gives_back_every_bit_in_place():
@@ -123,7 +124,7 @@ def frozen():
     ("build", "path", "reason"),
     [
         (lambda: train_(Reused(), (8,)), "norm", "2 calls together"),
-        (input_dropout, "2", r"100% of its shift comes from 0.*whose strength no norm tells"),
+        (input_dropout, "2", r"100% of what noise does to it comes from 0.*whose strength no norm tells"),
         (drowned, "5", r"the noise predicted exceeds the variance stored in \d+ of 64 channels"),
         (frozen, "5", "frozen: in eval mode"),
         (lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.BatchNorm1d(8)), "2", "untrained"),
@@ -135,12 +136,20 @@ def test_what_it_would_have_to_guess_is_left_and_named(build, path, reason):
     before = statistics(model)
     done = ek.correct_(model, torch.zeros(1, 8))
     assert set(done.untouched) == {path}
-    import re
-
     assert re.search(reason, done.untouched[path])
     for name in ("running_mean", "running_var"):
         assert torch.equal(before[f"{path}.{name}"], model.state_dict()[f"{path}.{name}"])
     assert path in repr(done) and path in str(done)
+
+
+def test_norms_downstream_are_settled_on_what_is_left_as_it_was():
+    model, x = net(norms=4), random_field((8192, 8))
+    model[5].eval()
+    done = ek.correct_(model, torch.zeros(1, 8))
+    assert set(done.untouched) == {"5"}
+    ratios = {row.path: row.ratio for row in ek.variance_shift(model, [x])}
+    assert abs(math.log(ratios["5"])) > 0.3
+    assert [ratios["9"], ratios["13"]] == pytest.approx([1, 1], abs=0.15)
 
 
 def test_dropout_on_the_input_right_before_a_norm_is_known():

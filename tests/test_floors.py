@@ -33,6 +33,7 @@ FLOORS = (
         "checkpoints",
         "datasets",
         "evaluation",
+        "fields",
         "loaders",
         "merging",
         "ranks",

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.sampling import random_field
+from evenkeel.datasets import load_data
+from evenkeel.fields import random_field
 
 RATES = st.sampled_from([0.1, 0.3, 0.5])
 
@@ -177,7 +178,7 @@ def test_an_untrained_model_is_predicted_from_its_initialization():
     for row, other in zip(report, ek.variance_shift(trained, [x]), strict=True):
         assert row.running_var == pytest.approx(other.running_var, rel=0.1)
         assert row.ratio == pytest.approx(other.ratio, rel=0.05)
-    assert any("untrained" in note for note in report.notes)
+    assert set(report.unsure) == {"1", "5"} and all("untrained" in reason for reason in report.unsure.values())
 
 
 def test_causes_split_a_shift_by_the_noise_each_dropout_adds():
@@ -214,10 +215,54 @@ def test_what_has_to_be_guessed_is_said():
     for norm in model[2:]:
         norm.num_batches_tracked.fill_(1)
     model[2].running_var.fill_(2.0)
-    (note,) = ek.predict_shift(model, torch.zeros(1, 8)).notes
-    assert note.startswith("2 and 1 more: ") or "whose strength no norm tells" in note
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    assert "whose strength no norm tells" in report.unsure["2"] and any("no norm tells" in n for n in report.notes)
     model[2].running_var.fill_(1e-3)
-    assert any("exceeds the variance stored in 8 of 8" in n for n in ek.predict_shift(model, torch.zeros(1, 8)).notes)
+    assert "exceeds the variance stored in 8 of 8" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
+    assert ek.predict_shift(model, torch.zeros(1, 8)).to_dict()["unsure"]["2"]
+
+
+def test_noise_that_may_stay_on_is_said():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x) if self.training else x
+
+    model = train_(nn.Sequential(nn.Linear(8, 8), Noisy(), nn.BatchNorm1d(8)), (8,))
+    assert "nothing tells what that is in eval mode" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
+
+
+def test_norms_by_function_are_norms_too():
+    class ByFunction(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            x = F.dropout(x, 0.5, self.training)
+            return F.batch_norm(x, self.norm.running_mean, self.norm.running_var)
+
+    model = ByFunction()
+    model.norm.num_batches_tracked.fill_(1), model.norm.running_var.fill_(2.0)
+    assert ek.predict_shift(model, torch.zeros(1, 8))[0].ratio == pytest.approx(0.5, abs=0.05)
+
+
+def test_real_images_are_predicted_though_they_are_no_random_fields():
+    digits = torch.cat([images for images, _ in load_data("digits").train])
+    torch.manual_seed(0)
+    steps = [nn.Flatten(), nn.Linear(64, 128)]
+    for _ in range(3):
+        steps += [nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 128)]
+    model = nn.Sequential(*steps, nn.BatchNorm1d(128))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = None
+    with torch.no_grad():
+        for _ in range(10):
+            model(digits)
+    predicted, found = ek.predict_shift(model, torch.zeros(1, 1, 8, 8)), ek.variance_shift(model, [digits])
+    for row, other in zip(predicted, found, strict=True):
+        assert math.log(row.ratio) == pytest.approx(math.log(other.ratio), abs=0.15)
+    assert found.worst > 1.5
 
 
 def test_norms_that_the_pass_does_not_reach_are_named():
@@ -263,6 +308,15 @@ def test_examples_are_tuples_and_mappings_too():
     assert one[0].ratio == other[0].ratio == pytest.approx(0.7, abs=0.05)
 
 
+class Unreached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return x
+
+
 @pytest.mark.parametrize(
     ("model", "example", "error", "message"),
     [
@@ -281,6 +335,16 @@ def test_faults_say_what_and_where(model, example, error, message):
         nn.init.constant_(model[0].weight, math.nan)
     with pytest.raises(error, match=message):
         ek.predict_shift(model, example)
+
+
+def test_the_same_seed_gives_the_same_bits_and_others_scatter():
+    torch.manual_seed(0)
+    model = train_(
+        nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 16), nn.BatchNorm1d(16)),
+        (8,),
+    )
+    ratios = [ek.predict_shift(model, torch.zeros(1, 8), seed=seed)[1].ratio for seed in (0, 0, 1)]
+    assert ratios[0] == ratios[1] != ratios[2] == pytest.approx(ratios[0], rel=0.05)
 
 
 def test_it_leaves_a_compiled_model_and_the_world_as_found():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenkeel.replicas import COUNT, calm_rows, channels_of, energies_of, match_, row_dim
+from evenkeel.replicas import COUNT, calm_rows, channels_of, energies_of, match_, row_dim, together
 
 
 def replicas(samples=4096, channels=3, noise=0.5, damping=0.8, positions=(), seed=0):
@@ -38,24 +38,29 @@ def test_moments_are_those_of_the_plain_formulas(positions):
     assert torch.allclose(torch.stack([getattr(found, name) for name in names]), slow_moments(x), atol=1e-12)
 
 
-@given(st.floats(0.01, 0.5), st.floats(0.5, 1), st.floats(0.5, 10), st.integers(0, 5))
-def test_matching_gives_the_train_replicas_what_is_stored_and_keeps_the_noise(noise, damping, share, seed):
+@given(st.floats(0.01, 1), st.floats(0.5, 1), st.floats(0.5, 50), st.floats(0, 0.5), st.integers(0, 5))
+def test_matching_gives_what_is_stored_and_keeps_the_noise(noise, damping, share, unlike, seed):
     x = replicas(noise=noise, damping=damping, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    own = unlike * torch.randn(len(x) // COUNT, 3, generator=generator, dtype=x.dtype)
+    x += torch.cat([0 * own, own, own])  # what train replicas share, and the calm one has no part in
     before = channels_of(x)
     variance, mean = before.noise * (1 + share), torch.tensor([1.0, -2.0, 0.0]).double()
-    returned = match_(x, mean, variance)
+    returned, drowned = match_(x, mean, variance)
     after = channels_of(x)
-    assert torch.allclose(after.train_mean, mean, atol=1e-2)
-    assert torch.allclose(after.train_var, variance, rtol=0.1)
-    assert torch.allclose(after.eval_var, returned.eval_var, rtol=1e-6)
-    assert torch.allclose(after.noise, before.noise, rtol=0.25)
+    for name in ("train_mean", "eval_mean"):
+        assert torch.allclose(getattr(after, name), getattr(returned, name), atol=1e-6)
+    for name in ("train_var", "eval_var", "covariance"):
+        assert torch.allclose(getattr(after, name), getattr(returned, name), rtol=0.02), name
+    assert torch.allclose(after.train_mean, mean, atol=1e-6) and torch.allclose(after.train_var, variance, rtol=0.02)
+    assert torch.allclose(after.noise, before.noise, rtol=0.1) and not drowned.any()
     expected = (variance - before.noise) * before.eval_var / before.covariance
     assert torch.allclose(returned.eval_var.mean(), expected.mean(), rtol=0.1)
 
 
 def test_without_noise_eval_mode_has_what_is_stored():
     x = replicas(noise=0.0, damping=1.0)
-    found = match_(x, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
+    found, _ = match_(x, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
     assert torch.allclose(found.eval_var, torch.tensor([1.0, 2.0, 3.0]).double(), rtol=1e-6)
     calm, one, two = x.chunk(COUNT)
     assert torch.allclose(calm, one) and torch.equal(one, two)
@@ -63,15 +68,15 @@ def test_without_noise_eval_mode_has_what_is_stored():
 
 def test_more_noise_than_is_stored_is_told_and_leaves_a_little_signal():
     x = replicas(noise=2.0)
-    found = match_(x, torch.zeros(3), torch.full((3,), 0.5))
-    assert (found.covariance < 0).all()
+    found, drowned = match_(x, torch.zeros(3), torch.full((3,), 0.5))
+    assert drowned.all()
     assert (found.eval_var > 0).all() and (found.eval_var < 0.05).all()
 
 
 def test_a_channel_that_no_input_excites_varies_as_is_stored_in_all_replicas_alike():
     x = torch.zeros(3000, 2)
     torch.manual_seed(0)
-    found = match_(x, torch.tensor([0.0, 5.0]), torch.tensor([1.0, 4.0]))
+    found, _ = match_(x, torch.tensor([0.0, 5.0]), torch.tensor([1.0, 4.0]))
     calm, one, two = x.chunk(COUNT)
     assert torch.equal(one, two) and torch.equal(calm, one)
     assert torch.allclose(one.var(0), torch.tensor([1.0, 4.0]), rtol=0.2)
@@ -82,7 +87,7 @@ def test_few_samples_lean_on_all_channels_together():
     generator = torch.Generator().manual_seed(1)
     calm = torch.randn(4, 200, generator=generator)
     x = torch.cat([calm, *(calm + torch.randn(4, 200, generator=generator) for _ in range(2))])
-    found = match_(x, torch.zeros(200), torch.full((200,), 2.0))
+    found, _ = match_(x, torch.zeros(200), torch.full((200,), 2.0))
     assert found.eval_var.std() / found.eval_var.mean() < 0.8  # 5 and more, were every channel by itself
     assert found.eval_var.mean() == pytest.approx(1.0, rel=0.35)
 
@@ -108,3 +113,41 @@ def test_energies_are_means_over_channels_also_of_a_part_of_the_places():
     assert found.second == pytest.approx(1.89, rel=0.05)
     assert energies_of(torch.zeros(7, 3), 512) is None
     assert energies_of(torch.zeros(1536, 3, dtype=torch.long), 512) is None
+
+
+def test_channels_without_noise_stay_exact_beside_noisy_ones_however_few_the_samples():
+    generator = torch.Generator().manual_seed(2)
+    calm = torch.randn(4, 64, generator=generator)
+    noises = [torch.randn(4, 64, generator=generator) * (torch.arange(64) % 2) for _ in range(2)]
+    x = torch.cat([calm, *(calm + noise for noise in noises)])
+    found, _ = match_(x, torch.zeros(64), torch.full((64,), 2.0))
+    assert torch.allclose(found.eval_var[::2], torch.full((32,), 2.0).double())
+    assert torch.allclose(found.eval_mean[::2], torch.zeros(32).double(), atol=1e-6)
+    assert (found.eval_var < 100).all()
+
+
+def test_means_that_differ_by_chance_alone_stay():
+    generator = torch.Generator().manual_seed(3)
+    calm = torch.randn(16, 200, generator=generator)
+    x = torch.cat([calm, *(calm + torch.randn(16, 200, generator=generator) for _ in range(2))])
+    found, _ = match_(x, torch.zeros(200), torch.full((200,), 2.0))
+    assert float(found.eval_mean.square().mean().sqrt()) < 0.1, "half of 1 / sqrt(2 16), were they not shrunk"
+    x = torch.cat([calm, *(calm - 1 + torch.randn(16, 200, generator=generator) for _ in range(2))])
+    moved, _ = match_(x, torch.zeros(200), torch.full((200,), 2.0))
+    assert float(moved.eval_mean.mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_half_precision_is_matched_as_float32_is():
+    x = replicas(256).half()
+    wide = x.float()
+    match_(x, torch.zeros(3), torch.full((3,), 2.0))
+    match_(wide, torch.zeros(3), torch.full((3,), 2.0))
+    assert torch.allclose(x.float(), wide, rtol=1e-3, atol=1e-3)
+
+
+def test_calls_together_have_the_moments_of_both():
+    x, y = replicas(256, seed=1), 2 * replicas(256, seed=2) + 1
+    both = channels_of(torch.cat([torch.cat(pair) for pair in zip(x.chunk(COUNT), y.chunk(COUNT), strict=True)]))
+    found = together([channels_of(x), channels_of(y)])
+    for name in ("train_mean", "eval_mean", "eval_var", "train_var", "covariance", "crossed"):
+        assert torch.allclose(getattr(found, name), getattr(both, name), rtol=1e-2, atol=1e-2), name

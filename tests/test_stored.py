@@ -8,7 +8,7 @@ from torch import nn
 
 import evenkeel as ek
 from evenkeel.norms import norms_of
-from evenkeel.stored import Stored, is_untrained, stored_before, unanchored, unknowing
+from evenkeel.stored import Stored, distrust, is_untrained, stored_before, unanchored
 
 
 def trained(model, width=4):
@@ -66,7 +66,7 @@ def test_what_norms_do_not_tell_is_said_with_the_reason():
     for name in ("twice", "frozen", "good", "instance"):
         getattr(model, name).num_batches_tracked.fill_(1)
     model.frozen.eval()
-    reasons = unknowing(model, ek.trace(model, torch.zeros(2, 4, 3)), norms_of(model))
+    reasons = distrust(model, ek.trace(model, torch.zeros(2, 4, 3)), norms_of(model))
     assert set(reasons) == {"fresh", "instance", "twice", "frozen"}
     for name, word in (("fresh", "untrained"), ("instance", "instances"), ("twice", "2 calls"), ("frozen", "frozen")):
         assert word in reasons[name]
