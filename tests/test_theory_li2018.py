@@ -14,6 +14,7 @@ from evenkeel.theory.li2018 import (
     channel_noise_variance,
     cos_squared,
     dropout_noise,
+    equal_noise_beta,
     equal_noise_p,
     noise_variance,
     shift_before_norm,
@@ -374,3 +375,8 @@ def test_refusals_give_the_number_and_the_remedy(name):
     call, message = REFUSED[name]
     with pytest.raises(ek.EvenkeelError, match=message):
         call()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.25, 0.5])
+def test_equal_noise_goes_both_ways(p):
+    assert equal_noise_p(equal_noise_beta(p)) == pytest.approx(p)

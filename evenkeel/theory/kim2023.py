@@ -35,6 +35,7 @@ def pre_dropout_variance(weight: Tensor, mean: Tensor, covariance: Tensor, p: Nu
     Raises:
         EvenkeelError: p is out of range, or shapes do not fit.
 
+    >>> import torch
     >>> weight, mean, covariance = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0]), torch.eye(2)
     >>> pre_dropout_variance(weight, mean, covariance, 0.5).item()
     6.0
@@ -63,6 +64,7 @@ def post_dropout_variance(weight: Tensor, mean: Tensor, covariance: Tensor, p: N
     Raises:
         EvenkeelError: p is out of range, or shapes do not fit.
 
+    >>> import torch
     >>> weight, mean, covariance = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.ones(2), torch.eye(2)
     >>> post_dropout_variance(weight, mean, covariance, 0.5).tolist()
     [8.0, 4.0]
@@ -92,6 +94,7 @@ def residual_dilution(branch_shift: Number, *, trunk: Number, branch: Number, tr
     Raises:
         EvenkeelError: a shift is not positive, a variance negative, both variances 0, or one of them not finite.
 
+    >>> import torch
     >>> residual_dilution(0.5, trunk=1.0, branch=1.0) == 2 / 3
     True
     """
@@ -120,6 +123,7 @@ def noise_before_pooling(maps: Tensor, p: Number) -> Tensor:
     Raises:
         EvenkeelError: p is out of range, or the maps have no positions.
 
+    >>> import torch
     >>> noise_before_pooling(torch.tensor([[[1.0, 1.0]]]), 0.5).item()
     0.5
     """
@@ -141,6 +145,7 @@ def noise_after_pooling(maps: Tensor, p: Number) -> Tensor:
     Raises:
         EvenkeelError: p is out of range, or the maps have no positions.
 
+    >>> import torch
     >>> noise_after_pooling(torch.tensor([[[1.0, 1.0]]]), 0.5).item()
     1.0
     """
@@ -162,6 +167,7 @@ def head_variance_ratio(maps: Tensor) -> Tensor:
     Raises:
         EvenkeelError: the maps have no positions, or one sums to 0.
 
+    >>> import torch
     >>> head_variance_ratio(torch.tensor([[[1.0, 1.0, 1.0, 1.0], [0.0, 3.0, 0.0, 0.0]]])).tolist()
     [[0.25, 1.0]]
     """
@@ -193,6 +199,7 @@ def expected_head_variance_ratio(positions: Number, *, mean: Number, variance: N
     Raises:
         EvenkeelError: an argument is out of range, or the sum of the values is always 0.
 
+    >>> import torch
     >>> round(expected_head_variance_ratio(49, mean=0.398942, variance=0.340845), 4)
     0.0614
     """

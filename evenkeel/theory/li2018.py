@@ -83,6 +83,26 @@ def equal_noise_p(beta: Number) -> Number:
     return noise / (1 + noise)
 
 
+def equal_noise_beta(p: Number) -> Number:
+    """The half width at which Uout is as noisy as dropout: the inverse of `equal_noise_p`.
+
+    `beta = sqrt(3 p / keep)`, above 1, where no Uout of the paper's goes, if p is above 1/4.
+
+    Args:
+        p: probability to drop, 0 <= p < 1; a number or a tensor of any shape.
+
+    Returns:
+        The half width, of the shape of p.
+
+    Raises:
+        EvenkeelError: p is out of range.
+
+    >>> equal_noise_beta(0.25)
+    1.0
+    """
+    return (3 * dropout_noise(p)) ** 0.5
+
+
 def noise_variance(weight: Tensor, second_moments: Tensor, noise: Number) -> Tensor:
     """What noise on single inputs adds to the variance of a weight layer's outputs in training.
 
