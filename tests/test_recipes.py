@@ -111,6 +111,8 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "Schedule-free optimizers": (schedule_free, ()),
     "Did it help?": (lambda names, _: {"validation": names["loader"]}, ()),
     "Another domain": (lambda *_: {"new_domain": [3 * X]}, ()),
+    "A checkpoint without its data": (lambda *_: {"example": torch.zeros(1, 4)}, ()),
+    "Dropout where a norm follows": (nothing, ()),
 }
 
 
@@ -130,7 +132,7 @@ def world():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert worst_shift(world["model"], X) > 1.1
+    assert (before := worst_shift(world["model"], X)) > 1.1
     prepare, repaired = PLACES[name]
     exec(RECIPES[name], names := world | prepare(world, tmp_path))
     for model in repaired:
@@ -143,6 +145,10 @@ def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
         assert worst_shift(names["model_ema"].module, X) < 1 + 1e-5
     if name == "Did it help?":
         assert names["done"].kept is (names["done"].after.log_loss < names["done"].before.log_loss)
+    if name == "A checkpoint without its data":
+        assert names["done"][1].ratio < 0.9 and worst_shift(world["model"], X) < before
+    if name == "Dropout where a norm follows":
+        assert names["noise"].p == pytest.approx(0.25 / 3.25) and names["layer"].dropout.p == 0.05
     if name == "Another domain":
         assert 1.1 < ek.variance_shift(world["model"], [3 * X]).worst < 9 * 2
 
