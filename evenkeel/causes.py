@@ -61,7 +61,12 @@ def causes_of(
 
 def _merged(layer: Layer, causes: list[Cause], given: list[Energies]) -> Cause:
     """What meets at a layer: noise by its energy, damping by the energy of the signal."""
-    sizes = [math.prod(source.shape) for source in layer.inputs]
+    if layer.kind is Kind.GATE:  # of a product, noise counts by how much of its own factor it is
+        sizes = [1 / max(energies.second, 1e-300) for energies in given]
+    elif layer.kind is Kind.JOIN:  # every element of the one meets one of the other, however often that is repeated
+        sizes = [1.0] * len(given)
+    else:
+        sizes = [float(math.prod(source.shape)) for source in layer.inputs]
     noise = _weights(size * energies.noise for size, energies in zip(sizes, given, strict=True))
     shared = _weights(size * energies.shared for size, energies in zip(sizes, given, strict=True))
     return Cause(

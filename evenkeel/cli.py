@@ -45,7 +45,7 @@ DataName = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="digits, mnist, cifar10, folder:PATH or package.module:callable; left out: predicted from weights and --input.",
+        help="digits, mnist, cifar10, folder:PATH or package.module:callable; left out: predicted from --input.",
         metavar="D",
     ),
 ]

@@ -20,8 +20,8 @@ def replicated_like(example: Tensor, size: int, samples: int) -> Tensor:
         size: the batch size of its other inputs.
         samples: how many inputs to draw: normal ones for floating tensors, others from the example's own.
     """
-    if not example.dim() or len(example) != size:
-        return example
+    if not example.dim() or len(example) != size or not size:
+        return example.clone()
     if example.is_floating_point():
         drawn = random_field((samples, *example.shape[1:])).to(example.dtype)
     else:

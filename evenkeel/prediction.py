@@ -17,7 +17,7 @@ from evenkeel.kinds import Kind
 from evenkeel.modes import restored, unwrapped
 from evenkeel.norms import Norm, foreign_norms, norms_of
 from evenkeel.replicas import Channels, together
-from evenkeel.sampling import Plan, ReplicaRecorder, sample, staying_on
+from evenkeel.sampling import Plan, ReplicaRecorder, contradictions, sample
 from evenkeel.shift import ShiftReport, ShiftRow, feeding
 from evenkeel.stored import distrust, stored_before, unanchored
 from evenkeel.tracing import prepared, record, runner, set_modes
@@ -25,6 +25,8 @@ from evenkeel.tracing import prepared, record, runner, set_modes
 _UNREACHED = "never reached, or not with samples first and channels second"
 _GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
 _DROWNED = 0.05  # share of a norm's channels in which noise may exceed what is stored
+_NEARLY_ALL = 0.95  # share of a norm's variance that noise may have
+_ROUNDING = 1e-5  # share of it that may be no noise at all
 _SMALL = 0.005  # log ratio of a shift that needs no cause
 
 
@@ -117,12 +119,12 @@ def predict(model: nn.Module, example: Any, norms: Mapping[str, Norm], plan: Pla
     graph = record(model, run, inputs)
     distrusted = distrust(model, graph, norms)
     known = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
-    lasting = staying_on(record(model, run, inputs, training=False))
+    inputs = prepared(inputs, model)
+    contradicted = contradictions(model, run, inputs, graph, norms)
     with restored(model):
         set_modes(model, training=True)
-        inputs = prepared(inputs, model)
-        seen, graph = sample(model, run, inputs, graph, norms=norms, known=known, lasting=lasting, plan=plan)
-    channels = {path: together([channels for channels, _ in calls]) for path, calls in seen.arrivals.items()}
+        seen, graph = sample(model, run, inputs, graph, norms=norms, known=known, plan=plan)
+    channels = {path: together([channels for channels, _ in seen.arrivals[path]]) for path in seen.calls}
     if not channels:
         raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
     for path, found in channels.items():
@@ -130,9 +132,10 @@ def predict(model: nn.Module, example: Any, norms: Mapping[str, Norm], plan: Pla
             raise ModelError(f"what {path!r} is fed is not finite: check weights, running statistics and their dtype")
     shares = _shares(seen, graph, channels)
     unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
-    reasons = {path: _guess(path, shares[path], seen, unanchored(graph, known)) for path in channels}
+    adrift = unanchored(graph, known)
+    reasons = {path: _guess(path, shares[path], seen, graph, adrift) for path in channels}
     guesses = {path: reason for path, reason in reasons.items() if reason}
-    return Prediction(graph, channels, shares, guesses | distrusted | unreached)
+    return Prediction(graph, channels, shares, guesses | contradicted | distrusted | unreached)
 
 
 def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:
@@ -144,21 +147,35 @@ def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Cha
     return {path: dict(sorted(found.items(), key=lambda item: -item[1])) for path, found in shares.items()}
 
 
-def _guess(path: str, shares: Shares, seen: ReplicaRecorder, loose: Collection[Layer]) -> str | None:
+def _guess(
+    path: str, shares: Shares, seen: ReplicaRecorder, graph: LayerGraph, adrift: Collection[Layer]
+) -> str | None:
     """Why the prediction for a norm is no more than a guess, if so."""
+    found, _ = seen.arrivals[path][-1]
     drowned = torch.stack([drowned for _, drowned in seen.arrivals[path]]).any(0)
+    noise = float(found.noise.mean() / found.train_var.mean())
+    reasons = list[str]()
     if drowned.sum() > _DROWNED * len(drowned):
         count = f"{int(drowned.sum())} of {len(drowned)}"
-        return f"the noise predicted exceeds the variance stored in {count} channels"
-    for layer, share in shares.items():
-        what = (
-            f"{share:.0%} of what noise does to it comes from {layer.name}{f' ({layer.where})' if layer.where else ''}"
-        )
+        reasons.append(f"the noise predicted exceeds the variance stored in {count} channels")
+    if noise > _NEARLY_ALL:
+        reasons.append(f"noise is {noise:.0%} of what it stores, and the rest too little to tell")
+    for layer in graph.upstream(seen.calls[path], until=Kind.NORM):
+        if layer in seen.loose:
+            reasons.append(f"nothing tells what the noise of {_name(layer)} is in eval mode")
+        if layer.kind is Kind.DROPOUT and layer.p is not None and layer.p >= 1:
+            reasons.append(f"{_name(layer)} drops everything")
+    for layer, share in shares.items() if noise > _ROUNDING else ():
+        what = f"{share:.0%} of what noise does to it comes from {_name(layer)}"
         if share > _GUESSED and (layer in seen.loose or (layer.kind is not Kind.DROPOUT and not layer.p)):
-            return f"{what}, and nothing tells what that is in eval mode"
-        if share > _GUESSED and layer in loose and abs(_departure(seen.arrivals[path][-1][0])) > _SMALL:
-            return f"{what}, on a signal whose strength no norm tells"
-    return None
+            reasons.append(f"{what}, and nothing tells what that is in eval mode")
+        if share > _GUESSED and layer in adrift and abs(_departure(found)) > _SMALL:
+            reasons.append(f"{what}, on a signal whose strength no norm tells")
+    return reasons[0] if reasons else None
+
+
+def _name(layer: Layer) -> str:
+    return f"{layer.name} ({layer.where})" if layer.where else layer.name
 
 
 def _departure(found: Channels) -> float:

@@ -10,19 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from evenkeel.batches import device_of, map_tensors, tensors
-from evenkeel.errors import TraceError
+from evenkeel.errors import TraceError, brief
 from evenkeel.fields import noises, replicated_like
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.kinds import CHANNEL_DROPOUT, HIDDEN_DROPOUT, Kind, function_name, kind_of_function
-from evenkeel.modes import write_
+from evenkeel.modes import restored, write_
 from evenkeel.norms import Norm
 from evenkeel.recorder import Recorder
 from evenkeel.replicas import COUNT, Channels, Energies, calm_rows, channels_of, energies_of, match_, row_dim
 from evenkeel.stored import Stored, is_untrained
+from evenkeel.tracing import set_modes
 
+_ROUNDING = 1e-3  # relative difference of signals that should be the same
 _MOST = 4096  # samples
+_POSITIONS = 16  # of a signal, that make up for few samples
 _SEEN = 16  # expected number of masks that drop, from which on these are left to chance
 
 
@@ -34,8 +38,9 @@ class Plan:
         settled: the norms that hand on, without noise, what they would once their statistics were right.
         stats: which of these: both, or var.
         elements: of all signals of all replicas together, as far as the fewest samples allow.
-        fewest: samples.
+        fewest: samples; four times as many where few of them show little: masks of whole samples, norms of vectors.
         seed: of inputs and masks.
+        matched: whether norms' inputs are given the strength that norms store.
     """
 
     settled: Collection[Norm] = ()
@@ -43,26 +48,7 @@ class Plan:
     elements: int = 1 << 26
     fewest: int = 4
     seed: int = 0
-
-
-Place = tuple[str, str | None, int | None]  # module path, file and line of a call
-
-
-def place_of(layer: Layer) -> Place:
-    """Where a call is made, in whichever mode."""
-    return layer.path, layer.file, layer.line
-
-
-def staying_on(graph: LayerGraph) -> set[Place]:
-    """Where a graph recorded in eval mode has dropout that acts in eval mode, too: a mask, or training=True by hand."""
-    return {place_of(layer) for layer in graph.of(Kind.DROPOUT) if _acts(layer)}
-
-
-def _acts(layer: Layer) -> bool:
-    if kind_of_function(layer.function) is not Kind.DROPOUT:  # a product with a mask, or a module of the model's own
-        return layer.call is not None
-    flags = [layer.kwargs[name] for name in ("training", "train") if name in layer.kwargs]
-    return bool((*flags, *layer.args[2:3], True)[0])
+    matched: bool = True
 
 
 class ReplicaRecorder(Recorder):
@@ -76,7 +62,6 @@ class ReplicaRecorder(Recorder):
         samples: how many inputs there are.
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
-        lasting: where dropout acts in eval mode, too.
         plan: the rest.
 
     Attributes:
@@ -85,6 +70,8 @@ class ReplicaRecorder(Recorder):
         calls: of every norm, by path, its last call.
         energies: of every layer that holds replicas, what these share.
         loose: layers with noise of which nothing tells what it is in eval mode.
+        fed: of every norm, by path, what each call was fed without noise, if signals are not matched.
+        given: the inputs without noise.
     """
 
     def __init__(
@@ -94,18 +81,18 @@ class ReplicaRecorder(Recorder):
         samples: int,
         norms: Mapping[str, Norm],
         known: Mapping[str, Stored],
-        lasting: Collection[Place],
         plan: Plan,
     ) -> None:
         super().__init__(model, training=True)
         self.samples = samples
         self.known = known
-        self.lasting = lasting
         self.plan = plan
         self.arrivals: dict[str, list[tuple[Channels, Tensor]]] = {}
         self.calls: dict[str, Layer] = {}
         self.energies: dict[Layer, Energies] = {}
         self.loose: set[Layer] = set()
+        self.fed: dict[str, list[Tensor]] = {}
+        self.given: Any = None
         # Their buffers are what a call is known by, whichever module makes it.
         self._norms = {id(norm.running_var): (path, norm) for path, norm in norms.items()}
         self._untrained = {norm for norm in norms.values() if is_untrained(norm)}
@@ -141,7 +128,7 @@ class ReplicaRecorder(Recorder):
         with torch._C.DisableTorchFunction():
             if kind is Kind.NORM and self._arrived is not None:
                 self._settle(layer, out)
-            elif self._mask is not None and place_of(layer) not in self.lasting and not self._silence(layer, out):
+            elif self._mask is not None and not self._silence(layer, out):
                 self.loose.add(layer)
             self._mask = None
             stored = self.known.get(layer.name)
@@ -158,11 +145,14 @@ class ReplicaRecorder(Recorder):
         """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed."""
         entry = next((self._norms[id(t)] for t in tensors((args, kwargs)) if id(t) in self._norms), None)
         x = next(iter(tensors((args, kwargs))))
-        if entry is None:
+        if entry is None or self.producers.get(x) is None:
             return
         path, norm = entry
         assert norm.running_mean is not None and norm.running_var is not None
         if not _takes(x, self.samples, Stored(norm.running_mean, norm.running_var)):
+            return
+        if not self.plan.matched:
+            self.fed.setdefault(path, []).append(x[: len(x) // COUNT].clone())
             return
         if norm in self._untrained:
             found = channels_of(x)
@@ -220,12 +210,12 @@ class ReplicaRecorder(Recorder):
         shared = one_for_all or math.prod(mask) < out.numel()
         rare = self.samples * min(keep, 1 - keep) < _SEEN
         if not shared or not layer.p or keep <= 0 or not (one_for_all or rare):
-            return not (one_for_all and layer.p is None)
+            return not one_for_all
         shape = [size if d != dim else calm.shape[dim] for d, size in enumerate(mask)]
         for number, (part, noise) in enumerate(zip(trains, noises(shape, dim, keep, out), strict=True), 1):
             noisy = part * noise if layer.scaled else part * noise * keep
             out.narrow(dim, number * calm.shape[dim], calm.shape[dim]).copy_(noisy)
-        return True
+        return not one_for_all  # which makes means differ from batch to batch, and no norm stores that
 
     def _repeat(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Make a call with a dropout inside once more without it, for the replica that is to have no noise."""
@@ -247,7 +237,6 @@ def sample(
     *,
     norms: Mapping[str, Norm],
     known: Mapping[str, Stored],
-    lasting: Collection[Place] = (),
     plan: Plan = Plan(),
 ) -> tuple[ReplicaRecorder, LayerGraph]:
     """Send replicas of random inputs through a model, which is the caller's to restore.
@@ -259,7 +248,6 @@ def sample(
         graph: the model's graph for it, which tells how many samples there can be.
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
-        lasting: where dropout acts in eval mode, too.
         plan: the rest.
 
     Returns:
@@ -271,31 +259,112 @@ def sample(
     sizes = [len(t) for t in tensors(inputs) if t.dim()]
     size = sizes[0] if sizes else 1
     samples = _samples(graph, size, plan)
-    torch.manual_seed(plan.seed)
-    recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, lasting=lasting, plan=plan)
+    _seed(plan.seed)
+    recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, plan=plan)
     replicated = map_tensors(lambda t: replicated_like(t, size, samples).to(device_of(model)), inputs)
+    rows = COUNT * samples
+    recorder.given = map_tensors(lambda t: t[:samples].clone() if t.dim() and len(t) == rows else t.clone(), replicated)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return recorder, recorder.run(run, replicated)
     except Exception as error:
         raise TraceError(
-            f"in train mode, with {COUNT * samples} random inputs in one batch, {recorder.explain(error)}; "
-            "nothing can be predicted of a model that takes batches of one size only"
+            f"in train mode, with {rows} random inputs in one batch, {recorder.explain(error)}; what it needs in train "
+            "mode, such as targets, must be in the example, and it must take batches of any size"
         ) from error
 
 
 def _samples(graph: LayerGraph, size: int, plan: Plan) -> int:
     """How many inputs there can be, so that no dimension but the batch's can be taken for it."""
     single = sum(math.prod(layer.shape) for layer in graph) / max(size, 1)
-    samples = int(min(max(plan.elements / COUNT / max(single, 1), plan.fewest), _MOST))
+    by_mask = any(
+        kind_of_function(d.function) is Kind.GATE or d.function in CHANNEL_DROPOUT for d in graph.of(Kind.DROPOUT)
+    )
+    positions = min((math.prod(layer.shape[2:]) for layer in graph.of(Kind.NORM)), default=_POSITIONS)
+    fewest = plan.fewest * (4 if by_mask or positions < _POSITIONS else 1)
+    samples = int(min(max(plan.elements / COUNT / max(single, 1), fewest), _MOST))
     lengths = {length for layer in graph for length in layer.shape[1:]} - {0}
     while any(length % (COUNT * samples) == 0 for length in lengths):
         samples += 1
     return samples
 
 
+def _seed(seed: int) -> None:
+    """Seed the generators that are in use; torch.manual_seed would seed those, too, that are not yet."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+class _NormWatch(TorchFunctionMode):
+    """Keeps what norms are fed, by path."""
+
+    def __init__(self, norms: Mapping[str, Norm]) -> None:
+        super().__init__()
+        self.paths = {id(norm.running_var): path for path, norm in norms.items()}
+        self.fed: dict[str, list[Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if kind_of_function(function_name(func)) is Kind.NORM:
+            given = tensors((args, kwargs or {}))
+            for path in {self.paths[id(t)] for t in given if id(t) in self.paths}:
+                self.fed.setdefault(path, []).append(given[0].clone())
+        return func(*args, **(kwargs or {}))
+
+
+def contradictions(
+    model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph, norms: Mapping[str, Norm]
+) -> dict[str, str]:
+    """Norms that eval mode feeds something else than the replica without noise has there, each with the reason.
+
+    So are found dropout that stays on, samples that mix, and whatever else is not what the replicas make of it.
+
+    Args:
+        model: the model; it is given back as found.
+        run: makes one forward pass, given inputs such as `inputs`.
+        inputs: as for `sample`.
+        graph: the model's graph for it.
+        norms: the norms with running statistics, by path.
+    """
+    with restored(model):
+        set_modes(model, training=True)
+        plan = Plan(elements=1, fewest=2, matched=False)
+        expected, _ = sample(model, run, inputs, graph, norms=norms, known={}, plan=plan)
+    watch = _NormWatch(norms)
+    with restored(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.eval()
+        try:
+            with watch:
+                run(expected.given)
+        except Exception as error:
+            return dict.fromkeys(
+                norms, f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
+            )
+    found = {path: _contradiction(calls, watch.fed.get(path, [])) for path, calls in expected.fed.items()}
+    return {path: reason for path, reason in found.items() if reason}
+
+
+def _contradiction(expected: list[Tensor], found: list[Tensor]) -> str | None:
+    if not found:
+        return "not reached in eval mode"
+    if [x.shape for x in expected] != [y.shape for y in found]:
+        return "eval mode calls it otherwise than train mode does"
+    tolerance = _ROUNDING if expected[0].dtype.itemsize >= 4 else 30 * _ROUNDING
+    for x, y in zip(expected, found, strict=True):
+        apart, size = (t.double().square().mean().sqrt() for t in (x - y, y))
+        if not apart <= tolerance * size:
+            return "eval mode feeds it something else: noise that stays on, samples that mix, or another path"
+    return None
+
+
 def _takes(x: Tensor, samples: int, stored: Stored) -> bool:
     """Whether x is a signal of replicas with as many channels as are known."""
     rows = x.dim() > 1 and len(x) % (COUNT * samples) == 0 and x.is_floating_point()
+    rows = rows and all(
+        stride or size == 1 for size, stride in zip(x.shape, x.stride(), strict=True)
+    )  # it is written to
     return rows and x.shape[1] == len(stored.mean)

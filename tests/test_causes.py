@@ -71,3 +71,37 @@ def test_noise_from_nowhere_is_laid_at_the_layer_that_shows_it_first():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     energies = {"input": (0, 1, 1, 1), "0": (0.5, 1, 1, 1.5), "1": (0.5, 1, 1, 1.5)}
     assert shares(model, energies) == pytest.approx({"0": 1.0})
+
+
+def test_in_a_product_noise_counts_by_how_much_of_its_own_factor_it_is():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Dropout(0.1), nn.Dropout(0.2)
+
+        def forward(self, x):
+            return self.a(10 * x) * self.b(x)
+
+    energies = {"input": (0, 1, 1, 1), "mul": (0, 100, 100, 100), "a": (10, 100, 100, 110), "b": (0.3, 1, 1, 1.3)}
+    found = shares(Product(), energies | {"mul#2": (1, 1, 1, 2)})
+    parts = 10 / 110, 0.3 / 1.3
+    assert found["a"] == pytest.approx(parts[0] / sum(parts))
+
+
+def test_a_signal_that_is_repeated_brings_no_more_noise_for_that():
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Dropout(0.1), nn.Dropout(0.2)
+
+        def forward(self, x):
+            return self.a(x) + self.b(x[:, :1])
+
+    energies = {
+        "input": (0, 1, 1, 1),
+        "getitem": (0, 1, 1, 1),
+        "a": (1, 1, 1, 2),
+        "b": (1, 1, 1, 2),
+        "add": (2, 2, 2, 4),
+    }
+    assert shares(Repeated(), energies) == pytest.approx({"a": 0.5, "b": 0.5})

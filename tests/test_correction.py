@@ -101,7 +101,7 @@ class Reused(nn.Module):
 
     def forward(self, x):
         x = self.norm(self.linear(x))
-        return self.last(self.norm(torch.dropout(x.relu(), 0.5, True)))
+        return self.last(self.norm(torch.dropout(x.relu(), 0.5, self.training)))
 
 
 def input_dropout():
