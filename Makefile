@@ -30,7 +30,7 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 	$(BIN)/python -m venv "$$tmp/venv" && \
 	"$$tmp/venv/bin/python" -m pip install --quiet $(TESTED) "$$tmp"/*.whl && \
 	cd "$$tmp" && \
-	venv/bin/python -c 'import evenkeel' && \
+	venv/bin/python -c 'import evenkeel, evenkeel.theory.li2018' && \
 	venv/bin/evenkeel --version && \
 	venv/bin/python -m evenkeel --version
 
