@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.nets import Net
 
@@ -72,10 +71,13 @@ def deep_mlp(place: str, p: float, *, inputs: int) -> nn.Sequential:
 
 def plain_cnn(place: str, p: float, *, channels: int) -> nn.Sequential:
     """Six convolutions, with max-pooling after every two."""
-    widths, pool = (16, 16, 32, 32, 64, 64), lambda i: [nn.MaxPool2d(2)] if i % 2 else []
+    widths = (16, 16, 32, 32, 64, 64)
     layers: list[nn.Module] = [stem(channels, widths[0])]
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        layers += [*pool(i), Step(nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), place, p)]
+        layers += [
+            *([nn.MaxPool2d(2)] if i % 2 else []),
+            Step(nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), place, p),
+        ]
     return nn.Sequential(*layers, *head(widths[-1]))
 
 
@@ -115,10 +117,3 @@ def net_of(family: str, place: str, p: float) -> Net:
     """The network of a family with dropout of that type and rate, and how it is trained."""
     build, data, batches, epochs = FAMILIES[family]
     return Net(partial(build, place, p), data, batches, epochs, f"{family}-{place}-{p:g}".replace(", ", "-"))
-
-
-if __name__ == "__main__":
-    x = {"digits": (4, 1, 8, 8), "mnist": (4, 1, 28, 28), "cifar10": (4, 3, 32, 32)}
-    for family, (_, data, *_) in FAMILIES.items():
-        for place in PLACES:
-            print(family, place, net_of(family, place, 0.3).build()(torch.randn(x[data])).shape, F.__name__)

@@ -120,8 +120,8 @@ def predict(model: nn.Module, example: Any, norms: Mapping[str, Norm], plan: Pla
     distrusted = distrust(model, graph, norms)
     known = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
     inputs = prepared(inputs, model)
-    contradicted = contradictions(model, run, inputs, graph, norms)
     with restored(model):
+        contradicted = contradictions(model, run, inputs, graph, norms)
         set_modes(model, training=True)
         seen, graph = sample(model, run, inputs, graph, norms=norms, known=known, plan=plan)
     channels = {path: together([channels for channels, _ in seen.arrivals[path]]) for path in seen.calls}

@@ -15,7 +15,7 @@ _MOVING_AVERAGE_ERROR = 0.02  # relative standard error of what a norm stores
 _STRENGTH = 0.5  # of the variance that the inputs' signals have: how far from it that of the data may be
 _SPREAD = 0.3  # of channels' shares of noise, and of their damping, around those of all together: what is expected
 _SILENT = 1e-8  # of a variance: what varies less tells nothing
-_PLACES = 8  # along each further dimension of a signal, of which its energies are taken
+_CHANNELS, _PLACES = 64, 8  # at most, along each further dimension, of which a signal's energies are taken
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,8 @@ def energies_of(x: Tensor, samples: int) -> Energies | None:
     dim = row_dim(x, samples)
     if dim is None or not x.is_floating_point():
         return None
-    thinned = [
-        slice(None, None, max(size // _PLACES, 1) if d > 1 and d != dim else 1) for d, size in enumerate(x.shape)
-    ]
+    limits = [size if d == dim else _CHANNELS if d == 1 else _PLACES for d, size in enumerate(x.shape)]
+    thinned = [slice(None, None, max(math.ceil(size / limit), 1)) for size, limit in zip(x.shape, limits, strict=True)]
     parts = x[tuple(thinned)].movedim(dim, 0).unflatten(0, (COUNT, -1)).float()
     mean = parts.mean([d for d in range(1, parts.dim()) if d != 2], keepdim=True)  # of channels
     flat = (parts - mean).flatten(1)

@@ -323,18 +323,18 @@ def contradictions(
     So are found dropout that stays on, samples that mix, and whatever else is not what the replicas make of it.
 
     Args:
-        model: the model; it is given back as found.
+        model: the model, whose parameters are the caller's to restore.
         run: makes one forward pass, given inputs such as `inputs`.
         inputs: as for `sample`.
         graph: the model's graph for it.
         norms: the norms with running statistics, by path.
     """
-    with restored(model):
+    with restored(model, parameters=False):
         set_modes(model, training=True)
         plan = Plan(elements=1, fewest=2, matched=False)
         expected, _ = sample(model, run, inputs, graph, norms=norms, known={}, plan=plan)
     watch = _NormWatch(norms)
-    with restored(model), torch.no_grad(), warnings.catch_warnings():
+    with restored(model, parameters=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.eval()
         try:
