@@ -53,9 +53,9 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     Random inputs are sent through the model, each in three replicas: one without noise, as in eval mode, and two in
     train mode with dropout masks of their own, so that noise is what these two do not share (the two-replica picture
     of mean-field theory). At every norm, what it stored in training tells how strong the data's signal is there:
-    `Var_eval = (V - N) calm / shared`, with V the variance stored, N that of the noise, calm and shared what random
-    inputs give without noise and what their train replicas share: more than 1 where activations passed less of the
-    signal because of the noise. For one weight layer behind dropout this is the
+    `Var_eval = (V - N) calm / shared`, with V the variance stored and N that of the noise; calm and shared are the
+    variances of what random inputs give without noise and of what their train replicas share, the first the larger
+    where activations pass less of the signal because of the noise. For one weight layer behind dropout this is the
     identity `Var_train(w.x) = Var_eval(w.x) + p / (1 - p) sum_i w_i^2 E x_i^2`, of which Li et al. (2018), equations 8
     and 14, are special cases. Norms that store nothing yet are predicted from the initialization: `running_var` is
     then what they would store of standardized inputs. The model is given back as found.
@@ -72,7 +72,8 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     Returns:
         A `ShiftReport` like that of `variance_shift`, each row with `causes`: the dropouts, and their share in percent
         of what noise does to the norm's input, the largest first. Norms for which something had to be guessed are in
-        `unsure`, by path, each with the reason.
+        `unsure`, by path, each with the reason; operations that no table knows (OPAQUE), which are run as they are,
+        are named in the notes.
 
     Raises:
         ModelError: the model has no norm with running statistics, or weights or statistics that are not finite.
@@ -99,7 +100,19 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
         )
         for path, channels in found.channels.items()
     ]
-    return ShiftReport(rows, unsure=unsure)
+    return ShiftReport(rows, _opaque(found, norms), unsure=unsure)
+
+
+def _opaque(found: Prediction, norms: Mapping[str, Norm]) -> list[str]:
+    """A line for every operation that is not understood, with the norms that it feeds."""
+    paths: dict[nn.Module | None, str] = {norm: path for path, norm in norms.items()}
+    fed = {
+        layer: [paths[n.module] for n in found.graph.downstream(layer, until=Kind.NORM) if n.module in paths]
+        for layer in found.graph.of(Kind.OPAQUE)
+    }
+    return [
+        f"{', '.join(to)}: fed by {_name(layer)}, not understood and run as it is" for layer, to in fed.items() if to
+    ]
 
 
 def predict(model: nn.Module, example: Any, norms: Mapping[str, Norm], plan: Plan) -> Prediction:

@@ -71,7 +71,7 @@ class ReplicaRecorder(Recorder):
         energies: of every layer that holds replicas, what these share.
         loose: layers with noise of which nothing tells what it is in eval mode.
         fed: of every norm, by path, what each call was fed without noise, if signals are not matched.
-        given: the inputs without noise.
+        inputs: the inputs without noise.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ReplicaRecorder(Recorder):
         self.energies: dict[Layer, Energies] = {}
         self.loose: set[Layer] = set()
         self.fed: dict[str, list[Tensor]] = {}
-        self.given: Any = None
+        self.inputs: Any = None
         # Their buffers are what a call is known by, whichever module makes it.
         self._norms = {id(norm.running_var): (path, norm) for path, norm in norms.items()}
         self._untrained = {norm for norm in norms.values() if is_untrained(norm)}
@@ -128,9 +128,10 @@ class ReplicaRecorder(Recorder):
         with torch._C.DisableTorchFunction():
             if kind is Kind.NORM and self._arrived is not None:
                 self._settle(layer, out)
-            elif self._mask is not None and not self._silence(layer, out):
-                self.loose.add(layer)
-            self._mask = None
+            elif function != "view":  # which may be written down first, to bring what the call reads up to date
+                if self._mask is not None and not self._silence(layer, out):
+                    self.loose.add(layer)
+                self._mask = None
             stored = self.known.get(layer.name)
             if stored is not None and _takes(out, self.samples, stored):
                 match_(out, stored.mean, stored.variance)
@@ -263,7 +264,9 @@ def sample(
     recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, plan=plan)
     replicated = map_tensors(lambda t: replicated_like(t, size, samples).to(device_of(model)), inputs)
     rows = COUNT * samples
-    recorder.given = map_tensors(lambda t: t[:samples].clone() if t.dim() and len(t) == rows else t.clone(), replicated)
+    recorder.inputs = map_tensors(
+        lambda t: t[:samples].clone() if t.dim() and len(t) == rows else t.clone(), replicated
+    )
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -339,7 +342,7 @@ def contradictions(
         model.eval()
         try:
             with watch:
-                run(expected.given)
+                run(expected.inputs)
         except Exception as error:
             return dict.fromkeys(
                 norms, f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
@@ -362,9 +365,7 @@ def _contradiction(expected: list[Tensor], found: list[Tensor]) -> str | None:
 
 
 def _takes(x: Tensor, samples: int, stored: Stored) -> bool:
-    """Whether x is a signal of replicas with as many channels as are known."""
+    """Whether x is a signal of replicas with as many channels as are known, that can be written to."""
     rows = x.dim() > 1 and len(x) % (COUNT * samples) == 0 and x.is_floating_point()
-    rows = rows and all(
-        stride or size == 1 for size, stride in zip(x.shape, x.stride(), strict=True)
-    )  # it is written to
-    return rows and x.shape[1] == len(stored.mean)
+    expanded = any(size > 1 and not stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return rows and not expanded and x.shape[1] == len(stored.mean)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from evenkeel.activations import activated, activation_of
 from evenkeel.errors import ActivationError
 from evenkeel.graph import Layer
-from evenkeel.kinds import Kind
+from evenkeel.kinds import CHANNEL_DROPOUT, Kind
 from evenkeel.layouts import LAYOUTS, multiplied
 from evenkeel.marginals import MOST_LEVELS, Marginal, Sum, gaussian
 from evenkeel.signals import Signal, by_level, constant, ratio, standard
@@ -224,7 +224,7 @@ def _mask_is_shared(layer: Layer) -> bool:
     if layer.function in ("mul", "multiply", "div", "imul"):
         masks = [value for value in layer.constants if isinstance(value, torch.Size)]
         return any(1 in mask[2:] or len(mask) < 3 for mask in masks) and len(layer.shape) > 2
-    return layer.function not in ("dropout", "native_dropout", "alpha_dropout", "Uout")
+    return layer.function in CHANNEL_DROPOUT
 
 
 def _opaque(layer: Layer, inputs: list[Signal], setting: Setting) -> Signal:

@@ -231,6 +231,25 @@ def test_noise_that_may_stay_on_is_said():
     assert "eval mode feeds it something else" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
 
 
+def test_operations_that_are_not_understood_are_run_and_named():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.drop, self.second = nn.BatchNorm1d(8), nn.Dropout(0.5), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            x = self.drop(self.first(x))
+            return self.second(torch.einsum("nc,nd->nc", x, x))
+
+    torch.manual_seed(0)
+    model = train_(Attending(), (8,))
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    (note,) = report.notes
+    assert note.startswith("second: fed by einsum (test_prediction.py:") and "not understood" in note
+    assert report.unsure == {}
+    assert report[1].ratio < 0.4 and measured(model, (8,))[0]["second"] < math.log(0.4)
+
+
 def test_norms_by_function_are_norms_too():
     class ByFunction(nn.Module):
         def __init__(self):

@@ -50,6 +50,15 @@ class DividedFirst(nn.Module):
         return x.div(0.5) * torch.floor(0.5 + torch.rand(len(x), *(1,) * (x.dim() - 1))) if self.training else x
 
 
+class Rewritten(nn.Module):
+    """A dropout of what was written to through a view."""
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, :2].relu_()
+        return F.dropout(x, 0.5, self.training)
+
+
 class OneForAll(nn.Module):
     """One mask for the whole batch."""
 
@@ -97,6 +106,7 @@ NOISES = {
     "stochastic depth, divided first": DividedFirst(),
     "one mask for all": OneForAll(per_channel=False),
     "locked": OneForAll(),
+    "of what was rewritten": Rewritten(),
     "custom": Custom(),
     "attention": Attention(),
     "encoder layer": nn.TransformerEncoderLayer(6, 2, 12, 0.5, batch_first=True),
