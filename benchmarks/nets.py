@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -30,6 +32,13 @@ def mlp(widths: tuple[int, ...] = (784, 256, 256, 256), p: float = 0.5) -> nn.Se
 def residual_a() -> nn.Sequential:
     """li2018's type (a): dropout right before each block's last norm."""
     return build_net(p=0.5, widths=(16, 16, 32, 32, 64, 64), channels=3)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How many nets of a kind, where the data lie, and where the nets are kept."""
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
+    parser.add_argument("--nets", type=Path, default=Path("data/nets"), help="folder of trained nets")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from torch import nn
 
 import evenkeel as ek
 from benchmarks.measuring import Part, run_parts, seconds
-from benchmarks.nets import Batches, Net
+from benchmarks.nets import Batches, Net, add_options
 from benchmarks.placements import FAMILIES, PLACES, RATES, net_of
 from evenkeel.evaluation import evaluate
 
@@ -164,9 +163,7 @@ def time_one(pixels: int) -> None:
 def main() -> None:
     torch.set_num_threads(2)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
-    parser.add_argument("--nets", type=Path, default=Path("data/nets"), help="folder of trained nets")
+    add_options(parser)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     if pixels := parser.parse_known_args()[0].one:
         time_one(pixels)

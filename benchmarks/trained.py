@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import nn
 
 import evenkeel as ek
 from benchmarks.measuring import run_parts
-from benchmarks.nets import NETS, Batches
+from benchmarks.nets import NETS, Batches, add_options
 from benchmarks.reestimation import fvcore, torch_swa
 from evenkeel.evaluation import evaluate
 
@@ -76,9 +75,7 @@ def run_scores(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(2)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
-    parser.add_argument("--nets", type=Path, default=Path("data/nets"), help="folder of trained nets")
+    add_options(parser)
     run_parts(parser, {"scores": run_scores}, Path("results/trained.json"))
 
 

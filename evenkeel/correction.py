@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, ModelError
-from evenkeel.modes import unwrapped, write_
+from evenkeel.modes import Held, put_back_, unwrapped, write_buffers_
 from evenkeel.norms import Norm, foreign_norms, norms_of
 from evenkeel.prediction import Prediction, predict
 from evenkeel.replicas import Channels
@@ -60,7 +60,7 @@ class Correction(Rows[CorrectionRow]):
         self,
         rows: Iterable[CorrectionRow],
         untouched: dict[str, str],
-        before: Sequence[tuple[nn.Module, str, Tensor]] = (),
+        before: Held = (),
     ) -> None:
         super().__init__(rows)
         self.untouched = untouched
@@ -68,8 +68,7 @@ class Correction(Rows[CorrectionRow]):
 
     def undo(self) -> None:
         """Put the statistics found before back, in place."""
-        for norm, name, value in self._before:
-            write_(getattr(norm, name), value)
+        put_back_(self._before)
 
     @property
     def summary(self) -> str:
@@ -144,7 +143,7 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         found = _settle(whole, example, norms, stats, seed)
         untouched = found.unsure | foreign_norms(whole)
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
-    values = {
+    values: dict[tuple[nn.Module, str], Tensor] = {
         (norms[path], name): value.to(getattr(norms[path], name).dtype)
         for path, moments in channels.items()
         for name, value in (("running_var", moments.eval_var), ("running_mean", moments.eval_mean))
@@ -155,10 +154,7 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
             path = next(path for path, other in norms.items() if other is norm)
             raise ModelError(f"{name} of {path!r} is predicted to overflow {value.dtype}: nothing was changed")
     rows = [_row(path, moments, stats) for path, moments in channels.items()]
-    before = [(norm, name, getattr(norm, name).clone()) for norm, name in values]
-    for (norm, name), value in values.items():
-        write_(getattr(norm, name), value)
-    return Correction(rows, untouched, before)
+    return Correction(rows, untouched, write_buffers_(values))
 
 
 def _settle(model: nn.Module, example: Any, norms: Mapping[str, Norm], stats: str, seed: int) -> Prediction:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -135,6 +135,30 @@ def write_(tensor: Tensor, value: Tensor) -> None:
     """Write values into a tensor in place, of the same shape, whether or not it was made in inference mode."""
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         tensor.copy_(value)
+
+
+Held = Sequence[tuple[nn.Module, str, Tensor]]  # buffers by module and name, and what they held
+
+
+def write_buffers_(values: Mapping[tuple[nn.Module, str], Tensor]) -> Held:
+    """Write values into modules' buffers in place, and return what they held.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
+    >>> put_back_(held)
+    >>> norm.running_mean
+    tensor([0., 0.])
+    """
+    held = [(module, name, getattr(module, name).clone()) for module, name in values]
+    for (module, name), value in values.items():
+        write_(getattr(module, name), value)
+    return held
+
+
+def put_back_(held: Held) -> None:
+    """Undo `write_buffers_`, in place."""
+    for module, name, value in held:
+        write_(getattr(module, name), value)
 
 
 class _Memory:

@@ -17,7 +17,7 @@ from evenkeel.errors import BatchError, EvenkeelError, ModelError
 from evenkeel.evaluation import Score, evaluate
 from evenkeel.measurement import MEMORY, Measurement
 from evenkeel.merging import MOST_PARTS
-from evenkeel.modes import restored, unwrapped, write_
+from evenkeel.modes import Held, put_back_, restored, unwrapped, write_buffers_
 from evenkeel.norms import Norm, foreign_norms, norms_of
 from evenkeel.population import Population, Statistics
 from evenkeel.progress import Bar
@@ -53,7 +53,7 @@ class Reestimation:
     before: Score | None = None
     after: Score | None = None
     kept: bool = True
-    _before: Sequence[tuple[nn.Module, str, Tensor]] = ()
+    _before: Held = ()
 
     @property
     def standard_error(self) -> float:
@@ -62,8 +62,7 @@ class Reestimation:
 
     def undo(self) -> None:
         """Put the statistics found before back, in place."""
-        for norm, name, value in self._before:
-            write_(getattr(norm, name), value)
+        put_back_(self._before)
 
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
@@ -197,9 +196,9 @@ def _scored(
     return replace(done, after=after, kept=kept)
 
 
-def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Sequence[tuple[nn.Module, str, Tensor]]:
+def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Held:
     """Write the populations' statistics into the norms, all or none of them; return what was there before."""
-    values = {
+    values: dict[tuple[nn.Module, str], Tensor] = {
         (norm, name): (population.mean if name == "running_mean" else population.variance).to(getattr(norm, name).dtype)
         for norm, population in populations.items()
         for name in names
@@ -207,10 +206,7 @@ def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Sequenc
     for (norm, name), value in values.items():
         if not value.isfinite().all():
             raise BatchError(f"{name} of {norm} reaches {float(value.abs().max())}: it overflows {value.dtype}")
-    before = [(norm, name, getattr(norm, name).clone()) for norm, name in values]
-    for (norm, name), value in values.items():
-        write_(getattr(norm, name), value)
-    return before
+    return write_buffers_(values)
 
 
 def _divide(model: nn.Module) -> tuple[dict[str, Norm], dict[str, str]]:
