@@ -33,9 +33,10 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -202,23 +203,31 @@ def run_out_of_time(*_: Any) -> None:
 def measure(target: str) -> Row:
     """One model's row; never an exception, whatever the model does."""
     row: Row = {"model": target}
-    gc.collect()  # of the model before
-    signal.alarm(PATIENCE)
-    step = "build"
-    try:
+    with failing_into(row):
+        row["step"] = "build"
         model, example, row["parameters"] = build_model(target)
-        step = "trace"
+        row["step"] = "trace"
         start = time.perf_counter()
         graph = ek.trace(model, example)
         row["seconds"] = round(time.perf_counter() - start, 3)
-        step = "read"
+        row["step"] = "read"
         row |= read_graph(graph)
+    return row
+
+
+@contextmanager
+def failing_into(row: Row) -> Generator[None]:
+    """Write into a model's row what was raised, or that it took too long, and in which step."""
+    gc.collect()  # of the model before
+    signal.alarm(PATIENCE)
+    try:
+        yield
     except (Exception, OutOfTimeError) as error:
         lines = str(error).splitlines() or [""]
-        row["error"] = f"{step}: {type(error).__name__}: {lines[0]}"[:300]
+        row["error"] = f"{row['step']}: {type(error).__name__}: {lines[0]}"[:300]
     finally:
         signal.alarm(0)
-    return row
+        del row["step"]
 
 
 def build_model(target: str) -> tuple[nn.Module, Any, int]:
@@ -276,25 +285,30 @@ def is_noise(layer: ek.Layer) -> bool:
 # All models
 
 
-def measure_all(targets: list[str], rows: dict[str, Row], processes: int, out: Path | None) -> None:
-    """Fill `rows` and write them out, in processes that are renewed now and then.
+def measure_all(
+    targets: list[str],
+    rows: dict[str, Row],
+    processes: int,
+    measure: Callable[[str], Row],
+    save: Callable[[dict[str, Row]], None],
+) -> None:
+    """Fill `rows` and save them, in processes that are renewed now and then.
 
     A process that dies takes the models in flight with it: each of them is tried once more, alone.
     """
     batches = [targets[i : i + BATCH] for i in range(0, len(targets), BATCH)]
     while batches:
         batch = batches.pop(0)
-        lost = run_batch(batch, rows, processes)
+        lost = run_batch(batch, rows, processes, measure)
         if len(batch) > 1:
             batches += [[target] for target in lost]
         else:
             rows |= {target: {"model": target, "error": "the process died"} for target in lost}
-        if out:
-            save(rows, out)
+        save(rows)
         print(f"{len(rows)} models, {sum('error' in row for row in rows.values())} failed", flush=True)
 
 
-def run_batch(batch: list[str], rows: dict[str, Row], processes: int) -> list[str]:
+def run_batch(batch: list[str], rows: dict[str, Row], processes: int, measure: Callable[[str], Row]) -> list[str]:
     """Measure some models in fresh processes; returns those that were lost when a process died."""
     spawn = multiprocessing.get_context("spawn")
     lost = []
@@ -338,9 +352,11 @@ def totals(rows: dict[str, Row]) -> Row:
     return figures
 
 
-def save(rows: dict[str, Row], out: Path) -> None:
-    """A JSON file with one line per model."""
-    head = {"versions": {"torch": torch.__version__, "evenkeel": ek.__version__}, "totals": totals(rows)}
+def save(rows: dict[str, Row], out: Path | None, figures: Row) -> None:
+    """A JSON file with one line per model, below the figures of them all."""
+    if out is None:
+        return
+    head = {"versions": {"torch": torch.__version__, "evenkeel": ek.__version__}, "totals": figures}
     lines = ",\n".join(json.dumps(rows[target]) for target in sorted(rows))
     with whole(out) as temporary:
         text = json.dumps(head, indent=1).removesuffix("\n}")
@@ -356,23 +372,29 @@ def show(figures: Row) -> None:
             print(f"  {name}: {text}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of a program that goes through all models."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", choices=[*BUILDERS, "all"], default="all")
     parser.add_argument("--only", metavar="PATTERN", default="", help="a regular expression, searched in LIBRARY:NAME")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
+    return parser
+
+
+def run(options: argparse.Namespace, measure: Callable[[str], Row], totals: Callable[[dict[str, Row]], Row]) -> None:
+    """Go through the models that the options ask for, and show the figures of them all."""
     import_torchvision()  # for the others too, which import it by the way
     libraries = list(BUILDERS) if options.library == "all" else [options.library]
     rows: dict[str, Row] = {}
     if options.resume and options.out and options.out.exists():
         rows = {row["model"]: row for row in json.loads(options.out.read_text(encoding="utf-8"))["models"]}
     targets = [target for library in libraries for target in names_of(library) if re.search(options.only, target)]
-    measure_all([t for t in targets if "error" in rows.get(t, {"error": ""})], rows, options.processes, options.out)
+    todo = [t for t in targets if "error" in rows.get(t, {"error": ""})]
+    measure_all(todo, rows, options.processes, measure, lambda rows: save(rows, options.out, totals(rows)))
     show(totals(rows))
 
 
 if __name__ == "__main__":
-    main()
+    run(parser_of(__doc__).parse_args(), measure, totals)

@@ -1,15 +1,19 @@
 """Dropout and normalization on an even keel: measure the variance shift of a trained network and repair it.
 
 `trace` reads a model into a `LayerGraph`, `variance_shift` measures each norm layer, `reestimate_` repairs them;
-without data, `predict_shift` and `correct_` do.
+without data, `predict_shift` and `correct_` do. `lint` says where dropout breaks the guidelines, `fix` moves it.
 """
 
 from evenkeel.correction import Correction, CorrectionRow, correct_
-from evenkeel.errors import ActivationError, BatchError, EvenkeelError, ModelError, TraceError
+from evenkeel.errors import ActivationError, BatchError, EvenkeelError, ModelError, TraceError, UnappliedWarning
+from evenkeel.explanation import explain
+from evenkeel.findings import Finding
+from evenkeel.fixer import fix
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.independent_component import IC, ic
 from evenkeel.initialization import InitReport, InitRow, init_
 from evenkeel.kinds import Kind
+from evenkeel.linter import lint
 from evenkeel.moments import Moments, activation_moments
 from evenkeel.prediction import predict_shift
 from evenkeel.reestimation import Reestimation, reestimate_
@@ -25,6 +29,7 @@ __all__ = [
     "Correction",
     "CorrectionRow",
     "EvenkeelError",
+    "Finding",
     "InitReport",
     "InitRow",
     "Kind",
@@ -38,12 +43,16 @@ __all__ = [
     "SignalReport",
     "SignalRow",
     "TraceError",
+    "UnappliedWarning",
     "Uout",
     "activation_moments",
     "check_signals",
     "correct_",
+    "explain",
+    "fix",
     "ic",
     "init_",
+    "lint",
     "predict_shift",
     "reestimate_",
     "trace",

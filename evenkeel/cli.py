@@ -1,4 +1,4 @@
-"""The program `evenkeel`: demo, shift and repair on the command line."""
+"""The program `evenkeel`: demo, lint, explain, shift and repair on the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import io
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,16 +20,23 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from evenkeel import explanation
 from evenkeel.checkpoints import Checkpoint
 from evenkeel.correction import correct_
 from evenkeel.datasets import Data, load_data
 from evenkeel.demo import run_demo
 from evenkeel.errors import EvenkeelError
 from evenkeel.evaluation import Score, evaluate
+from evenkeel.explanation import overview, write_pages
 from evenkeel.files import require_folder, whole
+from evenkeel.findings import GUIDELINES, summary
+from evenkeel.linter import findings_of, wanted
 from evenkeel.prediction import predict_shift
 from evenkeel.progress import Bar
 from evenkeel.reestimation import Reestimation, reestimate_
+from evenkeel.rules import ALL
+from evenkeel.sarif import to_sarif
+from evenkeel.settings import Settings, read_settings
 from evenkeel.shift import ShiftReport, variance_shift
 from evenkeel.targets import load_target, parse_arguments, parse_shape
 
@@ -60,7 +68,21 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Samples a b
 MaxBatches = Annotated[
     int | None, typer.Option("--max-batches", min=1, help="How many batches to use; all if left out.")
 ]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a state dict that torch.load reads.")
+]
+Codes = Annotated[
+    list[str] | None, typer.Option(help="Codes, or beginnings such as EK2, with commas between them; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Format(Enum):
+    """How findings are printed."""
+
+    text = "text"
+    json = "json"
+    sarif = "sarif"
 
 
 @app.callback(invoke_without_command=True)
@@ -87,13 +109,60 @@ def demo(
 
 
 @app.command()
+def lint(
+    target: Target,
+    input_shape: Input = None,
+    guideline: Annotated[
+        str | None, typer.Option(help="hendrycks2016 (traps), li2018, chen2019 or kim2023; all if left out.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to print findings.")] = Format.text,
+    select: Codes = None,
+    ignore: Codes = None,
+    arg: Arg = None,
+    weights: Weights = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+) -> None:
+    """Find what breaks the guidelines on where dropout belongs. Exit code 1 if there are findings.
+
+    The section [tool.evenkeel] of pyproject.toml may hold guideline, select, ignore and per-path-ignores; options
+    given here come first. A source line with the comment `# evenkeel: ignore[EK201]` is left alone.
+    """
+    settings = _settings(guideline, select, ignore)
+    model = _model(target, arg, weights)
+    findings = findings_of(model, _example(input_shape, {}), settings)
+    if form is Format.text:
+        text = summary(findings)
+    elif form is Format.json:
+        text = json.dumps(_finite([finding.to_dict() for finding in findings]), indent=2)
+    else:
+        text = json.dumps(to_sarif(findings, ALL, root=Path.cwd(), version=version("evenkeel")), indent=2)
+    if output is None:
+        typer.echo(text)
+    else:
+        with whole(output) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    code: Annotated[str | None, typer.Argument(help="Of the rule, such as EK201; left out: a table of all.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the pages of all rules into this folder.")] = None,
+) -> None:
+    """Print a rule's own text, who disagrees with it, and its bad and good example."""
+    if write is not None:
+        typer.echo(f"written: {len(write_pages(write))} pages in {write}")
+    else:
+        typer.echo((explanation.explain(code) if code else overview()).rstrip())
+
+
+@app.command()
 def shift(
     target: Target,
     data: DataName = None,
     input_shape: Input = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint: .safetensors, or a state dict that torch.load reads.")
-    ] = None,
+    weights: Weights = None,
     arg: Arg = None,
     data_dir: DataDir = None,
     batch_size: BatchSize = 128,
@@ -109,9 +178,7 @@ def shift(
     """
     if fail_above is not None and not fail_above >= 1:
         raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
-    model = load_target(target, parse_arguments(arg or []))
-    if weights is not None:
-        Checkpoint.read(weights).apply_(model)
+    model = _model(target, arg, weights)
     if data is None:
         report = predict_shift(model, _example(input_shape, {"--max-batches": max_batches, "--data-dir": data_dir}))
     else:
@@ -199,10 +266,34 @@ def _correct(model: nn.Module, example: Tensor) -> tuple[RenderableType, dict[st
     return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
 
 
+def _model(target: str, arg: list[str] | None, weights: Path | None) -> nn.Module:
+    """The model that TARGET names, with the weights of a checkpoint if there is one."""
+    model = load_target(target, parse_arguments(arg or []))
+    if weights is not None:
+        Checkpoint.read(weights).apply_(model)
+    return model
+
+
+def _settings(guideline: str | None, select: list[str] | None, ignore: list[str] | None) -> Settings:
+    """What pyproject.toml asks for, and the command line, which comes first; what either ignores is ignored."""
+    found = read_settings(Path.cwd(), known=[rule.code for rule in ALL], guidelines=GUIDELINES)
+    asked = wanted(guideline, _split(select), _split(ignore))
+    return replace(
+        found,
+        guideline=asked.guideline or found.guideline,
+        select=asked.select or found.select,
+        ignore=(*found.ignore, *asked.ignore),
+    )
+
+
+def _split(codes: list[str] | None) -> list[str]:
+    return [code for item in codes or [] for code in item.split(",")]
+
+
 def _example(input_shape: str | None, unused: dict[str, Any]) -> Tensor:
     """An input of the shape asked for, where there are no data, nor any use for what tells how to use them."""
     if input_shape is None:
-        raise EvenkeelError("without --data, --input must tell the shape of one input, such as 3x224x224")
+        raise EvenkeelError("--input must tell the shape of one input, such as 3x224x224, where there is no --data")
     for name, value in unused.items():
         if value is not None:
             raise EvenkeelError(f"{name} tells how to use data, and there is no --data")

@@ -60,11 +60,11 @@ class Correction(Rows[CorrectionRow]):
         self,
         rows: Iterable[CorrectionRow],
         untouched: dict[str, str],
-        before: Held = (),
+        before: Held | None = None,
     ) -> None:
         super().__init__(rows)
         self.untouched = untouched
-        self._before = before
+        self._before = before or Held()
 
     def undo(self) -> None:
         """Put the statistics found before back, in place."""

@@ -34,6 +34,10 @@ class ModelError(EvenkeelError):
     """The model has nothing for a verb to work on, such as no norm layer with running statistics."""
 
 
+class UnappliedWarning(UserWarning):
+    """There are findings that `fix` could not fix: names each, with the edit to make by hand and the reason."""
+
+
 def brief(error: BaseException, most: int = 200) -> str:
     """An error of others in one line: its type and its message, cut after `most` letters.
 

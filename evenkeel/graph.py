@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -31,6 +32,7 @@ class Layer:
             None if there is none or the rate is not known.
         scaled: whether a dropout divides what it keeps by the share that it keeps.
         file, line: where the model's source makes the call.
+        end: line and column (in bytes) where the call ends there, if Python tells (from 3.11 on).
         users: the layers that read it.
 
     >>> import torch, evenkeel as ek
@@ -53,6 +55,7 @@ class Layer:
     scaled: bool = True
     file: str | None = None
     line: int | None = None
+    end: tuple[int, int] | None = None
     users: tuple[Layer, ...] = ()
 
     @property
@@ -64,6 +67,24 @@ class Layer:
     def constants(self) -> tuple[Any, ...]:
         """The values among the arguments that are no signals, those in tuples and lists included."""
         return tuple(_constants((self.args, tuple(self.kwargs.values()))))
+
+    @property
+    def drops(self) -> bool:
+        """Whether it is a dropout that drops in training."""
+        return self.kind is Kind.DROPOUT and self.p != 0
+
+    @property
+    def drops_samples(self) -> bool:
+        """Whether it is a dropout that drops whole samples, as stochastic depth does."""
+        masks = [c for c in self.constants if isinstance(c, torch.Size)]
+        return self.kind is Kind.DROPOUT and any(len(mask) > 1 and math.prod(mask[1:]) == 1 for mask in masks)
+
+    @property
+    def stores(self) -> bool:
+        """Whether it is a norm with running statistics."""
+        return self.kind is Kind.NORM and (
+            getattr(self.module, "running_var", self.arguments.get("running_var")) is not None
+        )
 
     @property
     def where(self) -> str | None:

@@ -134,6 +134,8 @@ ARGUMENTS = {
         _MAX_POOL: """max_pool1d max_pool2d max_pool3d
             max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""",
         "input kernel_size stride padding ceil_mode count_include_pad": "avg_pool1d avg_pool2d avg_pool3d",
+        "input p training inplace": """dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
+            feature_alpha_dropout native_dropout""",
     }.items()
     for name in functions.split()
 }

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from traceback import extract_tb
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -20,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
+from evenkeel import attachments
 from evenkeel.batches import map_tensors, tensors
 from evenkeel.errors import brief
 from evenkeel.graph import Layer, LayerGraph
@@ -65,6 +68,7 @@ class Recorder(TorchFunctionMode):
         self.training = training
         # Code that calls, or is called, between the model's source and torch.
         self.files = {inspect.getfile(base) for base in type(self).__mro__ if base.__module__.startswith("evenkeel.")}
+        self.files.add(inspect.getfile(attachments))
         self.files |= {inspect.getfile(type(m)) for m in model.modules() if type(m).__module__ in _MODULES_OF_OURS}
         self.frozen = {module for module in model.modules() if model.training and not module.training}
         self.layers: list[Layer] = []
@@ -148,7 +152,7 @@ class Recorder(TorchFunctionMode):
         operands = tensors((args, kwargs))
         values = self._signals([tensor for tensor in operands if tensor.is_floating_point()])
         kind = _kind(name, signals, values=len(values), operands=len(operands), noise=bool(noise))
-        file, line = self._location()
+        location = self._location()
         dropped = self._drop_probability(name, args, kwargs, noise) if kind is Kind.DROPOUT else None
         self._add(
             kind,
@@ -161,8 +165,7 @@ class Recorder(TorchFunctionMode):
             shape=tuple(outputs[0].shape),
             p=dropped if kind is Kind.DROPOUT else self._hidden_drop_probability(name, args, kwargs),
             scaled=not noise or (dropped is not None and abs(noise[0].scale * (1 - dropped) - 1) < 1e-6),
-            file=file,
-            line=line,
+            **location,
         )
         if args and outputs[0] is args[0]:
             self.writes.setdefault(_base(outputs[0]), []).append((_Extent.of(outputs[0]), self.layers[-1]))
@@ -239,9 +242,8 @@ class Recorder(TorchFunctionMode):
         """Add the one layer of a module that declares its own kind."""
         kind, name = cast("Kind", module.evenkeel_kind), type(module).__name__
         p = 0.0 if module in self.frozen else cast("float | None", getattr(module, "p", None))
-        file, line = self._location()
         shape = tuple(outputs[0].shape) if outputs else ()
-        self._add(kind, name, outputs, inputs=signals, shape=shape, p=p, file=file, line=line)
+        self._add(kind, name, outputs, inputs=signals, shape=shape, p=p, **self._location())
 
     def _admit_loss(self, module: nn.Module, signals: tuple[Layer, ...], output: Any) -> None:
         """Add an OPAQUE layer for what a module returns but no torch function was seen to make."""
@@ -307,17 +309,25 @@ class Recorder(TorchFunctionMode):
         off = kwargs.get("training") is False or (self.stack and not self.stack[-1][0].training)
         return p if isinstance(p, float) and not (off and self.training) and name in HIDDEN_DROPOUT else None
 
-    def _location(self) -> tuple[str | None, int | None]:
-        """File and line of the model's source that makes the call: the innermost frame outside of torch."""
+    def _location(self) -> dict[str, Any]:
+        """File, line and end of the model's source that makes the call: the innermost frame outside of torch."""
         frame = sys._getframe(1) if self.stack else None
         while frame is not None:
             code = frame.f_code
             if code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is self.stack[0][0]:
                 break  # what lies above is the caller's code, not the model's
             if code.co_filename not in self.files and not code.co_filename.startswith(_TORCH):
-                return code.co_filename, frame.f_lineno
+                return {"file": code.co_filename, "line": frame.f_lineno, "end": _end(frame)}
             frame = frame.f_back
-        return None, None
+        return {}
+
+
+def _end(frame: FrameType) -> tuple[int, int] | None:
+    """Line and column where the call that a frame makes ends."""
+    if sys.version_info < (3, 11):
+        return None
+    _, line, _, column = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+    return None if line is None or column is None else (line, column)
 
 
 def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, noise: bool) -> Kind:

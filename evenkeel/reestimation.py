@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class Reestimation:
     before: Score | None = None
     after: Score | None = None
     kept: bool = True
-    _before: Held = ()
+    _before: Held = field(default_factory=Held)
 
     @property
     def standard_error(self) -> float:

@@ -57,13 +57,14 @@ def runner(model: nn.Module, example: Any) -> tuple[Callable[[Any], Any], Any]:
     return lambda inputs: model(*inputs), example if isinstance(example, tuple) else (example,)
 
 
-def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
+def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any, *, training: bool = True) -> LayerGraph:
     """Record the pass that `run(inputs)` makes through the model: `trace` with the call left to the caller.
 
     Args:
         model: the model.
         run: makes one forward pass of the model and returns its outputs.
         inputs: what `run` is given, in any nesting; its tensors are the graph's inputs.
+        training: in train mode, if that succeeds; or in eval mode.
 
     Returns:
         The graph.
@@ -72,14 +73,15 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> LayerGra
         TraceError: as for `trace`.
     """
     inputs = prepared(inputs, model)
-    recorder, failure = Recorder(model, training=True), Exception()
+    recorder, failure = Recorder(model, training=training), Exception()
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    for training, fake in ((False, False),) if scripted else ((True, True), (False, True), (False, False)):
-        recorder = Recorder(model, training=training)
+    attempts = ((False, False),) if scripted else ((True, True), (False, True), (False, False))
+    for mode, fake in attempts if training else (a for a in attempts if not a[0]):
+        recorder = Recorder(model, training=mode)
         try:
             with restored(model, parameters=not fake), unwrapped(model), torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
-                set_modes(model, training)
+                set_modes(model, mode)
                 with _fake_tensors(model) if fake else nullcontext(torch.clone) as convert:
                     return recorder.run(run, map_tensors(convert, inputs))
         except Exception as error:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+PACKAGE = Path(__file__).parents[1] / "evenkeel"
+
 FLOORS = (
     ("errors", "kinds"),
     (
+        "attachments",
         "batches",
+        "calls",
+        "comments",
         "files",
         "graph",
         "independent_component",
@@ -29,15 +34,20 @@ FLOORS = (
         "uniform_dropout",
     ),
     (
+        "branches",
         "causes",
         "checkpoints",
         "datasets",
+        "edits",
         "evaluation",
         "fields",
         "loaders",
         "merging",
+        "methods",
+        "noise",
         "ranks",
         "recorder",
+        "settings",
         "signals",
         "stored",
         "targets",
@@ -49,14 +59,20 @@ FLOORS = (
     ("propagation",),
     ("gains", "reestimation", "shift", "signal_check"),
     ("initialization", "prediction"),
-    ("compat", "correction", "demo", "hf", "lightning"),
+    ("compat", "correction", "demo", "hf", "lightning", "subject"),
+    ("findings", "places", "surgery"),
+    (
+        *(f"rules.{path.stem}" for path in sorted((PACKAGE / "rules").glob("ek*.py"))),  # siblings, all of them
+        "sarif",
+    ),
+    ("rules",),
+    ("explanation", "linter"),
+    ("fixer",),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 ROOT = "__init__"
-
-PACKAGE = Path(__file__).parents[1] / "evenkeel"
 
 
 def module_name(path: Path) -> str:

@@ -1,0 +1,158 @@
+"""Places: where a dropout stands among norms and weight layers, and where it could stand instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from evenkeel.activations import activation_of, is_homogeneous
+from evenkeel.branches import Branch, innermost
+from evenkeel.edits import Edit, Move, Remove
+from evenkeel.errors import EvenkeelError
+from evenkeel.graph import Layer, LayerGraph
+from evenkeel.kinds import Kind
+from evenkeel.subject import Subject
+from evenkeel.uniform_dropout import Uout
+
+_AVERAGES = ("adaptive_avg_pool", "avg_pool", "mean")
+
+
+def norms_behind(graph: LayerGraph, layer: Layer, *, through: Collection[Kind] = ()) -> tuple[Layer, ...]:
+    """The next norms with running statistics that a layer's output reaches, in execution order.
+
+    Args:
+        graph: the graph.
+        layer: where to begin.
+        through: kinds of layers to pass besides those without weights, such as WEIGHT.
+    """
+    return tuple(found for found in _walk(graph, layer, through) if found.stores)
+
+
+def _walk(graph: LayerGraph, start: Layer, through: Collection[Kind]) -> tuple[Layer, ...]:
+    seen: set[Layer] = set()
+    frontier = [start]
+    while frontier:
+        for user in frontier.pop().users:
+            if user not in seen:
+                seen.add(user)
+                if not user.stores and (user.kind is not Kind.WEIGHT or Kind.WEIGHT in through):
+                    frontier.append(user)
+    return tuple(layer for layer in graph if layer in seen)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A dropout whose noise reaches norms with running statistics.
+
+    Attributes:
+        dropout: the dropout.
+        norms: the first norms that its noise reaches.
+        direct: whether it reaches one without a weight layer in between.
+        edit: what takes it behind all norms; None if there is no weight layer behind these.
+    """
+
+    dropout: Layer
+    norms: tuple[Layer, ...]
+    direct: bool
+    edit: Edit | None
+
+
+def exposures(subject: Subject) -> Iterator[Exposure]:
+    """The dropouts whose noise reaches norms, but for Uout, which is made to stand there.
+
+    The first goes before the last weight layer behind all norms, unless a dropout is there already; the others go.
+    """
+    graph = subject.graph
+    taken = {layer for layer in graph.of(Kind.WEIGHT) if any(d.drops for d in _fed_by(graph, layer))}
+    for dropout in subject.dropouts:
+        direct = norms_behind(graph, dropout)
+        norms = direct or norms_behind(graph, dropout, through=(Kind.WEIGHT,))
+        if not norms or isinstance(dropout.module, Uout):
+            continue
+        behind = graph.downstream(dropout)
+        free = [w for w in behind if w.kind is Kind.WEIGHT and not norms_behind(graph, w, through=(Kind.WEIGHT,))]
+        edit = (Remove(dropout) if free[-1] in taken else Move(dropout, before=free[-1])) if free else None
+        taken.update(free[-1:])
+        yield Exposure(dropout, norms, bool(direct), edit)
+
+
+def _fed_by(graph: LayerGraph, weight: Layer) -> tuple[Layer, ...]:
+    return graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM))
+
+
+def dropouts_on(subject: Subject, branch: Branch) -> tuple[Layer, ...]:
+    """The dropouts of a branch, but for those on a smaller branch inside it; none if it has no norm to be shifted."""
+    found = [layer for layer in branch.layers if layer in subject.dropouts] if branch.norms else []
+    return tuple(layer for layer in found if innermost(subject.branches, layer) is branch)
+
+
+def kept(subject: Subject, branch: Branch) -> Layer | None:
+    """The one dropout that kim2023 leaves a branch: the first in the right place, or else the last."""
+    found = dropouts_on(subject, branch)
+    return next((layer for layer in found if is_well_placed(layer, branch)), found[-1] if found else None)
+
+
+def is_well_placed(dropout: Layer, branch: Branch) -> bool:
+    """Whether a dropout is where `move_into` would put it, or as good: no norm behind it, and weights, if there are."""
+    behind = branch.layers[branch.layers.index(dropout) :]
+    weights = any(layer.kind is Kind.WEIGHT for layer in behind)
+    return not any(layer.stores for layer in behind) and (weights or not branch.is_pre_activation)
+
+
+def move_into(dropout: Layer, branch: Branch) -> Move:
+    """Move a dropout to where kim2023 has it in a branch: before the last weight layer, with no norm behind it.
+
+    In a branch that ends with a norm (post-activation) that is right after this norm.
+    """
+    if branch.norms and not branch.is_pre_activation:
+        return Move(dropout, after=branch.norms[-1])
+    return Move(dropout, before=branch.weights[-1])
+
+
+def side(branch: Branch) -> str:
+    """In words, on which side of the last activation `move_into` puts a dropout, where that makes a difference."""
+    if not branch.is_pre_activation:
+        return ""
+    last = branch.layers.index(branch.norms[-1])
+    activations = [layer for layer in branch.layers[last:] if layer.kind is Kind.ACTIVATION]
+    if not activations or _commutes(activations[-1]):
+        return ""
+    return f", behind {activations[-1].name} (on {activations[-1].function}'s other side the noise would be another)"
+
+
+def _commutes(activation: Layer) -> bool:
+    """Whether dropout before the activation is dropout after it, as with ReLU."""
+    try:
+        return is_homogeneous(activation_of(activation))
+    except (EvenkeelError, LookupError, RuntimeError, TypeError, ValueError):
+        return False
+
+
+def source_of(layer: Layer, passing: Callable[[Layer], bool] = lambda layer: layer.kind is Kind.PASS) -> Layer | None:
+    """What a layer reads, behind layers that only pass it on; None for inputs and layers that read several signals."""
+    sources = dict.fromkeys(layer.inputs)
+    while len(sources) == 1:
+        (source,) = sources
+        if not passing(source):
+            return source
+        sources = dict.fromkeys(source.inputs)
+    return None
+
+
+def is_global_average(layer: Layer | None) -> bool:
+    """Whether a layer averages each channel over all positions."""
+    if layer is None or layer.kind is not Kind.POOL or not layer.function.startswith(_AVERAGES):
+        return False
+    (source, *_) = layer.inputs
+    return len(source.shape) > 2 and all(size == 1 for size in layer.shape[2:])
+
+
+def words(dropout: Layer) -> str:
+    """A dropout in words.
+
+    >>> words(Layer("drop", Kind.DROPOUT, "drop", function="dropout2d", p=0.5))
+    'dropout2d p=0.5'
+    """
+    function = dropout.function if "drop" in dropout.function else type(dropout.module).__name__
+    name = function if dropout.module is not None or "drop" in function else "dropout by a mask"
+    return f"{name} p={'?' if dropout.p is None else f'{dropout.p:g}'}"

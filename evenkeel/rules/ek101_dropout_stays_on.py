@@ -1,0 +1,91 @@
+"""EK101: dropout that stays on in eval mode.
+
+## What it does
+Looks at the pass in eval mode for a dropout that drops there, too: `training=True` written out, or left out (it is
+the default of `F.dropout`), a random mask that nobody switches off, attention with a `dropout_p` that does not depend
+on the mode, or `F.dropout` frozen by tracing the model in train mode.
+
+## Why it matters
+Predictions are random then, and running statistics re-estimated with dropout off are not those that eval mode meets.
+
+## Who disagrees
+Monte Carlo dropout keeps it on by intent: write `# evenkeel: ignore[EK101]` on the line.
+
+## Known limits
+The fix changes what the model computes in eval mode, so it needs `unsafe=True`. Masks made by hand, and rates given
+to attention, are edited by hand.
+
+## References
+Hendrycks & Gimpel 2016, section 3: statistics are to be those of the network without dropout, the one that is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from evenkeel.edits import Swap
+from evenkeel.findings import Finding, rule
+from evenkeel.graph import Layer
+from evenkeel.kinds import Kind
+from evenkeel.noise import dropout_like
+from evenkeel.places import words
+from evenkeel.subject import Subject
+
+EXAMPLE = (2, 4)
+
+
+@rule("EK101", guideline="hendrycks2016")
+def dropout_stays_on(subject: Subject) -> Iterator[Finding]:
+    """Dropouts that drop in eval mode."""
+    modules = dict(subject.model.named_modules())
+    twins = {layer.name: layer for layer in subject.graph}
+    for layer in subject.eval_graph:
+        if _stays_on(layer):
+            frozen = isinstance(modules.get(layer.path), fx.GraphModule)
+            why = "frozen by tracing in train mode" if frozen else "whatever the mode"
+            twin, module = twins.get(layer.name), dropout_like(layer)
+            edits = [Swap(twin, module, safe=False)] if twin and module else []
+            yield Finding.at(
+                layer,
+                f"{words(layer)} stays on in eval mode, {why}.",
+                "Trace it in eval mode." if frozen else "Make it nn.Dropout, or pass training=self.training.",
+                *edits,
+            )
+
+
+def _stays_on(layer: Layer) -> bool:
+    if layer.kind is Kind.OPAQUE:
+        return layer.function == "scaled_dot_product_attention" and bool(layer.p)
+    by_mask = "drop" not in layer.function and layer.module is None
+    return layer.drops and (by_mask or layer.arguments.get("training") is True)
+
+
+def bad() -> nn.Module:
+    """A rate that is never switched off."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.dropout(self.hidden(x).relu(), 0.5))
+
+    return Net()
+
+
+def good() -> nn.Module:
+    """The same, told the mode."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.dropout(self.hidden(x).relu(), 0.5, self.training))
+
+    return Net()

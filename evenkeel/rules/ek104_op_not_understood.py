@@ -1,0 +1,82 @@
+"""EK104: an operation that is not understood between a dropout and a norm.
+
+## What it does
+Finds calls that no table knows (OPAQUE, `?` in a graph's picture) which the noise of a dropout passes on its way to a
+norm with running statistics.
+
+## Why it matters
+Whether the dropout's noise reaches the norm, and how much of it, cannot be told from the graph: what the other rules
+say of this dropout is a guess.
+
+## Who disagrees
+Nobody. Where the operation must stay, name what it is: `evenkeel_kind = evenkeel.Kind.PASS` on the module that makes
+the call.
+
+## Known limits
+The fix moves the dropout behind the norm, which no guideline asks for by itself.
+
+## References
+Li et al. 2018, section 3: what follows is derived for weights and identities between dropout and norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.edits import Edit, Move, Remove
+from evenkeel.findings import Finding, rule
+from evenkeel.graph import Layer
+from evenkeel.kinds import Kind
+from evenkeel.places import norms_behind, words
+from evenkeel.subject import Subject
+
+EXAMPLE = (2, 8)
+
+
+@rule("EK104", guideline="hendrycks2016")
+def op_not_understood(subject: Subject) -> Iterator[Finding]:
+    """OPAQUE calls between a dropout and a norm."""
+    graph, moved = subject.graph, set[Layer]()
+    for layer in graph.of(Kind.OPAQUE):
+        before = [d for d in graph.upstream(layer, until=Kind.NORM) if d in subject.dropouts]
+        norms = norms_behind(graph, layer, through=(Kind.WEIGHT,))
+        if before and norms:
+            edits = [_past(subject, dropout, norms[-1]) for dropout in before if dropout not in moved]
+            moved.update(before)
+            yield Finding.at(
+                layer,
+                f"{layer.function or 'a call'} is not understood, and stands between {before[-1].name} "
+                f"({words(before[-1])}) and the norm {norms[0].name}.",
+                "Move the dropout behind the norm, or declare evenkeel_kind on the module that makes the call.",
+                *edits,
+                norm=norms[0].path,
+            )
+
+
+def _past(subject: Subject, dropout: Layer, norm: Layer) -> Edit:
+    """Move a dropout behind a norm, to the next weight layer."""
+    weights = [layer for layer in subject.graph.downstream(norm) if layer.kind is Kind.WEIGHT]
+    return Move(dropout, before=weights[0]) if weights else Remove(dropout)
+
+
+def bad() -> nn.Module:
+    """A Fourier transform between dropout and norm."""
+
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).abs()
+
+    return nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), Spectrum(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def good() -> nn.Module:
+    """Dropout behind both."""
+
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).abs()
+
+    return nn.Sequential(nn.Linear(8, 8), Spectrum(), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))

@@ -1,0 +1,65 @@
+"""EK404: head dropout after global average pooling.
+
+## What it does
+Finds dropouts behind the last norm that act on what a global average pool returns.
+
+## Why it matters
+Dropping single positions before the pool makes the pooled value less noisy than dropping the pooled value: by a factor
+of sum x^2 / (sum x)^2 over a channel's positions x, between 1 / S and 1 for S positions.
+
+## Who disagrees
+li2018 asks for dropout behind the last norm, and is content with both.
+
+## Known limits
+The noise before the pool is that much weaker, so the rate has to be tuned anew. Dropout of whole channels before the
+pool is dropout after it. Behind hidden layers of the head it is left alone.
+
+## References
+Kim et al. 2023, section on heads: dropout before global average pooling (H4 in its experiments).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from evenkeel.branches import innermost
+from evenkeel.edits import Move
+from evenkeel.findings import Finding, rule
+from evenkeel.kinds import Kind
+from evenkeel.places import is_global_average, norms_behind, source_of, words
+from evenkeel.subject import Subject
+
+EXAMPLE = (2, 3, 8, 8)
+
+
+@rule("EK404", guideline="kim2023")
+def head_dropout_after_pool(subject: Subject) -> Iterator[Finding]:
+    """Dropouts of what a global average pool returns."""
+    for dropout in subject.dropouts:
+        pool = source_of(dropout)
+        behind = norms_behind(subject.graph, dropout, through=(Kind.WEIGHT,))
+        if pool and is_global_average(pool) and not behind and not innermost(subject.branches, dropout):
+            yield Finding.at(
+                dropout,
+                f"{words(dropout)} acts on what the global average pool {pool.name} returns.",
+                "Move it before the pool, and tune its rate anew: the same rate is weaker there.",
+                Move(dropout, before=pool),
+            )
+
+
+def bad() -> nn.Module:
+    """Pool, dropout, classifier."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2),
+        nn.Linear(8, 2),
+    )  # fmt: skip
+
+
+def good() -> nn.Module:
+    """Dropout, pool, classifier."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 2),
+    )  # fmt: skip

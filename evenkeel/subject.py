@@ -1,0 +1,80 @@
+"""Subject: a model as lint's rules look at it: its graph in both modes, and what is predicted of it, each on demand."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from evenkeel.branches import Branch, branches_of
+from evenkeel.errors import EvenkeelError
+from evenkeel.graph import Layer, LayerGraph
+from evenkeel.kinds import Kind
+from evenkeel.norms import norms_of
+from evenkeel.prediction import Prediction, predict
+from evenkeel.propagation import Powers, frozen_in, predict_powers
+from evenkeel.sampling import Plan
+from evenkeel.stored import distrust
+from evenkeel.tracing import record, runner, trace
+
+
+class Subject:
+    """A model and an example, read and predicted at most once.
+
+    Args:
+        model: the model, as the caller gave it, without what wraps it.
+        example: as for `trace`.
+
+    >>> import torch
+    >>> subject = Subject(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)), torch.ones(2, 4))
+    >>> print(subject.graph, len(subject.dropouts))
+    i W D N o 1
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self.model = model
+        self.example = example
+
+    @cached_property
+    def graph(self) -> LayerGraph:
+        """The layers in train mode."""
+        return trace(self.model, self.example)
+
+    @cached_property
+    def eval_graph(self) -> LayerGraph:
+        """The layers in eval mode."""
+        return record(self.model, *runner(self.model, self.example), training=False)
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """The residual branches."""
+        return branches_of(self.graph)
+
+    @cached_property
+    def dropouts(self) -> tuple[Layer, ...]:
+        """The layers that drop in train mode, each element or channel by itself."""
+        return tuple(layer for layer in self.graph.of(Kind.DROPOUT) if layer.p != 0 and not layer.drops_samples)
+
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """What norms are fed in train and in eval mode; None if that cannot be predicted."""
+        try:
+            return predict(self.model, self.example, norms_of(self.model), Plan())
+        except EvenkeelError:
+            return None
+
+    @cached_property
+    def distrusted(self) -> dict[str, str]:
+        """Norms whose statistics are not those of training, by path, each with the reason."""
+        return distrust(self.model, self.graph, norms_of(self.model))
+
+    @cached_property
+    def powers(self) -> dict[Layer, Powers]:
+        """Mean squares at every weight layer, in train and in eval mode, for weights as they are drawn."""
+        return predict_powers(self.graph, frozen=frozen_in(self.model))[0]
+
+    def shift(self, norm: str) -> float | None:
+        """The variance that a norm is fed in eval mode over that in train mode; None if it cannot be predicted."""
+        found = self.prediction and self.prediction.channels.get(norm)
+        return float(found.eval_var.mean() / found.train_var.mean()) if found else None

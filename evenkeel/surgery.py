@@ -1,0 +1,247 @@
+"""Surgery: from edits of a graph's layers to operations on a model's modules, and their execution on a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from evenkeel.attachments import attach_, free_name
+from evenkeel.correction import correct_
+from evenkeel.edits import Correct, Edit, Initialize, Insert, Move, Remove, Swap
+from evenkeel.errors import EvenkeelError
+from evenkeel.graph import Layer, LayerGraph
+from evenkeel.initialization import init_
+from evenkeel.kinds import Kind
+from evenkeel.methods import Change, MethodError, method_of, rewrite_
+from evenkeel.noise import dropout_like
+
+_PASSING = (Kind.DROPOUT, Kind.PASS, Kind.GATE)
+
+
+class SurgeryError(EvenkeelError):
+    """An edit cannot be carried out: says why, in words that fit behind "by hand, since"."""
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Put another module in a module's place, wherever the model holds it."""
+
+    paths: tuple[str, ...]
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Run a new child before or after a module."""
+
+    path: str
+    module: nn.Module
+    side: Literal["before", "after"]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Change one call in a method of a module: see `Change`.
+
+    Attributes:
+        path: of the module whose method makes the call.
+        file, line: where.
+        target: what is called: a function, or the path of a module.
+        action: what to do with the call.
+        module: the new child that this needs, if any.
+        end: where the call ends, if known.
+    """
+
+    path: str
+    file: str
+    line: int
+    target: Any
+    action: Literal["remove", "replace", "before", "after"]
+    module: nn.Module | None = None
+    end: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Call a verb on the whole model."""
+
+    edit: Correct | Initialize
+
+
+Operation = Replace | Attach | Rewrite | Whole
+
+
+class Plan:
+    """How the edits of one round are carried out together, since a shared module is edited at all its calls or at none.
+
+    Args:
+        model: the model that the graph was read from.
+        graph: its graph.
+        edits: all edits of the round.
+    """
+
+    def __init__(self, model: nn.Module, graph: LayerGraph, edits: Iterable[Edit]) -> None:
+        self.model = model
+        self.graph = graph
+        self.paths: dict[nn.Module, list[str]] = defaultdict(list)
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.paths[module].append(path)
+        self.gone: set[Layer] = set()
+        self.inserted: dict[str, set[Layer]] = {"before": set(), "after": set()}
+        for edit in edits:
+            if isinstance(edit, (Remove, Move, Swap)):
+                self.gone.add(edit.layer)
+            if isinstance(edit, (Insert, Move)):
+                self.inserted["before"].update([edit.before] if edit.before else [])
+                self.inserted["after"].update([edit.after] if edit.after else [])
+
+    def operations(self, edit: Edit) -> list[Operation]:
+        """What carries out an edit.
+
+        Raises:
+            SurgeryError: nothing does.
+        """
+        if isinstance(edit, (Correct, Initialize)):
+            return [Whole(edit)]
+        if isinstance(edit, Remove):
+            return [self._take_out(edit.layer, None)]
+        if isinstance(edit, Swap):
+            return [self._take_out(edit.layer, edit.module)]
+        target = edit.before or edit.after
+        assert target is not None
+        side: Literal["before", "after"] = "before" if edit.before else "after"
+        if isinstance(edit, Insert):
+            return [self._put(edit.module, target, side)]
+        signal = target.inputs[0] if edit.before else target
+        module = dropout_like(edit.layer, shape=signal.shape)
+        if module is None:
+            raise SurgeryError(f"there is no module for what {edit.layer.name} does")
+        return [self._take_out(edit.layer, None), self._put(module, target, side)]
+
+    def _take_out(self, layer: Layer, new: nn.Module | None) -> Operation:
+        """Take a layer out, or put a module in its place."""
+        action = "replace" if new else "remove"
+        if layer.module is not None:
+            calls = [other for other in self.graph if other.module is layer.module]
+            if self.gone.issuperset(calls):
+                return Replace(tuple(self.paths[layer.module]), new or nn.Identity())
+            return self._rewrite_owner(layer, action, new)
+        container = self._container(layer)
+        if layer.path and not any(True for _ in container.parameters()) and self._only_drops(layer.path):
+            return Replace(tuple(self.paths[container]), new or nn.Identity())
+        return self._rewrite(layer, action, new)
+
+    def _put(self, module: nn.Module, layer: Layer, side: Literal["before", "after"]) -> Operation:
+        """Run a module on what a layer reads or returns."""
+        if layer.module is None:
+            return self._rewrite(layer, side, module)
+        calls = [other for other in self.graph if other.module is layer.module]
+        if self.inserted[side].issuperset(calls):
+            return Attach(self.paths[layer.module][0], module, side)
+        return self._rewrite_owner(layer, side, module)
+
+    def _rewrite(self, layer: Layer, action: Any, new: nn.Module | None) -> Rewrite:
+        """Rewrite the method that calls a function."""
+        container, path = self._container(layer), layer.path
+        if layer.file is None or layer.line is None:
+            raise SurgeryError(f"no source line is known for {layer.name}")
+        if method_of(container, layer.file, layer.line) is None:
+            raise SurgeryError(f"{layer.where} is in no method of {type(container).__name__} ({path or 'the model'})")
+        edited = self.gone if action in ("remove", "replace") else self.inserted[action]
+        here = (layer.path, layer.file, layer.line, layer.end, layer.function)
+        rest = [x for x in self.graph if (x.path, x.file, x.line, x.end, x.function) == here and x not in edited]
+        if rest:
+            raise SurgeryError(f"{layer.where} also makes {rest[0].name}, which is to stay as it is")
+        return Rewrite(path, layer.file, layer.line, layer.call, action, new, layer.end)
+
+    def _rewrite_owner(self, layer: Layer, action: Any, new: nn.Module | None) -> Rewrite:
+        """Rewrite the method that makes one of several calls of a module."""
+        assert layer.module is not None
+        for path in self.paths[layer.module]:
+            owner_path = path.rpartition(".")[0]
+            owner = self.model.get_submodule(owner_path)
+            if layer.file and layer.line and method_of(owner, layer.file, layer.line):
+                return Rewrite(owner_path, layer.file, layer.line, path, action, new, layer.end)
+        raise SurgeryError(f"{self.paths[layer.module][0]} is called in several places, and no method shows this one")
+
+    def _container(self, layer: Layer) -> nn.Module:
+        return self.model.get_submodule(layer.path)
+
+    def _only_drops(self, path: str) -> bool:
+        """Whether all that a module does is drop, all of which is to go."""
+        inside = [layer for layer in self.graph if layer.path == path or layer.path.startswith(f"{path}.")]
+        return all(layer.kind in _PASSING and (not layer.drops or layer in self.gone) for layer in inside)
+
+
+def operate_(model: nn.Module, operations: Sequence[Operation], example: Any) -> None:
+    """Carry out operations on a model.
+
+    Args:
+        model: a copy of the model they were planned for, changed in place.
+        operations: all of one round; those that are equal count once.
+        example: as for `trace`.
+
+    Raises:
+        SurgeryError: one cannot be carried out; the copy is then of no use.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    seen: set[Any] = set()
+    changes: dict[str, list[Change]] = defaultdict(list)
+    for operation in operations:
+        key = _key(operation)
+        if key in seen:
+            continue
+        seen.add(key)
+        if isinstance(operation, Replace):
+            _replace_(modules, operation)
+        elif isinstance(operation, Attach):
+            end = "input" if operation.side == "before" else "output"
+            name = f"{end}_{type(operation.module).__name__.lower()}"
+            attach_(modules[operation.path], copy.deepcopy(operation.module), operation.side, name)
+        elif isinstance(operation, Rewrite):
+            changes[operation.path].append(_change(modules, operation))
+    for path, found in changes.items():
+        try:
+            rewrite_(modules[path], found)
+        except MethodError as error:
+            raise SurgeryError(str(error)) from error
+    for operation in operations:
+        if isinstance(operation, Whole):
+            (correct_ if isinstance(operation.edit, Correct) else init_)(model, example)
+
+
+def _key(operation: Operation) -> object:
+    """What tells an operation from others that edit another place."""
+    if isinstance(operation, Replace):
+        return operation.paths
+    if isinstance(operation, Attach):
+        return operation.path, operation.side
+    if isinstance(operation, Rewrite):
+        return operation.path, operation.file, operation.line, operation.end, str(operation.target), operation.action
+    return type(operation.edit)
+
+
+def _replace_(modules: dict[str, nn.Module], operation: Replace) -> None:
+    old = modules[operation.paths[0]]
+    new = copy.deepcopy(operation.module).train(old.training)
+    for path in operation.paths:
+        parent, _, name = path.rpartition(".")
+        if not path or modules[parent]._modules.get(name) is not old:
+            raise SurgeryError(f"{path or 'the model'} is no child that can be replaced")
+        modules[parent]._modules[name] = new
+
+
+def _change(modules: dict[str, nn.Module], operation: Rewrite) -> Change:
+    """The change to a method, its new child registered."""
+    container, child = modules[operation.path], ""
+    if operation.module is not None:
+        label = getattr(operation.target, "__name__", str(operation.target).rpartition(".")[2]).strip("_")
+        child = free_name(container, label if "drop" in label else f"{label}_dropout")
+        container.add_module(child, copy.deepcopy(operation.module).train(container.training))
+    target = modules[operation.target] if isinstance(operation.target, str) else operation.target
+    return Change(operation.file, operation.line, target, operation.action, child, operation.end)
