@@ -7,7 +7,7 @@ TESTED := $(if $(CONSTRAINTS),--constraint $(abspath $(CONSTRAINTS)))
 INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
@@ -33,6 +33,9 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 	venv/bin/python -c 'import evenkeel, evenkeel.theory.li2018' && \
 	venv/bin/evenkeel --version && \
 	venv/bin/python -m evenkeel --version
+
+docs: .venv/.test  ## write docs/rules anew, from the rules' own text
+	$(BIN)/evenkeel explain --write docs/rules
 
 clean:  ## remove .venv and everything built or cached
 	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache

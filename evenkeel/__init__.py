@@ -5,7 +5,15 @@ without data, `predict_shift` and `correct_` do. `lint` says where dropout break
 """
 
 from evenkeel.correction import Correction, CorrectionRow, correct_
-from evenkeel.errors import ActivationError, BatchError, EvenkeelError, ModelError, TraceError, UnappliedWarning
+from evenkeel.errors import (
+    ActivationError,
+    BatchError,
+    EvenkeelError,
+    ModelError,
+    TraceError,
+    UnappliedWarning,
+    UnpredictedWarning,
+)
 from evenkeel.explanation import explain
 from evenkeel.findings import Finding
 from evenkeel.fixer import fix
@@ -44,6 +52,7 @@ __all__ = [
     "SignalRow",
     "TraceError",
     "UnappliedWarning",
+    "UnpredictedWarning",
     "Uout",
     "activation_moments",
     "check_signals",

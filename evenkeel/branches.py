@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evenkeel.graph import Layer, LayerGraph
@@ -38,11 +38,6 @@ class Branch:
         return tuple(layer for layer in self.layers if layer.kind is Kind.WEIGHT)
 
     @property
-    def dropouts(self) -> tuple[Layer, ...]:
-        """Its dropouts that drop, but for stochastic depth, which drops the branch itself."""
-        return tuple(layer for layer in self.layers if layer.drops and not layer.drops_samples)
-
-    @property
     def is_pre_activation(self) -> bool:
         """Whether its last norm comes before its last weight layer, as in pre-activation blocks, not after it."""
         return bool(self.norms) and self.layers.index(self.weights[-1]) > self.layers.index(self.norms[-1])
@@ -51,8 +46,9 @@ class Branch:
 def branches_of(graph: LayerGraph) -> tuple[Branch, ...]:
     """The residual branches of a graph, in the order in which they end.
 
-    A branch belongs to a join with a shortcut that is the identity or a projection, or to a concatenation with its own
-    input (a dense block); in both, signals that parted meet again. What shrinks a map to grow it again (a U-Net) is no
+    A branch belongs to a join with a shortcut that is the identity, a pool or a projection, or to a concatenation with
+    its own input (a dense block); in both, signals that parted meet again. Beside a shortcut without weights there may
+    be several. What shrinks a map to grow it again (a U-Net) is no
     branch.
 
     Args:
@@ -71,8 +67,8 @@ def branches_of(graph: LayerGraph) -> tuple[Branch, ...]:
     (['norm', 'drop', 'conv'], (), True)
     """
     histories = _Histories(graph)
-    found = (_branch(layer, histories) for layer in graph.of(Kind.JOIN, Kind.CONCAT))
-    return tuple(branch for branch in found if branch)
+    joins = (layer for layer in graph.of(Kind.JOIN, Kind.CONCAT) if not _is_partial(layer))
+    return tuple(branch for join in joins for branch in _branches(join, histories))
 
 
 def innermost(branches: Iterable[Branch], layer: Layer) -> Branch | None:
@@ -87,18 +83,22 @@ class _Histories:
     def __init__(self, graph: LayerGraph) -> None:
         self.layers = tuple(graph)
         self.of: dict[Layer, int] = {}
-        for place, layer in enumerate(self.layers):
-            self.of[layer] = 1 << place
+        self._places = {layer: place for place, layer in enumerate(self.layers)}
+        for layer in self.layers:
+            self.of[layer] = self.bit(layer)
             for source in layer.inputs:
                 self.of[layer] |= self.of[source]
 
-    def alone(self, layer: Layer) -> list[int]:
-        """Of each of a layer's inputs, what it comes from and the others do not; nothing if they share no origin."""
-        sources = list(dict.fromkeys(layer.inputs))
+    def alone(self, sources: Sequence[Layer]) -> list[int]:
+        """Of each signal, what it comes from and the others do not; nothing if they share no origin."""
         shared = -1
         for source in sources:
             shared &= self.of[source]
         return [self.of[s] & ~_union(self.of[o] for o in sources if o is not s) for s in sources] if shared else []
+
+    def bit(self, layer: Layer) -> int:
+        """The set of one layer."""
+        return 1 << self._places[layer]
 
     def members(self, bits: int) -> tuple[Layer, ...]:
         """The layers of a set."""
@@ -110,33 +110,51 @@ class _Histories:
         return tuple(found)
 
 
-def _branch(join: Layer, histories: _Histories) -> Branch | None:
-    """The residual branch that ends at a join or concatenation, if there is one."""
-    ways = [_main(histories.members(bits), histories) for bits in histories.alone(join)]
+def gating(graph: LayerGraph) -> frozenset[Layer]:
+    """The layers that only compute a gate for a signal that they read, as those of squeeze and excitation do."""
+    histories = _Histories(graph)
+    return frozenset(histories.members(_union(_beside(gate, histories) for gate in graph.of(Kind.GATE))))
+
+
+def _branches(join: Layer, histories: _Histories) -> list[Branch]:
+    """The residual branches that end at a join or concatenation."""
+    ways = [_main(histories.members(bits), histories) for bits in histories.alone(_meeting(join))]
     ways.sort(key=_weights)
-    if len(ways) < 2 or _weights(ways[-1]) <= _weights(ways[0]) or _is_hourglass(ways[-1]):
-        return None
-    others = ways[:-1]
-    if join.kind is Kind.CONCAT and any(others):
-        return None
+    if len(ways) < 2 or _weights(ways[-1]) <= _weights(ways[0]):
+        return []
+    if join.kind is Kind.CONCAT and (all(ways) or len([way for way in ways if way]) > 1):
+        return []  # no identity beside one branch
+    branches = ways[-1:] if _weights(ways[0]) else [way for way in ways if _weights(way)]
+    others = ways[: -len(branches)]
     if any(_weights(way) > _SHORTCUT_WEIGHTS for way in others):
-        return None
-    return Branch(join, ways[-1], tuple(layer for way in others for layer in way))
+        return []
+    shortcut = tuple(layer for way in others for layer in way)
+    return [Branch(join, way, shortcut) for way in branches if not _is_hourglass(way)]
+
+
+def _meeting(join: Layer) -> list[Layer]:
+    """The signals that meet at a join: of sums of sums, those that are summed first, too."""
+    sources: list[Layer] = []
+    for source in join.inputs:
+        sources += _meeting(source) if join.kind is Kind.JOIN and _is_partial(source) else [source]
+    return list(dict.fromkeys(sources))
+
+
+def _is_partial(layer: Layer) -> bool:
+    """Whether a layer is a sum that only goes into another sum."""
+    return layer.kind is Kind.JOIN and [user.kind for user in layer.users] == [Kind.JOIN]
 
 
 def _main(layers: tuple[Layer, ...], histories: _Histories) -> tuple[Layer, ...]:
     """The layers without those that only compute a gate for another of them."""
-    beside = 0
-    for layer in layers:
-        if layer.kind is Kind.GATE:
-            ways = histories.alone(layer)
-            if not all(ways):  # the gate is computed from what it acts on
-                beside |= _union(ways)
-    return tuple(layer for layer in layers if not histories.of[layer] & ~_past(layer, histories) & beside)
+    beside = _union(_beside(layer, histories) for layer in layers if layer.kind is Kind.GATE)
+    return tuple(layer for layer in layers if not histories.bit(layer) & beside)
 
 
-def _past(layer: Layer, histories: _Histories) -> int:
-    return _union(histories.of[source] for source in layer.inputs)
+def _beside(gate: Layer, histories: _Histories) -> int:
+    """What computes a gate from what it acts on; nothing if both factors are computed."""
+    ways = histories.alone(list(dict.fromkeys(gate.inputs)))
+    return 0 if all(ways) else _union(ways)
 
 
 def _weights(layers: Iterable[Layer]) -> int:

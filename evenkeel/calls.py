@@ -6,6 +6,7 @@ import ast
 import builtins
 import hashlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Generator, Iterator
@@ -86,6 +87,15 @@ class Source(NamedTuple):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             raise MethodError(f"{self.name} is not written as a def")
         return node
+
+
+def file_of(label: str) -> str:
+    """The name of the file, without folders, that a file's name or a rewritten source's label stands for.
+
+    >>> file_of("<net.py rewritten 4c8c68c9>"), file_of("nets/net.py")
+    ('net.py', 'net.py')
+    """
+    return os.path.basename(re.sub(r"^<(.+) rewritten \w+>$", r"\1", label))
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def _read(source: str) -> tuple[dict[int, tuple[str, ...]], dict[int, int]]:
     remarks: dict[int, tuple[str, ...]] = {}
     for number, comment in _comments(source):
         for remark in _REMARK.finditer(comment):
-            codes = ("",) if remark[1] is None else tuple(filter(None, re.split(r"[\s,]+", remark[1])))
+            codes = ("",) if remark[1] is None else tuple(filter(None, re.split(r"[\s,]+", remark[1].upper())))
             remarks[number] = remarks.get(number, ()) + codes
     return remarks, _ends_of_calls(source) if remarks else {}
 

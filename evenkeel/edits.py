@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from evenkeel.graph import Layer
+
+Side = Literal["before", "after"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,23 +18,23 @@ class Insert:
 
     Attributes:
         module: the new module.
-        before: the layer whose (first) input is to pass through it.
-        after: the layer whose output is to pass through it; give one of the two.
+        target: the layer.
+        side: "before": on its (first) input; "after": on its output.
         safe: whether the module returns what it reads in eval mode, as dropout does.
 
     >>> import torch, evenkeel as ek
     >>> graph = ek.trace(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.ones(1, 2))
-    >>> print(Insert(nn.Dropout(0.2), before=graph["1"]))
+    >>> print(Insert(nn.Dropout(0.2), graph["1"]))
     insert Dropout(p=0.2) before 1
     """
 
     module: nn.Module
-    before: Layer | None = None
-    after: Layer | None = None
+    target: Layer
+    side: Side = "before"
     safe: bool = True
 
     def __str__(self) -> str:
-        return f"insert {described(self.module)} {_place(self.before, self.after)}"
+        return f"insert {described(self.module)} {self.side} {_place(self.target)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +59,18 @@ class Move:
 
     Attributes:
         layer: the dropout.
-        before: the layer whose input it is to act on.
-        after: the layer whose output it is to act on; give one of the two.
+        target: the layer that it is to act on.
+        side: "before": on its (first) input; "after": on its output.
+        safe: whether it may be made without asking.
     """
 
     layer: Layer
-    before: Layer | None = None
-    after: Layer | None = None
-    safe = True
+    target: Layer
+    side: Side = "before"
+    safe: bool = True
 
     def __str__(self) -> str:
-        return f"move {self.layer.name} to {_place(self.before, self.after)}"
+        return f"move {self.layer.name} to {self.side} {_place(self.target)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ class Swap:
     Attributes:
         layer: the dropout.
         module: the other module.
-        safe: whether what the layer returns in eval mode stays as it is.
+        safe: whether it may be made without asking: it is no guess, and in eval mode the layer returns what it did.
     """
 
     layer: Layer
@@ -113,15 +117,13 @@ Edit = Insert | Remove | Move | Swap | Correct | Initialize
 def described(module: nn.Module) -> str:
     """A module in a word, for messages.
 
-    >>> described(nn.Dropout(0.5, inplace=True))
-    'Dropout(p=0.5)'
+    >>> described(nn.Dropout(0.5, inplace=True)), described(nn.Identity())
+    ('Dropout(p=0.5)', 'Identity')
     """
-    p, beta = getattr(module, "p", None), getattr(module, "beta", None)
-    detail = f"beta={beta:g}" if isinstance(beta, float) else f"p={p:g}" if isinstance(p, (int, float)) else ""
-    return f"{type(module).__name__}({detail})"
+    found = ((name, getattr(module, name, None)) for name in ("beta", "p"))
+    details = [f"({name}={value:g})" for name, value in found if isinstance(value, (int, float))]
+    return "".join([type(module).__name__, *details[:1]])
 
 
-def _place(before: Layer | None, after: Layer | None) -> str:
-    layer, side = (after, "after") if before is None else (before, "before")
-    assert layer is not None
-    return f"{side} {layer.name}" + (f" ({layer.where})" if layer.where else "")
+def _place(layer: Layer) -> str:
+    return f"{layer.name} ({layer.where})" if layer.where else layer.name

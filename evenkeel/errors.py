@@ -38,6 +38,10 @@ class UnappliedWarning(UserWarning):
     """There are findings that `fix` could not fix: names each, with the edit to make by hand and the reason."""
 
 
+class UnpredictedWarning(UserWarning):
+    """What `lint` predicts of a model could not be predicted: says why; findings that need it are missing."""
+
+
 def brief(error: BaseException, most: int = 200) -> str:
     """An error of others in one line: its type and its message, cut after `most` letters.
 

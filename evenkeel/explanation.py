@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.files import require_folder, whole
+from evenkeel.files import whole
 from evenkeel.findings import GUIDELINES, Rule
 from evenkeel.rules import ALL
 from evenkeel.targets import similar
@@ -31,19 +31,16 @@ def explain(code: str) -> str:
     """
     rules = {rule.code: rule for rule in ALL}
     if code.upper() not in rules:
-        raise EvenkeelError(f"there is no rule {code!r}: {similar(code.upper(), rules) or f'choose {_list(rules)}'}")
+        advice = similar(code.upper(), rules) or f"choose {', '.join(rules)}"
+        raise EvenkeelError(f"there is no rule {code!r}: {advice}")
     return _page(rules[code.upper()])
-
-
-def _list(codes: dict[str, Rule]) -> str:
-    return ", ".join(codes)
 
 
 def _page(rule: Rule) -> str:
     title, _, rest = rule.text.partition("\n")
     examples = [f"## {name.title()}\n\n```python\n{_source(rule, name)}\n```\n" for name in ("bad", "good")]
     about = f"Guideline {rule.guideline}: {GUIDELINES[rule.guideline]}."
-    return "\n".join([f"# {title}\n", f"{about}\n", f"{rest.strip()}\n", *examples])
+    return "\n".join([f"# {title.rstrip('.')}\n", f"{about}\n", f"{rest.strip()}\n", *examples])
 
 
 def _source(rule: Rule, name: str) -> str:
@@ -73,7 +70,6 @@ def write_pages(folder: str | Path) -> list[Path]:
         EvenkeelError: the folder does not exist.
     """
     folder = Path(folder)
-    require_folder(folder / "README.md")
     pages = {"README": overview(), **{rule.code: _page(rule) for rule in ALL}}
     for name, text in pages.items():
         with whole(folder / f"{name}.md") as temporary:

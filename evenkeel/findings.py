@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,8 @@ class Finding:
     """One offence against a rule.
 
     Attributes:
-        path: the layer's name in the graph, which begins with the module's path, such as "layer1.0.drop".
+        path: the layer's name in the graph: its module's path, such as "layer1.0.drop", or the path of the module that
+            calls it, and the function, such as "layer1.0.dropout#2".
         message: the offence, one sentence.
         advice: what to do about it, one imperative.
         edits: the same as data, for `fix`.
@@ -63,11 +63,6 @@ class Finding:
     def where(self) -> str | None:
         """Source file and line, such as "densenet.py:87", if a source line makes the call."""
         return None if self.file is None else f"{PurePath(self.file).name}:{self.line}"
-
-    @property
-    def severity(self) -> float:
-        """How far the predicted shift is from even, as |log|; 0 if none is known."""
-        return abs(math.log(self.shift)) if self.shift else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as plain numbers, strings and lists, for JSON."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.batches import map_tensors, tensors
+from evenkeel.calls import file_of
 from evenkeel.errors import EvenkeelError, UnappliedWarning
 from evenkeel.findings import Finding
 from evenkeel.linter import examine, wanted
@@ -21,11 +24,13 @@ from evenkeel.tracing import prepared, runner
 
 _ROUNDS = 8
 _NO_EDIT = "nothing does it by itself"
-_UNSAFE = "it changes what the model computes in eval mode, which needs unsafe=True"
+_UNSAFE = "it changes what the model computes in eval mode, or is a guess, which needs unsafe=True"
 _UNEQUAL = "the model would compute something else in eval mode, or hold other keys"
 _NO_USE = "it is still there after the edit"
+_ENDLESS = f"{_ROUNDS} rounds of edits did not come to an end"
 
-Failures = dict[tuple[str, str], tuple[Finding, str]]  # by code and path, with the reason
+Key = tuple[str, str, str, int | None]
+Failures = dict[Key, tuple[Finding, str]]  # with the reason
 
 
 def fix(
@@ -43,7 +48,8 @@ def fix(
     its state dict has the same keys, train() and eval() switch every dropout, and it can be copied, pickled and
     compiled. A dropout that is a module gives way to `nn.Identity`; one inserted is a child of the layer that it acts
     on, run by a hook. One that is called as a function is taken out of the source of the one method that calls it, and
-    the module gets a class of its own, derived from its class, with that method.
+    the module gets a class of its own, derived from its class, with that method. Like `lint`, it heeds comments in the
+    source, and not pyproject.toml.
 
     Args:
         model: the model, which stays as it is.
@@ -77,76 +83,89 @@ def fix(
     """
     settings = wanted(guideline, select, ignore)
     with unwrapped(model) as plain:
-        fixed, left, applied = _copy(plain), Failures(), set[tuple[str, str]]()
+        fixed, left, applied, changed = _copy(plain), Failures(), Counter[Key](), False
+        found: list[Finding] = []
         for _ in range(_ROUNDS):
             subject = Subject(fixed, example)
             found = [finding for finding in examine(subject, settings) if _key(finding) not in left]
+            counts = Counter(map(_key, found))
             for finding in found:
-                if reason := _obstacle(finding, applied, unsafe=unsafe):
+                useless = counts[_key(finding)] >= applied.get(_key(finding), math.inf)
+                if reason := _NO_USE if useless else _obstacle(finding, unsafe=unsafe):
                     left[_key(finding)] = finding, reason
             found = [finding for finding in found if _key(finding) not in left]
             if not found:
                 break
-            fixed, failed = _apply(subject, found)
+            todo = [finding for finding in found if _is_safe(finding)] or found  # these can be checked by themselves
+            fixed, failed = _apply(subject, todo)
             left |= failed
-            applied |= {_key(finding) for finding in found if _key(finding) not in failed}
-    _report(left, applied)
+            changed |= len(failed) < len(todo)
+            applied = Counter({_key(finding): counts[_key(finding)] for finding in todo if _key(finding) not in failed})
+        else:
+            left |= {_key(finding): (finding, _ENDLESS) for finding in found}
+    _report(left, changed=changed)
     return fixed
 
 
-def _obstacle(finding: Finding, applied: set[tuple[str, str]], *, unsafe: bool) -> str | None:
+def _obstacle(finding: Finding, *, unsafe: bool) -> str | None:
     """Why a finding cannot be fixed, as far as that can be told before trying."""
     if not finding.edits:
         return _NO_EDIT
-    if _key(finding) in applied:
-        return _NO_USE
-    return None if unsafe or all(edit.safe for edit in finding.edits) else _UNSAFE
+    return None if unsafe or _is_safe(finding) else _UNSAFE
+
+
+def _is_safe(finding: Finding) -> bool:
+    return all(edit.safe for edit in finding.edits)
 
 
 def _apply(subject: Subject, findings: list[Finding]) -> tuple[nn.Module, Failures]:
     """Carry out the edits of findings on a copy, all together, or, if that goes wrong, those that go well."""
-    failed = Failures()
-    together, reason = _attempt(subject, findings, failed)
+    together, failed, reason = _attempt(subject, findings)
     if not reason:
         return together, failed
     good: list[Finding] = []
-    result = subject.model
+    result, failed = subject.model, Failures()
     for finding in findings:
-        if _key(finding) in failed:
-            continue
-        copied, reason = _attempt(subject, [*good, finding], Failures())
-        if reason:
-            failed[_key(finding)] = finding, reason
+        copied, unplanned, reason = _attempt(subject, [*good, finding])
+        if unplanned or reason:
+            failed |= unplanned or {_key(finding): (finding, reason)}
         else:
             good.append(finding)
             result = copied
     return result, failed
 
 
-def _attempt(subject: Subject, findings: list[Finding], failed: Failures) -> tuple[nn.Module, str]:
-    """Carry out edits on a copy; return it, and what is wrong with it, if anything.
+def _attempt(subject: Subject, findings: list[Finding]) -> tuple[nn.Module, Failures, str]:
+    """Carry out edits on a copy.
 
-    Findings whose edits nothing carries out are added to `failed`.
+    Returns:
+        The copy; the findings whose edits nothing carries out, which were left out; and what is wrong with the copy.
     """
-    active = [finding for finding in findings if _key(finding) not in failed]
-    planned: list[Operation] | None = None
-    while planned is None:
-        plan = Plan(subject.model, subject.graph, [edit for finding in active for edit in finding.edits])
-        planned = []
-        for finding in active:
-            try:
-                planned += [operation for edit in finding.edits for operation in plan.operations(edit)]
-            except SurgeryError as error:
-                failed[_key(finding)] = finding, str(error)
-                active, planned = [other for other in active if other is not finding], None
-                break
+    operations, failed = _planned(subject, findings)
     copied = _copy(subject.model)
     try:
-        operate_(copied, planned, subject.example)
+        operate_(copied, operations, subject.example)
     except SurgeryError as error:
-        return copied, str(error)
-    safe = all(edit.safe for finding in active for edit in finding.edits)
-    return copied, "" if not safe or _agree(subject.model, copied, subject.example) else _UNEQUAL
+        return copied, failed, str(error)
+    agree = not all(map(_is_safe, findings)) or _agree(subject.model, copied, subject.example)
+    return copied, failed, "" if agree else _UNEQUAL
+
+
+def _planned(subject: Subject, findings: list[Finding]) -> tuple[list[Operation], Failures]:
+    """The operations for findings, without those that cannot be carried out, on which others may depend."""
+    failed = Failures()
+    while True:
+        active = [finding for finding in findings if _key(finding) not in failed]
+        plan = Plan(subject.model, subject.graph, [edit for finding in active for edit in finding.edits])
+        operations: list[Operation] = []
+        for finding in active:
+            try:
+                operations += [operation for edit in finding.edits for operation in plan.operations(edit)]
+            except SurgeryError as error:
+                failed[_key(finding)] = finding, str(error)
+                break
+        else:
+            return operations, failed
 
 
 def _agree(before: nn.Module, after: nn.Module, example: Any) -> bool:
@@ -187,22 +206,24 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _report(left: Failures, applied: set[tuple[str, str]]) -> None:
-    """Warn of what could not be fixed; raise if that is all for want of `unsafe=True`."""
+def _report(left: Failures, *, changed: bool) -> None:
+    """Warn of what could not be fixed; raise if that is all, for want of `unsafe=True`."""
     if not left:
         return
-    if not applied and all(reason == _UNSAFE for _, reason in left.values()):
+    if not changed and all(reason == _UNSAFE for _, reason in left.values()):
         (finding, _), *rest = left.values()
         raise EvenkeelError(f"{finding.code} at {finding.path} and {len(rest)} more cannot be fixed: {_UNSAFE}")
     lines = [_by_hand(finding, reason) for finding, reason in left.values()]
-    warnings.warn(UnappliedWarning("\n".join([f"{len(left)} findings are left to do by hand:", *lines])), stacklevel=3)
+    count = f"{len(left)} finding{'' if len(left) == 1 else 's'} left to do by hand:"
+    warnings.warn(UnappliedWarning("\n".join([count, *lines])), stacklevel=3)
 
 
 def _by_hand(finding: Finding, reason: str) -> str:
-    where = f" ({finding.where})" if finding.where else ""
-    edits = "; ".join(map(str, finding.edits)) or finding.advice
+    where = f" ({file_of(finding.file)}:{finding.line})" if finding.file else ""
+    edits = "; ".join(map(str, finding.edits)) or finding.advice.rstrip(".")
     return f"{finding.code} {finding.path}{where}: {edits}, since {reason}"
 
 
-def _key(finding: Finding) -> tuple[str, str]:
-    return finding.code, finding.path
+def _key(finding: Finding) -> Key:
+    """What a finding is known by from round to round: calls that go give their number to those that follow."""
+    return finding.code, finding.path.partition("#")[0], file_of(finding.file or ""), finding.line

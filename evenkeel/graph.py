@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ class Layer:
             None if there is none or the rate is not known.
         scaled: whether a dropout divides what it keeps by the share that it keeps.
         file, line: where the model's source makes the call.
+        caller: path of the module whose forward makes the call, of the module or of the function.
+        frozen: whether it is in eval mode in a model in train mode.
         end: line and column (in bytes) where the call ends there, if Python tells (from 3.11 on).
         users: the layers that read it.
 
@@ -56,6 +59,8 @@ class Layer:
     file: str | None = None
     line: int | None = None
     end: tuple[int, int] | None = None
+    caller: str = ""
+    frozen: bool = False
     users: tuple[Layer, ...] = ()
 
     @property
@@ -67,6 +72,11 @@ class Layer:
     def constants(self) -> tuple[Any, ...]:
         """The values among the arguments that are no signals, those in tuples and lists included."""
         return tuple(_constants((self.args, tuple(self.kwargs.values()))))
+
+    @property
+    def site(self) -> tuple[object, ...]:
+        """What the layer shares with others that the same call in the source makes, and with itself in another pass."""
+        return self.caller, self.file, self.line, self.end, self.function, self.module
 
     @property
     def drops(self) -> bool:
@@ -81,10 +91,9 @@ class Layer:
 
     @property
     def stores(self) -> bool:
-        """Whether it is a norm with running statistics."""
-        return self.kind is Kind.NORM and (
-            getattr(self.module, "running_var", self.arguments.get("running_var")) is not None
-        )
+        """Whether it is a norm that stores running statistics in training."""
+        statistics = getattr(self.module, "running_var", self.arguments.get("running_var"))
+        return self.kind is Kind.NORM and statistics is not None and not self.frozen
 
     @property
     def where(self) -> str | None:
@@ -148,12 +157,15 @@ class LayerGraph:
         """All layers of these kinds, in execution order."""
         return tuple(layer for layer in self.layers if layer.kind in kinds)
 
-    def upstream(self, layer: Layer, until: Kind | Collection[Kind] = ()) -> tuple[Layer, ...]:
-        """What the layer's signal comes from, latest first: walks stop at, and include, the kinds in `until`."""
+    def upstream(self, layer: Layer, until: Until = ()) -> tuple[Layer, ...]:
+        """What the layer's signal comes from, latest first.
+
+        Walks stop at, and include, layers of the kinds in `until`, or those of which it is true.
+        """
         return self._walk(layer, "inputs", until)[::-1]
 
-    def downstream(self, layer: Layer, until: Kind | Collection[Kind] = ()) -> tuple[Layer, ...]:
-        """What the layer's signal goes to, earliest first: walks stop at, and include, the kinds in `until`."""
+    def downstream(self, layer: Layer, until: Until = ()) -> tuple[Layer, ...]:
+        """What the layer's signal goes to, earliest first; `until` is as for `upstream`."""
         return self._walk(layer, "users", until)
 
     def branch(self, layer: Layer) -> tuple[tuple[Layer, ...], ...]:
@@ -176,20 +188,27 @@ class LayerGraph:
         shared = set[Layer].intersection(*histories) if histories else set[Layer]()
         return tuple(self._in_order(history - shared) for history in histories)
 
-    def _walk(self, start: Layer, edge: str, until: Kind | Collection[Kind]) -> tuple[Layer, ...]:
-        stops = (until,) if isinstance(until, Kind) else tuple(until)
+    def _walk(self, start: Layer, edge: str, until: Until) -> tuple[Layer, ...]:
+        ends = until if callable(until) else partial(_is_of, (until,) if isinstance(until, Kind) else tuple(until))
         seen: set[Layer] = set()
         frontier = list(getattr(start, edge))
         while frontier:
             layer = frontier.pop()
             if layer not in seen:
                 seen.add(layer)
-                if layer.kind not in stops:
+                if not ends(layer):
                     frontier.extend(getattr(layer, edge))
         return self._in_order(seen)
 
     def _in_order(self, layers: Collection[Layer]) -> tuple[Layer, ...]:
         return tuple(sorted(layers, key=self._position.__getitem__))
+
+
+Until = Kind | Collection[Kind] | Callable[[Layer], bool]
+
+
+def _is_of(kinds: Collection[Kind], layer: Layer) -> bool:
+    return layer.kind in kinds
 
 
 def _constants(value: Any) -> Iterator[Any]:

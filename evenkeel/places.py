@@ -1,83 +1,18 @@
-"""Places: where a dropout stands among norms and weight layers, and where it could stand instead."""
+"""Places: where kim2023 wants a dropout in a residual branch, and what stands before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from evenkeel.activations import activation_of, is_homogeneous
 from evenkeel.branches import Branch, innermost
-from evenkeel.edits import Edit, Move, Remove
+from evenkeel.edits import Move
 from evenkeel.errors import EvenkeelError
-from evenkeel.graph import Layer, LayerGraph
+from evenkeel.graph import Layer
 from evenkeel.kinds import Kind
 from evenkeel.subject import Subject
-from evenkeel.uniform_dropout import Uout
 
 _AVERAGES = ("adaptive_avg_pool", "avg_pool", "mean")
-
-
-def norms_behind(graph: LayerGraph, layer: Layer, *, through: Collection[Kind] = ()) -> tuple[Layer, ...]:
-    """The next norms with running statistics that a layer's output reaches, in execution order.
-
-    Args:
-        graph: the graph.
-        layer: where to begin.
-        through: kinds of layers to pass besides those without weights, such as WEIGHT.
-    """
-    return tuple(found for found in _walk(graph, layer, through) if found.stores)
-
-
-def _walk(graph: LayerGraph, start: Layer, through: Collection[Kind]) -> tuple[Layer, ...]:
-    seen: set[Layer] = set()
-    frontier = [start]
-    while frontier:
-        for user in frontier.pop().users:
-            if user not in seen:
-                seen.add(user)
-                if not user.stores and (user.kind is not Kind.WEIGHT or Kind.WEIGHT in through):
-                    frontier.append(user)
-    return tuple(layer for layer in graph if layer in seen)
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """A dropout whose noise reaches norms with running statistics.
-
-    Attributes:
-        dropout: the dropout.
-        norms: the first norms that its noise reaches.
-        direct: whether it reaches one without a weight layer in between.
-        edit: what takes it behind all norms; None if there is no weight layer behind these.
-    """
-
-    dropout: Layer
-    norms: tuple[Layer, ...]
-    direct: bool
-    edit: Edit | None
-
-
-def exposures(subject: Subject) -> Iterator[Exposure]:
-    """The dropouts whose noise reaches norms, but for Uout, which is made to stand there.
-
-    The first goes before the last weight layer behind all norms, unless a dropout is there already; the others go.
-    """
-    graph = subject.graph
-    taken = {layer for layer in graph.of(Kind.WEIGHT) if any(d.drops for d in _fed_by(graph, layer))}
-    for dropout in subject.dropouts:
-        direct = norms_behind(graph, dropout)
-        norms = direct or norms_behind(graph, dropout, through=(Kind.WEIGHT,))
-        if not norms or isinstance(dropout.module, Uout):
-            continue
-        behind = graph.downstream(dropout)
-        free = [w for w in behind if w.kind is Kind.WEIGHT and not norms_behind(graph, w, through=(Kind.WEIGHT,))]
-        edit = (Remove(dropout) if free[-1] in taken else Move(dropout, before=free[-1])) if free else None
-        taken.update(free[-1:])
-        yield Exposure(dropout, norms, bool(direct), edit)
-
-
-def _fed_by(graph: LayerGraph, weight: Layer) -> tuple[Layer, ...]:
-    return graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM))
 
 
 def dropouts_on(subject: Subject, branch: Branch) -> tuple[Layer, ...]:
@@ -105,11 +40,11 @@ def move_into(dropout: Layer, branch: Branch) -> Move:
     In a branch that ends with a norm (post-activation) that is right after this norm.
     """
     if branch.norms and not branch.is_pre_activation:
-        return Move(dropout, after=branch.norms[-1])
-    return Move(dropout, before=branch.weights[-1])
+        return Move(dropout, branch.norms[-1], "after")
+    return Move(dropout, branch.weights[-1])
 
 
-def side(branch: Branch) -> str:
+def caveat(branch: Branch) -> str:
     """In words, on which side of the last activation `move_into` puts a dropout, where that makes a difference."""
     if not branch.is_pre_activation:
         return ""
@@ -147,10 +82,10 @@ def is_global_average(layer: Layer | None) -> bool:
     return len(source.shape) > 2 and all(size == 1 for size in layer.shape[2:])
 
 
-def words(dropout: Layer) -> str:
+def label(dropout: Layer) -> str:
     """A dropout in words.
 
-    >>> words(Layer("drop", Kind.DROPOUT, "drop", function="dropout2d", p=0.5))
+    >>> label(Layer("drop", Kind.DROPOUT, "drop", function="dropout2d", p=0.5))
     'dropout2d p=0.5'
     """
     function = dropout.function if "drop" in dropout.function else type(dropout.module).__name__

@@ -205,6 +205,8 @@ class Recorder(TorchFunctionMode):
         self.names[name] += 1
         if self.names[name] > 1:
             name = f"{name}#{self.names[name]}"
+        caller = self.paths[self.stack[-2][0]] if own and len(self.stack) > 1 else "" if own else path
+        details |= {"caller": caller, "frozen": module in self.frozen}
         layer = Layer(name, kind, path, module if own else None, function=function, **details)
         self.position[layer] = len(self.layers)
         self.layers.append(layer)
@@ -299,7 +301,8 @@ class Recorder(TorchFunctionMode):
                 (a for a in (*(1 - n.keep for n in noise if n.keep), *attributes) if isinstance(a, float)), None
             )
         given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-        counts = given.get("training", True) or not (self.training or (self.stack and self.stack[-1][0] in self.frozen))
+        training = given.get("training", given.get("train", True))  # torch.dropout's word
+        counts = training or not (self.training or (self.stack and self.stack[-1][0] in self.frozen))
         return float(given.get("p", 0.5)) if counts else 0.0
 
     def _hidden_drop_probability(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:

@@ -25,7 +25,7 @@ class Settings:
         guideline: whose advice to follow; None leaves that to the caller.
         select: the codes wanted; all if empty.
         ignore: the codes not wanted.
-        per_path_ignores: the codes not wanted at layers whose path a pattern such as "head.*" matches.
+        per_path_ignores: the codes not wanted at layers whose name, such as "head.drop#2", a pattern matches.
     """
 
     guideline: str | None = None
@@ -82,7 +82,7 @@ def require_codes(codes: Iterable[str], known: Collection[str], *, place: str) -
         place: what the codes were given as, such as "--select".
 
     Returns:
-        The codes, without spaces around them.
+        The codes in capitals, without spaces around them.
 
     Raises:
         EvenkeelError: no rule's code begins with one of them.
@@ -90,10 +90,10 @@ def require_codes(codes: Iterable[str], known: Collection[str], *, place: str) -
     >>> require_codes("EK2, EK301".split(","), ["EK201", "EK301"], place="--select")
     ('EK2', 'EK301')
     """
-    given = tuple(code.strip() for code in codes)
+    given = tuple(code.strip().upper() for code in codes)
     for code in given:
         if not code or not any(full.startswith(code) for full in known):
-            advice = similar(code.upper(), known) or f"the codes are {', '.join(sorted(known))}"
+            advice = similar(code, known) or f"the codes are {', '.join(sorted(known))}"
             raise EvenkeelError(f"{place}: no code begins with {code!r}: {advice}")
     return given
 
@@ -114,9 +114,16 @@ def chosen(code: str, path: str, settings: Settings) -> bool:
     >>> chosen("EK201", "drop", settings), chosen("EK202", "drop", settings)
     (True, False)
     """
-    for pattern, codes in settings.per_path_ignores.items():
-        if fnmatchcase(path, pattern) and code.startswith(codes):
-            return False
+    ignored = (fnmatchcase(path, name) and code.startswith(codes) for name, codes in settings.per_path_ignores.items())
+    return is_asked(code, settings) and not any(ignored)
+
+
+def is_asked(code: str, settings: Settings) -> bool:
+    """Whether findings of a code are wanted anywhere.
+
+    >>> is_asked("EK301", Settings(select=("EK2",)))
+    False
+    """
     return _longest(code, settings.select or ("",)) > _longest(code, settings.ignore)
 
 

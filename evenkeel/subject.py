@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from evenkeel.branches import Branch, branches_of
+from evenkeel.branches import Branch, branches_of, gating
 from evenkeel.errors import EvenkeelError
+from evenkeel.exposures import Exposure, exposures_of
 from evenkeel.graph import Layer, LayerGraph
-from evenkeel.kinds import Kind
-from evenkeel.norms import norms_of
+from evenkeel.norms import has_running_statistics, norms_of
 from evenkeel.prediction import Prediction, predict
 from evenkeel.propagation import Powers, frozen_in, predict_powers
 from evenkeel.sampling import Plan
@@ -26,6 +26,9 @@ class Subject:
         model: the model, as the caller gave it, without what wraps it.
         example: as for `trace`.
 
+    Attributes:
+        unpredicted: what could not be predicted that was asked for, and why.
+
     >>> import torch
     >>> subject = Subject(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)), torch.ones(2, 4))
     >>> print(subject.graph, len(subject.dropouts))
@@ -35,6 +38,7 @@ class Subject:
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
         self.example = example
+        self.unpredicted: list[str] = []
 
     @cached_property
     def graph(self) -> LayerGraph:
@@ -54,14 +58,27 @@ class Subject:
     @cached_property
     def dropouts(self) -> tuple[Layer, ...]:
         """The layers that drop in train mode, each element or channel by itself."""
-        return tuple(layer for layer in self.graph.of(Kind.DROPOUT) if layer.p != 0 and not layer.drops_samples)
+        return tuple(layer for layer in self.graph if layer.drops and not layer.drops_samples)
+
+    @cached_property
+    def exposures(self) -> tuple[Exposure, ...]:
+        """The dropouts whose noise reaches norms."""
+        return exposures_of(self.graph, self.dropouts)
+
+    @cached_property
+    def gating(self) -> frozenset[Layer]:
+        """The layers that only compute gates."""
+        return gating(self.graph)
 
     @cached_property
     def prediction(self) -> Prediction | None:
-        """What norms are fed in train and in eval mode; None if that cannot be predicted."""
+        """What norms are fed in train and in eval mode; None if there are none, or `unpredicted` says why not."""
+        if not any(has_running_statistics(module) for module in self.model.modules()):
+            return None
         try:
             return predict(self.model, self.example, norms_of(self.model), Plan())
-        except EvenkeelError:
+        except EvenkeelError as error:
+            self.unpredicted.append(str(error))
             return None
 
     @cached_property
@@ -72,7 +89,11 @@ class Subject:
     @cached_property
     def powers(self) -> dict[Layer, Powers]:
         """Mean squares at every weight layer, in train and in eval mode, for weights as they are drawn."""
-        return predict_powers(self.graph, frozen=frozen_in(self.model))[0]
+        try:
+            return predict_powers(self.graph, frozen=frozen_in(self.model))[0]
+        except EvenkeelError as error:
+            self.unpredicted.append(str(error))
+            return {}
 
     def shift(self, norm: str) -> float | None:
         """The variance that a norm is fed in eval mode over that in train mode; None if it cannot be predicted."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from evenkeel.attachments import attach_, free_name
 from evenkeel.correction import correct_
-from evenkeel.edits import Correct, Edit, Initialize, Insert, Move, Remove, Swap
+from evenkeel.edits import Correct, Edit, Initialize, Insert, Move, Remove, Side, Swap
 from evenkeel.errors import EvenkeelError
 from evenkeel.graph import Layer, LayerGraph
 from evenkeel.initialization import init_
 from evenkeel.kinds import Kind
 from evenkeel.methods import Change, MethodError, method_of, rewrite_
 from evenkeel.noise import dropout_like
+
+Action = Literal["remove", "replace", "before", "after"]
 
 _PASSING = (Kind.DROPOUT, Kind.PASS, Kind.GATE)
 
@@ -41,7 +43,7 @@ class Attach:
 
     path: str
     module: nn.Module
-    side: Literal["before", "after"]
+    side: Side
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Rewrite:
     file: str
     line: int
     target: Any
-    action: Literal["remove", "replace", "before", "after"]
+    action: Action
     module: nn.Module | None = None
     end: tuple[int, int] | None = None
 
@@ -92,13 +94,12 @@ class Plan:
         for path, module in model.named_modules(remove_duplicate=False):
             self.paths[module].append(path)
         self.gone: set[Layer] = set()
-        self.inserted: dict[str, set[Layer]] = {"before": set(), "after": set()}
+        self.inserted: set[tuple[Layer, Side]] = set()
         for edit in edits:
             if isinstance(edit, (Remove, Move, Swap)):
                 self.gone.add(edit.layer)
             if isinstance(edit, (Insert, Move)):
-                self.inserted["before"].update([edit.before] if edit.before else [])
-                self.inserted["after"].update([edit.after] if edit.after else [])
+                self.inserted.add((edit.target, edit.side))
 
     def operations(self, edit: Edit) -> list[Operation]:
         """What carries out an edit.
@@ -112,65 +113,56 @@ class Plan:
             return [self._take_out(edit.layer, None)]
         if isinstance(edit, Swap):
             return [self._take_out(edit.layer, edit.module)]
-        target = edit.before or edit.after
-        assert target is not None
-        side: Literal["before", "after"] = "before" if edit.before else "after"
         if isinstance(edit, Insert):
-            return [self._put(edit.module, target, side)]
-        signal = target.inputs[0] if edit.before else target
+            return [self._put(edit.module, edit.target, edit.side)]
+        signal = edit.target.inputs[0] if edit.side == "before" else edit.target
         module = dropout_like(edit.layer, shape=signal.shape)
         if module is None:
             raise SurgeryError(f"there is no module for what {edit.layer.name} does")
-        return [self._take_out(edit.layer, None), self._put(module, target, side)]
+        return [self._take_out(edit.layer, None), self._put(module, edit.target, edit.side)]
 
     def _take_out(self, layer: Layer, new: nn.Module | None) -> Operation:
         """Take a layer out, or put a module in its place."""
         action = "replace" if new else "remove"
         if layer.module is not None:
-            calls = [other for other in self.graph if other.module is layer.module]
-            if self.gone.issuperset(calls):
+            if inside := [x for x in self.graph if x.path.startswith(f"{layer.path}.") and x.kind is not Kind.PASS]:
+                raise SurgeryError(f"{inside[0].name} is inside {layer.path}, and would go with it")
+            if self.gone.issuperset(self._calls(layer)):
                 return Replace(tuple(self.paths[layer.module]), new or nn.Identity())
-            return self._rewrite_owner(layer, action, new)
-        container = self._container(layer)
-        if layer.path and not any(True for _ in container.parameters()) and self._only_drops(layer.path):
-            return Replace(tuple(self.paths[container]), new or nn.Identity())
+            return self._rewrite(layer, action, new)
+        if layer.path and not any(True for _ in self._module(layer.path).parameters()) and self._only_drops(layer.path):
+            return Replace(tuple(self.paths[self._module(layer.path)]), new or nn.Identity())
         return self._rewrite(layer, action, new)
 
-    def _put(self, module: nn.Module, layer: Layer, side: Literal["before", "after"]) -> Operation:
+    def _put(self, module: nn.Module, layer: Layer, side: Side) -> Operation:
         """Run a module on what a layer reads or returns."""
-        if layer.module is None:
-            return self._rewrite(layer, side, module)
-        calls = [other for other in self.graph if other.module is layer.module]
-        if self.inserted[side].issuperset(calls):
+        if layer.module is not None and self.inserted.issuperset((call, side) for call in self._calls(layer)):
             return Attach(self.paths[layer.module][0], module, side)
-        return self._rewrite_owner(layer, side, module)
+        return self._rewrite(layer, side, module)
 
-    def _rewrite(self, layer: Layer, action: Any, new: nn.Module | None) -> Rewrite:
-        """Rewrite the method that calls a function."""
-        container, path = self._container(layer), layer.path
+    def _rewrite(self, layer: Layer, action: Action, new: nn.Module | None) -> Rewrite:
+        """Rewrite the method that makes the call."""
+        caller = self._module(layer.caller)
+        owner = f"{type(caller).__name__} ({layer.caller or 'the model'})"
         if layer.file is None or layer.line is None:
             raise SurgeryError(f"no source line is known for {layer.name}")
-        if method_of(container, layer.file, layer.line) is None:
-            raise SurgeryError(f"{layer.where} is in no method of {type(container).__name__} ({path or 'the model'})")
-        edited = self.gone if action in ("remove", "replace") else self.inserted[action]
-        here = (layer.path, layer.file, layer.line, layer.end, layer.function)
-        rest = [x for x in self.graph if (x.path, x.file, x.line, x.end, x.function) == here and x not in edited]
+        if method_of(caller, layer.file, layer.line) is None:
+            raise SurgeryError(f"{layer.where} is in no method of {owner}, which makes the call")
+        rest = [x for x in self.graph if x.site == layer.site and not self._is_edited(x, action)]
         if rest:
             raise SurgeryError(f"{layer.where} also makes {rest[0].name}, which is to stay as it is")
-        return Rewrite(path, layer.file, layer.line, layer.call, action, new, layer.end)
+        target = layer.call if layer.module is None else self.paths[layer.module][0]
+        return Rewrite(layer.caller, layer.file, layer.line, target, action, new, layer.end)
 
-    def _rewrite_owner(self, layer: Layer, action: Any, new: nn.Module | None) -> Rewrite:
-        """Rewrite the method that makes one of several calls of a module."""
-        assert layer.module is not None
-        for path in self.paths[layer.module]:
-            owner_path = path.rpartition(".")[0]
-            owner = self.model.get_submodule(owner_path)
-            if layer.file and layer.line and method_of(owner, layer.file, layer.line):
-                return Rewrite(owner_path, layer.file, layer.line, path, action, new, layer.end)
-        raise SurgeryError(f"{self.paths[layer.module][0]} is called in several places, and no method shows this one")
+    def _is_edited(self, layer: Layer, action: Action) -> bool:
+        return layer in self.gone if action in ("remove", "replace") else (layer, action) in self.inserted
 
-    def _container(self, layer: Layer) -> nn.Module:
-        return self.model.get_submodule(layer.path)
+    def _calls(self, layer: Layer) -> list[Layer]:
+        """All calls of the layer's module."""
+        return [other for other in self.graph if other.module is layer.module]
+
+    def _module(self, path: str) -> nn.Module:
+        return self.model.get_submodule(path)
 
     def _only_drops(self, path: str) -> bool:
         """Whether all that a module does is drop, all of which is to go."""
@@ -190,13 +182,8 @@ def operate_(model: nn.Module, operations: Sequence[Operation], example: Any) ->
         SurgeryError: one cannot be carried out; the copy is then of no use.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    seen: set[Any] = set()
     changes: dict[str, list[Change]] = defaultdict(list)
-    for operation in operations:
-        key = _key(operation)
-        if key in seen:
-            continue
-        seen.add(key)
+    for operation in _distinct(operations):
         if isinstance(operation, Replace):
             _replace_(modules, operation)
         elif isinstance(operation, Attach):
@@ -215,15 +202,33 @@ def operate_(model: nn.Module, operations: Sequence[Operation], example: Any) ->
             (correct_ if isinstance(operation.edit, Correct) else init_)(model, example)
 
 
-def _key(operation: Operation) -> object:
-    """What tells an operation from others that edit another place."""
+def _distinct(operations: Iterable[Operation]) -> list[Operation]:
+    """The operations without those that are there already.
+
+    Raises:
+        SurgeryError: two would put different modules in one place.
+    """
+    found: dict[object, Operation] = {}
+    for operation in operations:
+        place = _place(operation)
+        if place in found and _content(found[place]) != _content(operation):
+            raise SurgeryError(f"{_content(found[place])} and {_content(operation)} would stand in one place")
+        found[place] = operation
+    return list(found.values())
+
+
+def _place(operation: Operation) -> object:
     if isinstance(operation, Replace):
         return operation.paths
     if isinstance(operation, Attach):
         return operation.path, operation.side
     if isinstance(operation, Rewrite):
-        return operation.path, operation.file, operation.line, operation.end, str(operation.target), operation.action
+        return replace(operation, module=None, target=str(operation.target))
     return type(operation.edit)
+
+
+def _content(operation: Operation) -> str:
+    return "" if isinstance(operation, Whole) else repr(operation.module)
 
 
 def _replace_(modules: dict[str, nn.Module], operation: Replace) -> None:

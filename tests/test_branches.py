@@ -80,6 +80,14 @@ CASES = {
         ),
         [],
     ),
+    "parallel": (
+        Made(lambda m, x: x + m.b(m.a(x)) + m.d(m.c(x)), **{k: conv() for k in "abcd"}),
+        [("WW", ""), ("WW", "")],
+    ),
+    "a sum that is read elsewhere, too": (
+        Made(lambda m, x: (y := x + m.a(x)) + m.b(y), a=conv(), b=conv()),
+        [("W", ""), ("W", "")],
+    ),
     "a constant added": (Made(lambda m, x: m.w(x) + m.w.bias.view(1, -1, 1, 1), w=conv()), []),
     "nested": (
         Made(lambda m, x: x + m.c((y := m.a(x)) + m.b(y)), a=conv(), b=conv(), c=conv()),

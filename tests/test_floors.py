@@ -53,7 +53,7 @@ FLOORS = (
         "targets",
         "weights",
     ),
-    ("activations", "measurement", "tracing"),
+    ("activations", "exposures", "measurement", "tracing"),
     ("layouts", "sampling", "settling"),
     ("transfers",),
     ("propagation",),

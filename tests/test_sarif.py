@@ -182,7 +182,7 @@ def test_a_result_says_what_the_finding_says():
 def test_edits_are_told_in_words():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
     graph = ek.trace(model, torch.ones(2, 2))
-    edits = (Move(graph["1"], after=graph["2"]), Remove(graph["1"]))
+    edits = (Move(graph["1"], graph["2"], "after"), Remove(graph["1"]))
     said = result(replace(Finding.at(graph["1"], "A.", "B.", *edits), code="EK201"))
     assert said["properties"]["edits"] == [str(edit) for edit in edits]
     assert said["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "1"

@@ -31,7 +31,7 @@ from evenkeel.findings import Finding, rule
 from evenkeel.graph import Layer
 from evenkeel.kinds import Kind
 from evenkeel.noise import dropout_like
-from evenkeel.places import words
+from evenkeel.places import label
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 4)
@@ -41,16 +41,15 @@ EXAMPLE = (2, 4)
 def dropout_stays_on(subject: Subject) -> Iterator[Finding]:
     """Dropouts that drop in eval mode."""
     modules = dict(subject.model.named_modules())
-    twins = {layer.name: layer for layer in subject.graph}
     for layer in subject.eval_graph:
         if _stays_on(layer):
             frozen = isinstance(modules.get(layer.path), fx.GraphModule)
             why = "frozen by tracing in train mode" if frozen else "whatever the mode"
-            twin, module = twins.get(layer.name), dropout_like(layer)
-            edits = [Swap(twin, module, safe=False)] if twin and module else []
+            twins, module = [twin for twin in subject.graph if twin.site == layer.site], dropout_like(layer)
+            edits = [Swap(twins[0], module, safe=False)] if len(twins) == 1 and module else []
             yield Finding.at(
                 layer,
-                f"{words(layer)} stays on in eval mode, {why}.",
+                f"{label(layer)} stays on in eval mode, {why}.",
                 "Trace it in eval mode." if frozen else "Make it nn.Dropout, or pass training=self.training.",
                 *edits,
             )
@@ -60,7 +59,8 @@ def _stays_on(layer: Layer) -> bool:
     if layer.kind is Kind.OPAQUE:
         return layer.function == "scaled_dot_product_attention" and bool(layer.p)
     by_mask = "drop" not in layer.function and layer.module is None
-    return layer.drops and (by_mask or layer.arguments.get("training") is True)
+    training = layer.arguments.get("training", layer.kwargs.get("train"))  # torch.dropout's word
+    return layer.drops and (by_mask or training is True)
 
 
 def bad() -> nn.Module:

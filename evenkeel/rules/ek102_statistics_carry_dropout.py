@@ -25,6 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from evenkeel.correction import correct_
 from evenkeel.edits import Correct
 from evenkeel.findings import Finding, rule
 from evenkeel.kinds import Kind
@@ -62,18 +63,16 @@ def statistics_carry_dropout(subject: Subject) -> Iterator[Finding]:
 
 def bad() -> nn.Module:
     """Trained with dropout before the norm, and not repaired."""
-    return _trained(nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 64), nn.BatchNorm1d(64))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 64))
+    model.append(nn.BatchNorm1d(64))
+    for _ in range(100):
+        model(torch.randn(256, 16))
+    return model
 
 
 def good() -> nn.Module:
-    """Trained with dropout behind the norm."""
-    return _trained(nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Dropout(0.5))
-
-
-def _trained(*layers: nn.Module) -> nn.Module:
-    """A model whose norms have seen 100 batches in train mode."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), *layers)
-    for _ in range(100):
-        model(torch.randn(256, 16))
+    """The same, repaired."""
+    model = bad()
+    correct_(model, torch.zeros(2, 16))
     return model

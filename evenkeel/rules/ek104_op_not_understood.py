@@ -9,11 +9,12 @@ Whether the dropout's noise reaches the norm, and how much of it, cannot be told
 say of this dropout is a guess.
 
 ## Who disagrees
-Nobody. Where the operation must stay, name what it is: `evenkeel_kind = evenkeel.Kind.PASS` on the module that makes
-the call.
+Nobody. Where the operation must stay, say what it is: a module that only makes this call, with the attribute
+`evenkeel_kind = evenkeel.Kind.PASS`, or whichever kind fits.
 
 ## Known limits
-The fix moves the dropout behind the norm, which no guideline asks for by itself.
+The fix moves the dropout behind the norm, to the next weight layer, which no guideline asks for by itself: it needs
+`unsafe=True`.
 
 ## References
 Li et al. 2018, section 3: what follows is derived for weights and identities between dropout and norm.
@@ -26,11 +27,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from evenkeel.edits import Edit, Move, Remove
+from evenkeel.edits import Move
+from evenkeel.exposures import norms_behind
 from evenkeel.findings import Finding, rule
-from evenkeel.graph import Layer
 from evenkeel.kinds import Kind
-from evenkeel.places import norms_behind, words
+from evenkeel.places import label
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 8)
@@ -39,27 +40,21 @@ EXAMPLE = (2, 8)
 @rule("EK104", guideline="hendrycks2016")
 def op_not_understood(subject: Subject) -> Iterator[Finding]:
     """OPAQUE calls between a dropout and a norm."""
-    graph, moved = subject.graph, set[Layer]()
+    graph = subject.graph
     for layer in graph.of(Kind.OPAQUE):
         before = [d for d in graph.upstream(layer, until=Kind.NORM) if d in subject.dropouts]
-        norms = norms_behind(graph, layer, through=(Kind.WEIGHT,))
+        norms = norms_behind(graph, layer, through_weights=True)
         if before and norms:
-            edits = [_past(subject, dropout, norms[-1]) for dropout in before if dropout not in moved]
-            moved.update(before)
+            weights = [x for x in graph.downstream(norms[-1]) if x.kind is Kind.WEIGHT]
+            edits = [Move(dropout, weights[0], safe=False) for dropout in before] if weights else []
             yield Finding.at(
                 layer,
                 f"{layer.function or 'a call'} is not understood, and stands between {before[-1].name} "
-                f"({words(before[-1])}) and the norm {norms[0].name}.",
-                "Move the dropout behind the norm, or declare evenkeel_kind on the module that makes the call.",
+                f"({label(before[-1])}) and the norm {norms[0].name}.",
+                "Move the dropout behind the norm, or wrap the call in a module that declares evenkeel_kind.",
                 *edits,
                 norm=norms[0].path,
             )
-
-
-def _past(subject: Subject, dropout: Layer, norm: Layer) -> Edit:
-    """Move a dropout behind a norm, to the next weight layer."""
-    weights = [layer for layer in subject.graph.downstream(norm) if layer.kind is Kind.WEIGHT]
-    return Move(dropout, before=weights[0]) if weights else Remove(dropout)
 
 
 def bad() -> nn.Module:

@@ -12,7 +12,8 @@ Nobody: the four papers keep at least 30 % (Li et al. 2018, Hendrycks & Gimpel 2
 
 ## Known limits
 Rates that are set while training, such as by a schedule, are read as they are now. Those of stochastic depth, of
-attention and of recurrent layers are edited by hand.
+attention and of recurrent layers are edited by hand. The fix takes the rate for the one to keep, which is a guess and
+needs `unsafe=True`.
 
 ## References
 Li et al. 2018 and Hendrycks & Gimpel 2016 both write p for the rate to keep.
@@ -44,7 +45,7 @@ def rate_out_of_sense(subject: Subject) -> Iterator[Finding]:
                 layer,
                 f"p={layer.p:g} drops {'everything' if layer.p == 1 else f'{layer.p:.0%} of what it reads'}.",
                 f"Set p={keep:g} if {layer.p:g} is meant as the rate to keep, or a rate below {_MOST}.",
-                *([Swap(layer, module)] if module else []),
+                *([Swap(layer, module, safe=False)] if module else []),
             )
 
 

@@ -14,10 +14,11 @@ IC layer (chen2019) is norm, then dropout, and the next norm comes behind a weig
 
 ## Known limits
 Uout is exempt, being made for this place. So is stochastic depth, which none of the papers treats. Norms without
-running statistics (LayerNorm, GroupNorm) do not shift. Where no weight layer follows the last norm, see EK203.
+running statistics (LayerNorm, GroupNorm) do not shift, nor do frozen ones, in eval mode in a model in train mode.
+Where no weight layer follows the last norm, see EK203.
 
 ## References
-Li et al. 2018, section 3, case (a), equations 7 and 8, and figure 4: x1.99 to x2.22 at drop rate .5.
+Li et al. 2018, section 3, case (a), equations 7 and 8; figure 4 shows about x2 at drop rate .5.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from evenkeel.findings import Finding, rule
-from evenkeel.places import exposures, words
+from evenkeel.places import label
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 4)
@@ -36,14 +37,14 @@ EXAMPLE = (2, 4)
 @rule("EK201", guideline="li2018")
 def dropout_before_norm(subject: Subject) -> Iterator[Finding]:
     """Dropouts with no weight layer between them and a norm."""
-    for exposure in exposures(subject):
-        if exposure.direct and exposure.edit:
+    for exposure in subject.exposures:
+        if exposure.direct and exposure.edits:
             dropout, norm = exposure.dropout, exposure.norms[0]
             yield Finding.at(
                 dropout,
-                f"{words(dropout)} is fed to the norm {norm.name} with no weight layer in between.",
-                "Apply dropout behind the last norm only, before the last weight layer.",
-                exposure.edit,
+                f"{label(dropout)} is fed to the norm {norm.name} with no weight layer in between.",
+                exposure.advice,
+                *exposure.edits,
                 norm=norm.path,
             )
 

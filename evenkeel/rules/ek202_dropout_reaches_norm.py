@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from evenkeel.findings import Finding, rule
-from evenkeel.places import exposures, words
+from evenkeel.places import label
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 4)
@@ -35,14 +35,14 @@ EXAMPLE = (2, 4)
 @rule("EK202", guideline="li2018")
 def dropout_reaches_norm(subject: Subject) -> Iterator[Finding]:
     """Dropouts with weights between them and a norm."""
-    for exposure in exposures(subject):
-        if not exposure.direct and exposure.edit:
+    for exposure in subject.exposures:
+        if not exposure.direct and exposure.edits:
             dropout, norm = exposure.dropout, exposure.norms[0]
             yield Finding.at(
                 dropout,
-                f"{words(dropout)} reaches the norm {norm.name} through weights.",
-                "Apply dropout behind the last norm only, before the last weight layer.",
-                exposure.edit,
+                f"{label(dropout)} reaches the norm {norm.name} through weights.",
+                exposure.advice,
+                *exposure.edits,
                 norm=norm.path,
             )
 

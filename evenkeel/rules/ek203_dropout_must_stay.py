@@ -26,7 +26,7 @@ from torch import nn
 
 from evenkeel.edits import Swap
 from evenkeel.findings import Finding, rule
-from evenkeel.places import exposures, words
+from evenkeel.places import label
 from evenkeel.subject import Subject
 from evenkeel.uniform_dropout import Uout
 
@@ -36,12 +36,12 @@ EXAMPLE = (2, 4)
 @rule("EK203", guideline="li2018")
 def dropout_must_stay(subject: Subject) -> Iterator[Finding]:
     """Dropouts before norms, with no weight layer behind the last norm."""
-    for exposure in exposures(subject):
-        if not exposure.edit:
+    for exposure in subject.exposures:
+        if not exposure.edits:
             dropout, norm = exposure.dropout, exposure.norms[0]
             yield Finding.at(
                 dropout,
-                f"{words(dropout)} reaches the norm {norm.name}, and no weight layer stands behind the last norm.",
+                f"{label(dropout)} reaches the norm {norm.name}, and no weight layer stands behind the last norm.",
                 "Replace it by Uout.",
                 Swap(dropout, Uout()),
                 norm=norm.path,

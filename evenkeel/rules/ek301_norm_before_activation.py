@@ -12,10 +12,11 @@ li2018 and kim2023 study networks in the usual order (weight, norm, activation) 
 
 ## Known limits
 The fix takes the norm out, and that changes what the model computes and its state_dict: it needs `unsafe=True`, and
-the model new training. EK302 puts IC layers before the weights.
+the model new training. EK302 puts IC layers before the weights. A norm and its activation in one module are edited by
+hand.
 
 ## References
-Chen et al. 2019, abstract and section 3: {weight, norm, ReLU} becomes {ReLU, IC, weight}.
+Chen et al. 2019, abstract: no norm before ReLU. {weight, norm, ReLU} becomes {ReLU, IC, weight}.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ li2018: the dropout of every IC layer but the last reaches the norm of the next,
 but the last IC layer of a branch break its rule.
 
 ## Known limits
-Whether the first layer and the head should have one, the paper leaves open: here the first has none, the head has.
+Whether the first layer and the head should have one is open: here the first has none, the head has.
 The fix needs `unsafe=True`: it changes what the model computes, adds keys to its state_dict, and takes out other
-dropout before the weights. Layers that read sequences with features last are edited by hand.
+dropout since the weights before. Layers that read sequences with features last are edited by hand.
 
 ## References
-Chen et al. 2019, sections 3 and 4, in the order ReLU, IC, weight that its residual units use; p = 0.05.
+Chen et al. 2019, abstract; the order ReLU, IC, weight and p = 0.05 as those who rebuilt its residual units report.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ def weight_without_ic(subject: Subject) -> Iterator[Finding]:
         before = source_of(dropout, _passes) if dropout else source
         normed = before is not None and before.kind is Kind.NORM
         if inner and not (normed and dropout) and weight.function != "embedding":
-            missing, place = ("dropout", "Dropout(0.05)") if normed else ("norm", "evenkeel.IC")
+            missing, place = ("dropout", f"Dropout({_RATE})") if normed else ("norm", "evenkeel.IC")
+            behind = subject.graph.upstream(weight, until=Kind.WEIGHT)
+            others = [] if normed else [layer for layer in behind if layer in subject.dropouts]
             yield Finding.at(
                 weight,
                 f"the weights read no IC layer: there is no {missing} right before them.",
-                f"Put {place} before them{', in place of the dropout' if dropout else ''}.",
-                *_edits(weight, dropout, normed=normed),
+                f"Put {place} before them{f', in place of {others[-1].name}' if others else ''}.",
+                *_edits(weight, others, normed=normed),
             )
 
 
@@ -63,16 +65,16 @@ def _passes(layer: Layer) -> bool:
     return layer.kind in (Kind.PASS, Kind.POOL)
 
 
-def _edits(weight: Layer, dropout: Layer | None, *, normed: bool) -> tuple[Edit, ...]:
+def _edits(weight: Layer, others: list[Layer], *, normed: bool) -> tuple[Edit, ...]:
+    """An IC layer in place of other dropout since the weight layers before, as far as there is one for the shape."""
     shape = weight.inputs[0].shape
     if normed:
-        return (Insert(nn.Dropout(_RATE), before=weight),)
+        return (Insert(nn.Dropout(_RATE), weight),)
     dims = len(shape) - 2
-    channels_last = weight.function == "linear" and dims > 0
-    if channels_last or not 0 <= dims <= _LAST:
+    channels_first = dims == 0 or weight.function.startswith("conv")
+    if not channels_first or not 0 <= dims <= _LAST:
         return ()
-    insert = Insert(IC(shape[1], _RATE, dims), before=weight, safe=False)
-    return (Remove(dropout), insert) if dropout else (insert,)
+    return (*map(Remove, others), Insert(IC(shape[1], _RATE, dims), weight, safe=False))
 
 
 def bad() -> nn.Module:

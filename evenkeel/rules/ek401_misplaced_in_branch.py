@@ -14,11 +14,12 @@ chen2019 has dropout before each weight layer of the branch.
 
 ## Known limits
 A branch that ends with a norm (post-activation, inverted residuals) has no such place. There, dropout is asked for
-after that norm: no norm of the branch is behind it then. The paper treats pre-activation blocks only. Stochastic depth
-drops the branch itself and is exempt; so are branches without running statistics.
+after that norm, so that no norm of the branch is behind it: that is ours, since only pre-activation blocks of the paper
+are known. Stochastic depth drops the branch itself and is exempt; so are branches without running statistics, and
+dropout that only acts on a gate.
 
 ## References
-Kim et al. 2023, abstract and propositions 2 to 4; the place is P6 in its experiments, P5 with ReLU being the same.
+Kim et al. 2023, abstract and propositions 2 to 4; P6 in its published code, which has it behind the activation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from evenkeel.branches import Branch
 from evenkeel.findings import Finding, rule
 from evenkeel.graph import Layer
-from evenkeel.places import is_well_placed, kept, move_into, side, words
+from evenkeel.places import caveat, is_well_placed, kept, label, move_into
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 8)
@@ -43,13 +44,10 @@ def misplaced_in_branch(subject: Subject) -> Iterator[Finding]:
         dropout = kept(subject, branch)
         if dropout and not is_well_placed(dropout, branch):
             move = move_into(dropout, branch)
-            place = "before" if move.before else "after"
-            target = move.before or move.after
-            assert target is not None
             yield Finding.at(
                 dropout,
-                f"{words(dropout)} {_offence(dropout, branch)}.",
-                f"Move it to {place} {target.name}{side(branch)}.",
+                f"{label(dropout)} {_offence(dropout, branch)}.",
+                f"Move it to {move.side} {move.target.name}{caveat(branch)}.",
                 move,
                 norm=_nearest_norm(subject, dropout),
             )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from evenkeel.edits import Remove
 from evenkeel.findings import Finding, rule
-from evenkeel.places import dropouts_on, kept, words
+from evenkeel.places import dropouts_on, kept, label
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 8)
@@ -40,7 +40,7 @@ def several_in_branch(subject: Subject) -> Iterator[Finding]:
             if stays and dropout is not stays:
                 yield Finding.at(
                     dropout,
-                    f"{words(dropout)} is one of several in its residual branch.",
+                    f"{label(dropout)} is one of several in its residual branch.",
                     f"Remove it, and keep {stays.name}.",
                     Remove(dropout),
                 )

@@ -11,10 +11,11 @@ Nothing dilutes their noise: it reaches the norms of all blocks behind, and the 
 li2018 flags it as any dropout before a norm.
 
 ## Known limits
-Stochastic depth is exempt. Dropout behind the last norm belongs to the head: EK404.
+Stochastic depth is exempt, and so is dropout that only acts on a gate. Dropout behind the last norm belongs to the
+head: EK404.
 
 ## References
-Kim et al. 2023, position P0, and propositions 3 and 4 on what the identity dilutes.
+Kim et al. 2023, propositions 3 and 4, on what the identity dilutes; P0 in its published code lies outside the branch.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from torch import Tensor, nn
 
 from evenkeel.branches import Branch
 from evenkeel.edits import Remove
+from evenkeel.exposures import norms_behind
 from evenkeel.findings import Finding, rule
 from evenkeel.graph import Layer
 from evenkeel.kinds import Kind
-from evenkeel.places import dropouts_on, move_into, norms_behind, words
+from evenkeel.places import caveat, dropouts_on, label, move_into
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 8)
@@ -40,15 +42,17 @@ def dropout_on_trunk(subject: Subject) -> Iterator[Finding]:
     """Dropouts that no shortcut dilutes."""
     full = {branch.join for branch in subject.branches if dropouts_on(subject, branch)}
     for dropout in subject.dropouts:
+        if dropout in subject.gating:
+            continue
         branch, place = _branch_of(subject, dropout)
-        norms = norms_behind(subject.graph, dropout, through=(Kind.WEIGHT,))
+        norms = norms_behind(subject.graph, dropout, through_weights=True)
         if branch and norms:
             free = branch.join not in full
             full.add(branch.join)
             yield Finding.at(
                 dropout,
-                f"{words(dropout)} acts {place} {branch.join.name}.",
-                "Move it into the branch, before its last weight layer." if free else "Remove it.",
+                f"{label(dropout)} acts {place} {branch.join.name}.",
+                f"Move it into the branch{caveat(branch)}." if free else "Remove it: the branch has a dropout.",
                 move_into(dropout, branch) if free else Remove(dropout),
                 norm=norms[0].path,
             )

@@ -1,7 +1,7 @@
 """EK404: head dropout after global average pooling.
 
 ## What it does
-Finds dropouts behind the last norm that act on what a global average pool returns.
+Finds dropouts with no norm behind them that act on what a global average pool returns.
 
 ## Why it matters
 Dropping single positions before the pool makes the pooled value less noisy than dropping the pooled value: by a factor
@@ -12,10 +12,11 @@ li2018 asks for dropout behind the last norm, and is content with both.
 
 ## Known limits
 The noise before the pool is that much weaker, so the rate has to be tuned anew. Dropout of whole channels before the
-pool is dropout after it. Behind hidden layers of the head it is left alone.
+pool would be dropout after it, so single positions are dropped there. Behind hidden layers of the head it is left
+alone.
 
 ## References
-Kim et al. 2023, section on heads: dropout before global average pooling (H4 in its experiments).
+Kim et al. 2023, abstract: dropout before global average pooling makes outputs more stable; H4 in its published code.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from collections.abc import Iterator
 from torch import nn
 
 from evenkeel.branches import innermost
-from evenkeel.edits import Move
+from evenkeel.edits import Edit, Insert, Move, Remove
+from evenkeel.exposures import norms_behind
 from evenkeel.findings import Finding, rule
-from evenkeel.kinds import Kind
-from evenkeel.places import is_global_average, norms_behind, source_of, words
+from evenkeel.graph import Layer
+from evenkeel.kinds import CHANNEL_DROPOUT
+from evenkeel.places import is_global_average, label, source_of
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 3, 8, 8)
@@ -39,27 +42,44 @@ def head_dropout_after_pool(subject: Subject) -> Iterator[Finding]:
     """Dropouts of what a global average pool returns."""
     for dropout in subject.dropouts:
         pool = source_of(dropout)
-        behind = norms_behind(subject.graph, dropout, through=(Kind.WEIGHT,))
+        behind = norms_behind(subject.graph, dropout, through_weights=True)
         if pool and is_global_average(pool) and not behind and not innermost(subject.branches, dropout):
             yield Finding.at(
                 dropout,
-                f"{words(dropout)} acts on what the global average pool {pool.name} returns.",
+                f"{label(dropout)} acts on what the global average pool {pool.name} returns.",
                 "Move it before the pool, and tune its rate anew: the same rate is weaker there.",
-                Move(dropout, before=pool),
+                *_edits(dropout, pool),
             )
+
+
+def _edits(dropout: Layer, pool: Layer) -> tuple[Edit, ...]:
+    """Move a dropout before a pool, and let it drop single positions there."""
+    if dropout.function not in CHANNEL_DROPOUT or dropout.p is None:
+        return (Move(dropout, pool),)
+    return (Remove(dropout), Insert(nn.Dropout(dropout.p), pool))
 
 
 def bad() -> nn.Module:
     """Pool, dropout, classifier."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2),
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.2),
         nn.Linear(8, 2),
-    )  # fmt: skip
+    )
 
 
 def good() -> nn.Module:
     """Dropout, pool, classifier."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
         nn.Linear(8, 2),
-    )  # fmt: skip
+    )
