@@ -11,8 +11,8 @@ Nothing dilutes their noise: it reaches the norms of all blocks behind, and the 
 li2018 flags it as any dropout before a norm.
 
 ## Known limits
-Stochastic depth is exempt, and so is dropout that only acts on a gate. Dropout behind the last norm belongs to the
-head: EK404.
+Stochastic depth is exempt, and so is dropout that only acts on a gate. Dropout behind a global average pool belongs
+to the head: EK404.
 
 ## References
 Kim et al. 2023, propositions 3 and 4, on what the identity dilutes; P0 in its published code lies outside the branch.
@@ -30,11 +30,10 @@ from evenkeel.exposures import norms_behind
 from evenkeel.findings import Finding, rule
 from evenkeel.graph import Layer
 from evenkeel.kinds import Kind
-from evenkeel.places import caveat, dropouts_on, label, move_into
+from evenkeel.places import caveat, dropouts_on, is_global_average, label, move_into
 from evenkeel.subject import Subject
 
 EXAMPLE = (2, 8)
-_ENDS = (Kind.WEIGHT, Kind.NORM)
 
 
 @rule("EK403", guideline="kim2023")
@@ -62,8 +61,8 @@ def _branch_of(subject: Subject, dropout: Layer) -> tuple[Branch | None, str]:
     """The branch whose shortcut or join a dropout belongs to, and how it does."""
     if any(dropout in branch.layers for branch in subject.branches):
         return None, ""
-    before = subject.graph.upstream(dropout, until=_ENDS)
-    behind = subject.graph.downstream(dropout, until=_ENDS)
+    before = subject.graph.upstream(dropout, until=_ends_trunk)
+    behind = subject.graph.downstream(dropout, until=_ends_trunk)
     for branch in subject.branches:
         if dropout in branch.shortcut:
             return branch, "on the shortcut of"
@@ -74,6 +73,10 @@ def _branch_of(subject: Subject, dropout: Layer) -> tuple[Branch | None, str]:
         if branch.join in behind:
             return branch, "on the shortcut and the branch of"
     return None, ""
+
+
+def _ends_trunk(layer: Layer) -> bool:
+    return layer.kind in (Kind.WEIGHT, Kind.NORM) or is_global_average(layer)
 
 
 def bad() -> nn.Module:

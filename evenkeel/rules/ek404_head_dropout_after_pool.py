@@ -1,14 +1,14 @@
 """EK404: head dropout after global average pooling.
 
 ## What it does
-Finds dropouts with no norm behind them that act on what a global average pool returns.
+Finds dropouts that act on what a global average pool returns, with no residual block behind them.
 
 ## Why it matters
 Dropping single positions before the pool makes the pooled value less noisy than dropping the pooled value: by a factor
 of sum x^2 / (sum x)^2 over a channel's positions x, between 1 / S and 1 for S positions.
 
 ## Who disagrees
-li2018 asks for dropout behind the last norm, and is content with both.
+li2018 asks for dropout behind the last norm, and is content with both places.
 
 ## Known limits
 The noise before the pool is that much weaker, so the rate has to be tuned anew. Dropout of whole channels before the
@@ -25,9 +25,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from evenkeel.branches import innermost
 from evenkeel.edits import Edit, Insert, Move, Remove
-from evenkeel.exposures import norms_behind
 from evenkeel.findings import Finding, rule
 from evenkeel.graph import Layer
 from evenkeel.kinds import CHANNEL_DROPOUT
@@ -40,10 +38,11 @@ EXAMPLE = (2, 3, 8, 8)
 @rule("EK404", guideline="kim2023")
 def head_dropout_after_pool(subject: Subject) -> Iterator[Finding]:
     """Dropouts of what a global average pool returns."""
+    joins = {branch.join for branch in subject.branches}
     for dropout in subject.dropouts:
         pool = source_of(dropout)
-        behind = norms_behind(subject.graph, dropout, through_weights=True)
-        if pool and is_global_average(pool) and not behind and not innermost(subject.branches, dropout):
+        inside = dropout in subject.gating or not joins.isdisjoint(subject.graph.downstream(dropout))
+        if pool and is_global_average(pool) and not inside:
             yield Finding.at(
                 dropout,
                 f"{label(dropout)} acts on what the global average pool {pool.name} returns.",
