@@ -53,8 +53,12 @@ def free_name(module: nn.Module, name: str) -> str:
     return free
 
 
-def _run_before(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    child = getattr(module, name)
+def _run_before(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+    child = module._modules.get(name)
+    if child is None:  # such as of a quantized layer, which takes over hooks but no children
+        return None
+    if kwargs is None:
+        return (child(args[0]), *args[1:])
     if args:
         return (child(args[0]), *args[1:]), kwargs
     first = next(iter(kwargs))
@@ -62,4 +66,5 @@ def _run_before(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dic
 
 
 def _run_after(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    return getattr(module, name)(output)
+    child = module._modules.get(name)
+    return output if child is None else child(output)

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from evenkeel.batches import map_tensors, tensors
 from evenkeel.calls import file_of
-from evenkeel.errors import EvenkeelError, UnappliedWarning
+from evenkeel.errors import EvenkeelError, TraceError, UnappliedWarning
 from evenkeel.findings import Finding
 from evenkeel.linter import examine, wanted
 from evenkeel.modes import restored, unwrapped
@@ -26,11 +27,12 @@ _ROUNDS = 8
 _NO_EDIT = "nothing does it by itself"
 _UNSAFE = "it changes what the model computes in eval mode, or is a guess, which needs unsafe=True"
 _UNEQUAL = "the model would compute something else in eval mode, or hold other keys"
+_MISSED = "there would be more or fewer dropouts afterwards than there are to be"
 _NO_USE = "it is still there after the edit"
 _ENDLESS = f"{_ROUNDS} rounds of edits did not come to an end"
 
 Key = tuple[str, str, str, int | None]
-Failures = dict[Key, tuple[Finding, str]]  # with the reason
+Reasons = dict[Key, str]  # why findings are left
 
 
 def fix(
@@ -83,28 +85,26 @@ def fix(
     """
     settings = wanted(guideline, select, ignore)
     with unwrapped(model) as plain:
-        fixed, left, applied, changed = _copy(plain), Failures(), Counter[Key](), False
+        subject, left, applied, changed = Subject(_copy(plain), example), Reasons(), Counter[Key](), False
         found: list[Finding] = []
         for _ in range(_ROUNDS):
-            subject = Subject(fixed, example)
-            found = [finding for finding in examine(subject, settings) if _key(finding) not in left]
+            found = examine(subject, settings)
             counts = Counter(map(_key, found))
             for finding in found:
                 useless = counts[_key(finding)] >= applied.get(_key(finding), math.inf)
                 if reason := _NO_USE if useless else _obstacle(finding, unsafe=unsafe):
-                    left[_key(finding)] = finding, reason
-            found = [finding for finding in found if _key(finding) not in left]
-            if not found:
+                    left.setdefault(_key(finding), reason)
+            open_ = [finding for finding in found if _key(finding) not in left]
+            if not open_:
                 break
-            todo = [finding for finding in found if _is_safe(finding)] or found  # these can be checked by themselves
-            fixed, failed = _apply(subject, todo)
+            todo = [finding for finding in open_ if _is_safe(finding)] or open_  # these can be checked by themselves
+            subject, failed = _apply(subject, todo)
             left |= failed
-            changed |= len(failed) < len(todo)
-            applied = Counter({_key(finding): counts[_key(finding)] for finding in todo if _key(finding) not in failed})
-        else:
-            left |= {_key(finding): (finding, _ENDLESS) for finding in found}
-    _report(left, changed=changed)
-    return fixed
+            done = [_key(finding) for finding in todo if _key(finding) not in failed]
+            changed |= bool(done)
+            applied = Counter({key: counts[key] for key in done})
+    _report([(finding, left.get(_key(finding), _ENDLESS)) for finding in found], changed=changed)
+    return subject.model
 
 
 def _obstacle(finding: Finding, *, unsafe: bool) -> str | None:
@@ -118,42 +118,43 @@ def _is_safe(finding: Finding) -> bool:
     return all(edit.safe for edit in finding.edits)
 
 
-def _apply(subject: Subject, findings: list[Finding]) -> tuple[nn.Module, Failures]:
+def _apply(subject: Subject, findings: list[Finding]) -> tuple[Subject, Reasons]:
     """Carry out the edits of findings on a copy, all together, or, if that goes wrong, those that go well."""
     together, failed, reason = _attempt(subject, findings)
     if not reason:
         return together, failed
     good: list[Finding] = []
-    result, failed = subject.model, Failures()
+    result, failed = subject, Reasons()
     for finding in findings:
-        copied, unplanned, reason = _attempt(subject, [*good, finding])
+        tried, unplanned, reason = _attempt(subject, [*good, finding])
         if unplanned or reason:
-            failed |= unplanned or {_key(finding): (finding, reason)}
+            failed |= unplanned or {_key(finding): reason}
         else:
             good.append(finding)
-            result = copied
+            result = tried
     return result, failed
 
 
-def _attempt(subject: Subject, findings: list[Finding]) -> tuple[nn.Module, Failures, str]:
+def _attempt(subject: Subject, findings: list[Finding]) -> tuple[Subject, Reasons, str]:
     """Carry out edits on a copy.
 
     Returns:
-        The copy; the findings whose edits nothing carries out, which were left out; and what is wrong with the copy.
+        The copy; why findings were left out whose edits nothing carries out; and what is wrong with the copy.
     """
-    operations, failed = _planned(subject, findings)
-    copied = _copy(subject.model)
+    plan, operations, failed = _planned(subject, findings)
+    copied = Subject(_copy(subject.model), subject.example)
     try:
-        operate_(copied, operations, subject.example)
-    except SurgeryError as error:
+        operate_(copied.model, operations, subject.example)
+        reason = "" if plan.holds(copied.graph) else _MISSED
+    except (SurgeryError, TraceError) as error:
         return copied, failed, str(error)
-    agree = not all(map(_is_safe, findings)) or _agree(subject.model, copied, subject.example)
-    return copied, failed, "" if agree else _UNEQUAL
+    agree = not all(map(_is_safe, findings)) or _agree(subject.model, copied.model, subject.example)
+    return copied, failed, reason or ("" if agree else _UNEQUAL)
 
 
-def _planned(subject: Subject, findings: list[Finding]) -> tuple[list[Operation], Failures]:
+def _planned(subject: Subject, findings: list[Finding]) -> tuple[Plan, list[Operation], Reasons]:
     """The operations for findings, without those that cannot be carried out, on which others may depend."""
-    failed = Failures()
+    failed = Reasons()
     while True:
         active = [finding for finding in findings if _key(finding) not in failed]
         plan = Plan(subject.model, subject.graph, [edit for finding in active for edit in finding.edits])
@@ -162,10 +163,10 @@ def _planned(subject: Subject, findings: list[Finding]) -> tuple[list[Operation]
             try:
                 operations += [operation for edit in finding.edits for operation in plan.operations(edit)]
             except SurgeryError as error:
-                failed[_key(finding)] = finding, str(error)
+                failed[_key(finding)] = str(error)
                 break
         else:
-            return operations, failed
+            return plan, operations, failed
 
 
 def _agree(before: nn.Module, after: nn.Module, example: Any) -> bool:
@@ -197,6 +198,20 @@ def _same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        EvenkeelError: there is none, or it would run layers of the original.
+    """
+    modules = set(model.modules())
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType) and modules.intersection(_enclosed(value)):
+                raise EvenkeelError(
+                    f"{f'{path}.{name}'.lstrip('.')} is a function ({file_of(value.__code__.co_filename)}:"
+                    f"{value.__code__.co_firstlineno}) that holds the module, and a copy would call the original's "
+                    "layers: make it a method"
+                )
     try:
         return copy.deepcopy(model)
     except Exception as error:
@@ -206,14 +221,21 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _report(left: Failures, *, changed: bool) -> None:
+def _enclosed(function: FunctionType) -> list[nn.Module]:
+    """The modules that a function got hold of where it was defined."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    return [value for value in (*cells, *(function.__defaults__ or ())) if isinstance(value, nn.Module)]
+
+
+def _report(left: list[tuple[Finding, str]], *, changed: bool) -> None:
     """Warn of what could not be fixed; raise if that is all, for want of `unsafe=True`."""
     if not left:
         return
-    if not changed and all(reason == _UNSAFE for _, reason in left.values()):
-        (finding, _), *rest = left.values()
-        raise EvenkeelError(f"{finding.code} at {finding.path} and {len(rest)} more cannot be fixed: {_UNSAFE}")
-    lines = [_by_hand(finding, reason) for finding, reason in left.values()]
+    if not changed and all(reason == _UNSAFE for _, reason in left):
+        (finding, _), *rest = left
+        more = f" and {len(rest)} more" if rest else ""
+        raise EvenkeelError(f"{finding.code} at {finding.path}{more} cannot be fixed: {_UNSAFE}")
+    lines = [_by_hand(finding, reason) for finding, reason in left]
     count = f"{len(left)} finding{'' if len(left) == 1 else 's'} left to do by hand:"
     warnings.warn(UnappliedWarning("\n".join([count, *lines])), stacklevel=3)
 

@@ -102,6 +102,9 @@ def examine(subject: Subject, settings: Settings) -> list[Finding]:
         settings: what is asked for.
     """
     rules = [r for r in ALL if settings.guideline in (None, r.guideline) and is_asked(r.code, settings)]
+    if settings.select and not rules:
+        codes, whose = ", ".join(settings.select), settings.guideline or "those not ignored"
+        raise EvenkeelError(f"select {codes}: none of these rules is of {whose}: leave one of the two out")
     found = [finding for rule in rules for finding in rule.findings(subject)]
     return [
         finding

@@ -120,7 +120,7 @@ def _eager(model: nn.Module, wrapped: bool) -> Generator[None]:
 @contextmanager
 def _gathered(model: nn.Module) -> Generator[None]:
     """Hold whole, meanwhile, the parameters that FSDP2 shards."""
-    sharded: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    sharded: list[Any] = [module for module in model.modules() if hasattr(type(module), "set_reshard_after_forward")]
     groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
     before = [group.post_forward_mesh_info for group in groups]
     for module in sharded:

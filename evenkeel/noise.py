@@ -35,16 +35,16 @@ def dropout_like(layer: Layer, p: float | None = None, shape: tuple[int, ...] | 
     >>> dropout_like(Layer("drop", Kind.DROPOUT, "drop", function="dropout2d", shape=(2, 3, 4, 4), p=0.5))
     Dropout2d(p=0.5, inplace=False)
     """
-    p = layer.p if p is None else p
-    if p is None or layer.kind is not Kind.DROPOUT:
+    rate = layer.p if p is None else p
+    if rate is None or layer.kind is not Kind.DROPOUT:
         return None
-    if hasattr(layer.module, "evenkeel_kind"):
-        return copy.deepcopy(layer.module) if p == layer.p else None
-    by_mask = kind_of_function(layer.function) is Kind.GATE and layer.scaled and not layer.drops_samples
+    if layer.module is not None and type(layer.module).__module__ != nn.Dropout.__module__:
+        return copy.deepcopy(layer.module) if p is None else None
+    by_mask = kind_of_function(layer.function) is Kind.GATE and layer.scaled and layer.shape in layer.constants
     module = nn.Dropout if by_mask else _MODULES.get(layer.function)
     if module is None:
         return None
     dims = len(layer.shape if shape is None else shape)
     if layer.function in MULTIPLYING_DROPOUT and _DIMENSIONS.get(module, dims) != dims:
         module = nn.Dropout
-    return module(p)
+    return module(round(rate, 9))

@@ -185,6 +185,10 @@ class Recorder(TorchFunctionMode):
         elif noise and kind_of_function(name) is Kind.GATE and isinstance(args[-1], (int, float)):
             factor = 1 / args[-1] if "div" in name and args[-1] else args[-1]
             noise = [_Noise(noise[0].keep, noise[0].scale * factor)]
+        elif noise and name == "rsub" and args[-1] == 1 and noise[0].keep is not None:
+            noise = [_Noise(1 - noise[0].keep)]  # 1 - mask keeps what the mask drops
+        elif noise and kind_of_function(name) is not Kind.PASS:
+            noise = [_Noise(None, noise[0].scale)]
         stored = [self._stored(tensor) for tensor in tensors((args, kwargs)) if self._stored(tensor) is not None]
         for output in outputs:
             self.producers[output] = None

@@ -96,6 +96,7 @@ class Subject:
             return {}
 
     def shift(self, norm: str) -> float | None:
-        """The variance that a norm is fed in eval mode over that in train mode; None if it cannot be predicted."""
-        found = self.prediction and self.prediction.channels.get(norm)
+        """The variance that a norm is fed in eval mode over that in train mode; None if that would be a guess."""
+        guessed = self.prediction is None or (norm in self.prediction.unsure and norm not in self.distrusted)
+        found = None if guessed or self.prediction is None else self.prediction.channels.get(norm)
         return float(found.eval_var.mean() / found.train_var.mean()) if found else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -85,6 +85,9 @@ class Plan:
         model: the model that the graph was read from.
         graph: its graph.
         edits: all edits of the round.
+
+    Attributes:
+        rates: how many dropouts of each rate there are to be afterwards.
     """
 
     def __init__(self, model: nn.Module, graph: LayerGraph, edits: Iterable[Edit]) -> None:
@@ -95,11 +98,20 @@ class Plan:
             self.paths[module].append(path)
         self.gone: set[Layer] = set()
         self.inserted: set[tuple[Layer, Side]] = set()
+        self.rates = Counter(_rate(layer) for layer in graph if layer.drops)
         for edit in edits:
             if isinstance(edit, (Remove, Move, Swap)):
                 self.gone.add(edit.layer)
             if isinstance(edit, (Insert, Move)):
                 self.inserted.add((edit.target, edit.side))
+                self.rates[_rate(edit.layer if isinstance(edit, Move) else edit.module)] += 1
+            if isinstance(edit, Swap):
+                self.rates[_rate(edit.module)] += 1
+        self.rates.subtract(_rate(layer) for layer in self.gone if layer.drops)
+
+    def holds(self, graph: LayerGraph) -> bool:
+        """Whether a graph has as many dropouts of each rate as there are to be; source may call new children, too."""
+        return +self.rates == Counter(_rate(layer) for layer in graph if layer.drops)
 
     def operations(self, edit: Edit) -> list[Operation]:
         """What carries out an edit.
@@ -170,6 +182,14 @@ class Plan:
         return all(layer.kind in _PASSING and (not layer.drops or layer in self.gone) for layer in inside)
 
 
+def _rate(noise: Layer | nn.Module) -> float | None:
+    """The drop rate of a layer or of a module, or of the dropout in it."""
+    if isinstance(noise, Layer):
+        return None if noise.p is None else round(noise.p, 6)
+    rates = (getattr(module, "p", None) for module in noise.modules())
+    return next((round(p, 6) for p in rates if isinstance(p, (int, float))), None)
+
+
 def operate_(model: nn.Module, operations: Sequence[Operation], example: Any) -> None:
     """Carry out operations on a model.
 
@@ -234,11 +254,15 @@ def _content(operation: Operation) -> str:
 def _replace_(modules: dict[str, nn.Module], operation: Replace) -> None:
     old = modules[operation.paths[0]]
     new = copy.deepcopy(operation.module).train(old.training)
+    for name, kept in vars(old).items():  # hooks of the user's
+        if "hooks" in name and isinstance(kept, dict):
+            vars(new)[name].update(kept)
     for path in operation.paths:
         parent, _, name = path.rpartition(".")
-        if not path or modules[parent]._modules.get(name) is not old:
+        held = modules[parent]._modules
+        if not path or held.get(name) not in (old, new):  # the parent itself may be held at several paths
             raise SurgeryError(f"{path or 'the model'} is no child that can be replaced")
-        modules[parent]._modules[name] = new
+        held[name] = new
 
 
 def _change(modules: dict[str, nn.Module], operation: Rewrite) -> Change:

@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import evenkeel as ek
 from evenkeel import cli, demo
+from evenkeel.explanation import overview
+from evenkeel.rules import ALL
 
 NET = """
 import torch
@@ -47,6 +50,7 @@ def folder(tmp_path, monkeypatch):
         model(torch.randn(64, 1, 8, 8))
     torch.save(model.state_dict(), tmp_path / "net.pt")
     save_file(model.state_dict(), tmp_path / "net.safetensors")
+    torch.save(namespace["net"](3).state_dict(), tmp_path / "three.pt")
     return tmp_path
 
 
@@ -136,6 +140,102 @@ def test_without_data_a_checkpoint_is_corrected(folder, capsys, extra):
         assert "corrected" in (folder / "page.html").read_text()
 
 
+LINT = ("lint", "mynets:net", "--input", "1x8x8")
+
+
+def test_lint_prints_findings_and_exits_with_1(folder, capsys):
+    code, out, err = run(capsys, *LINT, "--guideline", "li2018")
+    first, last = out.splitlines()
+    assert code == 1 and err == ""
+    assert first.startswith("EK201 2: dropout p=0.5 is fed to the norm 3 ") and "[predicted eval/train 0." in first
+    assert last == "1 finding: 1 of li2018"
+
+
+def test_lint_without_findings_exits_with_0(folder, capsys):
+    assert run(capsys, *LINT, "--guideline", "kim2023") == (0, "no findings\n", "")
+    assert run(capsys, "lint", "mynets:plain", "--input", "4") == (0, "no findings\n", "")
+
+
+def test_lint_is_what_the_verb_says(folder, capsys):
+    code, out, _ = run(capsys, *LINT, "--format", "json", "--arg", "classes=3", "--weights", "three.pt")
+    sys.path.append(str(folder))
+    from mynets import net
+
+    model = net(3)
+    model.load_state_dict(torch.load("three.pt"))
+    findings = [f.to_dict() for f in ek.lint(model, torch.zeros(1, 1, 8, 8))]
+    assert code == 1 and json.loads(out) == findings != []
+
+
+@pytest.mark.parametrize(
+    ("options", "codes"),
+    [
+        (("--select", "EK2"), ["EK201"]),
+        (("--select", "EK2,EK301"), ["EK201", "EK301"]),
+        (("--select", "EK2", "--select", "EK301"), ["EK201", "EK301"]),
+        (("--ignore", "EK3"), ["EK102", "EK201"]),
+        (("--select", "EK3", "--ignore", "EK302"), ["EK301"]),
+        (("--guideline", "chen2019"), ["EK301", "EK302"]),
+    ],
+)
+def test_lint_takes_codes_in_every_form(folder, capsys, options, codes):
+    code, out, _ = run(capsys, *LINT, "--weights", "net.pt", "--format", "json", *options)
+    assert code == 1 and [finding["code"] for finding in json.loads(out)] == codes
+
+
+def test_lint_writes_sarif_with_all_rules(folder, capsys):
+    code, out, err = run(capsys, *LINT, "--format", "sarif", "--output", "log.sarif")
+    (log,) = json.loads((folder / "log.sarif").read_text())["runs"]
+    assert (code, out, err) == (1, "", "")
+    assert [rule["id"] for rule in log["tool"]["driver"]["rules"]] == [rule.code for rule in ALL]
+    assert [result["ruleId"] for result in log["results"]] == ["EK201", "EK301", "EK302"]
+    assert [path.name for path in folder.iterdir() if "tmp" in path.name] == []
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_lint_writes_to_a_file_what_it_would_print(folder, capsys, form):
+    asked = (*LINT, "--weights", "net.pt", "--format", form)
+    printed = run(capsys, *asked)[1]
+    assert run(capsys, *asked, "--output", "out.txt") == (1, "", "")
+    assert (folder / "out.txt").read_text() == printed
+
+
+def settings(folder, text):
+    (folder / "pyproject.toml").write_text(f"[tool.evenkeel]\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "codes"),
+    [
+        ("", (), ["EK201", "EK301", "EK302"]),
+        ('guideline = "chen2019"', (), ["EK301", "EK302"]),
+        ('guideline = "chen2019"', ("--guideline", "li2018"), ["EK201"]),
+        ('select = ["EK2"]', (), ["EK201"]),
+        ('select = ["EK2"]', ("--select", "EK301"), ["EK301"]),
+        ('ignore = ["EK3"]', (), ["EK201"]),
+        ('ignore = ["EK301"]', ("--ignore", "EK2"), ["EK302"]),
+        ('per-path-ignores = { "[23]" = ["EK"] }', (), ["EK302"]),
+    ],
+)
+def test_lint_heeds_pyproject_and_options_come_first(folder, capsys, text, options, codes):
+    settings(folder, text)
+    code, out, _ = run(capsys, *LINT, "--format", "json", *options)
+    assert code == (1 if codes else 0) and [finding["code"] for finding in json.loads(out)] == codes
+
+
+def test_explain_prints_a_page_or_the_table(folder, capsys):
+    assert run(capsys, "explain", "EK201") == (0, ek.explain("EK201").rstrip() + "\n", "")
+    assert run(capsys, "explain", "ek201") == run(capsys, "explain", "EK201")
+    assert run(capsys, "explain") == (0, overview().rstrip() + "\n", "")
+
+
+def test_explain_writes_pages(folder, capsys):
+    (folder / "rules").mkdir()
+    code, out, _ = run(capsys, "explain", "--write", "rules")
+    assert code == 0 and out == f"written: {len(ALL) + 1} pages in rules\n"
+    assert sorted(p.name for p in (folder / "rules").iterdir()) == sorted(["README.md", *(f"{r.code}.md" for r in ALL)])
+
+
 def test_demo_small(folder, capsys):
     pytest.importorskip("sklearn")
     code, out, _ = run(capsys, "demo", "--seeds", "1", "--epochs", "1")
@@ -207,6 +307,23 @@ BAD = {
         ("repair", "mynets:net", "--weights", "fresh.pt", "--out", "new.pt", "--input", "1x8x8"),
         "nothing can be corrected without data, so nothing is written: 3: untrained",
     ),
+    "unknown guideline": ((*LINT, "--guideline", "li2019"), "no guideline 'li2019': choose hendrycks2016"),
+    "unknown code to select": ((*LINT, "--select", "EK2,EK9"), "select: no code begins with 'EK9'"),
+    "unknown code to ignore": ((*LINT, "--ignore", "2"), "ignore: no code begins with '2'"),
+    "no code": ((*LINT, "--select", ""), "no code begins with ''"),
+    "unknown format": ((*LINT, "--format", "xml"), "xml"),
+    "no shape to lint by": (("lint", "mynets:net"), "--input must tell the shape of one input"),
+    "what is no shape": (("lint", "mynets:net", "--input", "1xa"), "1xa"),
+    "a shape that the model to lint does not take": (
+        ("lint", "mynets:net", "--input", "1x9x9"),
+        "check that the example has the shape",
+    ),
+    "a missing folder for findings": ((*LINT, "--output", "no/log.json"), "no/log.json cannot be written"),
+    "a folder for findings": ((*LINT, "--output", "."), "is a folder"),
+    "findings that cannot be written": ((*LINT, "--output", "/proc/log.json"), "nothing was written"),
+    "weights that do not fit what is linted": ((*LINT, "--weights", "other.pt"), "does not fit the model"),
+    "an unknown rule": (("explain", "EK999"), "there is no rule 'EK999'"),
+    "no folder for pages": (("explain", "--write", "gone"), "there is no folder gone"),
     "missing option": (("repair", "mynets:net", "--out", "new.pt"), "--weights"),
     "unknown option": ((*SHIFT, "--wieghts", "net.pt"), "--wieghts"),
     "no seeds": (("demo", "--seeds", "0"), "--seeds"),
@@ -233,3 +350,22 @@ def test_bad_input_costs_one_clear_line_and_nothing_is_written(case, folder, cap
     assert err.startswith("evenkeel: ") and err.count("\n") == 1 and message in err
     assert out == "" and "executed" not in err
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("guideline = li2018", "pyproject.toml cannot be read"),
+        ('guideline = "li2019"', "tool.evenkeel.guideline: there is no guideline 'li2019'"),
+        ("guideline = 3", "tool.evenkeel.guideline is a number, not a string"),
+        ('select = "EK2"', "tool.evenkeel.select is a string: write a list of strings"),
+        ('ignore = ["EK9"]', "tool.evenkeel.ignore: no code begins with 'EK9'"),
+        ('exclude = ["x"]', "tool.evenkeel has no key 'exclude'"),
+        ('per-path-ignores = ["EK2"]', "tool.evenkeel.per-path-ignores is a list, not a table"),
+    ],
+)
+def test_a_broken_pyproject_costs_one_clear_line(folder, capsys, text, message):
+    settings(folder, text)
+    code, out, err = run(capsys, *LINT)
+    assert (code, out) == (2, "")
+    assert err.startswith("evenkeel: ") and err.count("\n") == 1 and message in err

@@ -1,5 +1,6 @@
 """correct_: what it writes is what data would give, it can be undone, and it writes nothing it would have to guess."""
 
+import copy
 import math
 import pickle
 import re
@@ -90,8 +91,10 @@ def test_only_statistics_are_written():
     model[3].train()
     snapshot = Snapshot(model)
     ek.correct_(model, torch.zeros(1, 8))
-    found = {name for change in snapshot.changes() for name in change.split()[1:]}
-    assert found and all("running_" in name or name.endswith(":_buffers") for name in found)
+    changes = snapshot.changes()
+    marks = {f"attribute {path}:evenkeel_written" for path in "159"} | {f"attributes {path}" for path in "159"}
+    assert marks < set(changes)
+    assert all("running_" in change or change.endswith(":_buffers") for change in set(changes) - marks)
 
 
 class Reused(nn.Module):
@@ -156,6 +159,41 @@ def test_dropout_on_the_input_right_before_a_norm_is_known():
     model = train_(nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(64)), (64,))
     done = ek.correct_(model, torch.zeros(1, 64))
     assert done[0].ratio == pytest.approx(0.5, abs=0.03) and not done.untouched
+
+
+def shifted(model):
+    """The norm that lint finds to carry dropout's variance, if there is one."""
+    return [finding.path for finding in ek.lint(model, torch.zeros(1, 8), select=["EK102"])]
+
+
+def trained_on(model):
+    """The model, its statistics those of the last batches, dropout on."""
+    for norm in model.modules():
+        norm.momentum = 0.3
+    for _ in range(30):
+        model.train()(random_field((256, 8)))
+    return model
+
+
+@pytest.mark.parametrize("twin", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_lint_falls_silent_and_speaks_again(twin):
+    model = net()
+    found = shifted(model)
+    assert found
+    done = ek.correct_(model, torch.zeros(1, 8))
+    assert shifted(twin(model)) == []
+    done.undo()
+    assert shifted(twin(model)) == found
+    ek.correct_(model, torch.zeros(1, 8))
+    assert shifted(trained_on(twin(model))) == found
+
+
+def test_lint_speaks_of_what_was_left():
+    model = net()
+    frozen = model[5].eval()
+    ek.correct_(model, torch.zeros(1, 8))
+    frozen.train()
+    assert shifted(model) == ["5"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

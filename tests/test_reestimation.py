@@ -591,3 +591,27 @@ def test_what_cannot_be_scored_changes_nothing():
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ek.EvenkeelError, match=r"keep must be|memory must be"):
         ek.reestimate_(classifier(), torch.randn(4, 64, 4), **options)
+
+
+# --- and lint ---------------------------------------------------------------------------------------------------------
+
+
+def shifted(model):
+    """The norms that lint finds to carry dropout's variance: the worst, if there is one."""
+    return [finding.path for finding in ek.lint(model, torch.zeros(1, 8), select=["EK102"])]
+
+
+def test_lint_falls_silent_and_speaks_again():
+    model, data = nn.Sequential(nn.BatchNorm1d(8), *dropout_net()), torch.randn(64, 256, 8)
+    for batch in data:
+        model(batch)
+    assert shifted(model) == ["5"]
+    done = ek.reestimate_(model, data)
+    assert shifted(model) == shifted(model.eval()) == shifted(copy.deepcopy(model)) == []
+    done.undo()
+    assert shifted(model) == ["5"]
+    ek.reestimate_(model, data)
+    model.train()
+    for batch in data:
+        model(batch)
+    assert shifted(model) == ["5"]

@@ -6,6 +6,7 @@ And what changes a model changes nothing if it fails.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,11 +21,22 @@ from zoo import ZOO
 
 import evenkeel as ek
 
+
+def fix(model: nn.Module, example: Any) -> nn.Module:
+    """`ek.fix` without a word on what is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ek.UnappliedWarning)
+        return ek.fix(model, example, guideline="li2018")
+
+
 # A new verb is one line: what it is called, how it is called on a model and its batches.
 READ_ONLY: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "trace": lambda model, batches: ek.trace(model, batches[0]),
     "variance_shift": ek.variance_shift,
     "predict_shift": lambda model, batches: ek.predict_shift(model, batches[0]),
+    # without the predictions, which are those of predict_shift
+    "lint": lambda model, batches: ek.lint(model, batches[0], ignore=["EK102", "EK103", "EK2", "EK40"]),
+    "fix": lambda model, batches: fix(model, batches[0]),
     "check_signals": lambda model, batches: ek.check_signals(model, batches[0], draws=1),
     "check_signals on batches": lambda model, batches: ek.check_signals(model, batches[0], batches),
 }
@@ -91,10 +103,11 @@ def test_a_verb_that_changes_the_model_changes_statistics_only(verb, spec):
 
 
 def statistics_of(spec: Spec) -> set[str]:
-    """The places where a snapshot sees the running statistics."""
+    """The places where a snapshot sees the running statistics, and the mark that they were written."""
     paths = [f"blocks.{i}.norm" for i in range(len(spec.blocks))]
     states = {f"state_dict {path}.{name}" for path in paths for name in ("running_mean", "running_var")}
-    return states | {f"attribute {path}:_buffers" for path in paths}
+    marks = {place for path in paths for place in (f"attributes {path}", f"attribute {path}:evenkeel_written")}
+    return states | marks | {f"attribute {path}:_buffers" for path in paths}
 
 
 # The law again without chance: every habit, every model of the zoo, every fault of the batches

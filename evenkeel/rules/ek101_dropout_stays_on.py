@@ -50,9 +50,17 @@ def dropout_stays_on(subject: Subject) -> Iterator[Finding]:
             yield Finding.at(
                 layer,
                 f"{label(layer)} stays on in eval mode, {why}.",
-                "Trace it in eval mode." if frozen else "Make it nn.Dropout, or pass training=self.training.",
+                _advice(layer, frozen=frozen),
                 *edits,
             )
+
+
+def _advice(layer: Layer, *, frozen: bool) -> str:
+    if frozen:
+        return "Trace it in eval mode."
+    if isinstance(layer.module, nn.Dropout):
+        return "Let eval() switch it off: do not override train(), or set its flag."
+    return "Make it nn.Dropout, or pass training=self.training."
 
 
 def _stays_on(layer: Layer) -> bool:

@@ -67,8 +67,9 @@ def _drifts(subject: Subject) -> Iterator[tuple[Layer, tuple[float, float]]]:
     for layer in subject.graph.of(Kind.WEIGHT):
         before = [x for x in subject.graph.upstream(layer, until=(Kind.WEIGHT, Kind.NORM)) if x in first]
         first[layer] = first[before[-1]] if before else layer
-        if layer not in powers or not any(x.drops for x in subject.graph.upstream(layer, until=Kind.NORM)):
-            continue
+        rates = [x.p or 0.0 for x in subject.graph.upstream(layer, until=Kind.NORM) if x.drops]
+        if layer not in powers or math.prod(1 - p for p in rates) * _DUE > 1:
+            continue  # these dropouts cannot make that much
         here, there = powers[layer], powers[first[layer]]
         pairs = ((here.train_variance, there.train_variance), (here.eval_variance, there.eval_variance))
         if all(value > 0 for pair in pairs for value in pair):

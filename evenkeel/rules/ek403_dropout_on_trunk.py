@@ -70,7 +70,7 @@ def _branch_of(subject: Subject, dropout: Layer) -> tuple[Branch | None, str]:
         if branch.join in before:
             return branch, "on what comes out of"
     for branch in subject.branches:
-        if branch.join in behind:
+        if branch.join in behind or all(set(behind).intersection(way) for way in (branch.layers, branch.shortcut)):
             return branch, "on the shortcut and the branch of"
     return None, ""
 

@@ -13,7 +13,7 @@ li2018 asks for dropout behind the last norm, and is content with both places.
 ## Known limits
 The noise before the pool is that much weaker, so the rate has to be tuned anew. Dropout of whole channels before the
 pool would be dropout after it, so single positions are dropped there. Behind hidden layers of the head it is left
-alone.
+alone. Where the pool has other readers than the dropout, it is edited by hand.
 
 ## References
 Kim et al. 2023, abstract: dropout before global average pooling makes outputs more stable; H4 in its published code.
@@ -52,7 +52,12 @@ def head_dropout_after_pool(subject: Subject) -> Iterator[Finding]:
 
 
 def _edits(dropout: Layer, pool: Layer) -> tuple[Edit, ...]:
-    """Move a dropout before a pool, and let it drop single positions there."""
+    """Move a dropout before a pool that nothing else reads, and let it drop single positions there."""
+    layer = dropout
+    while layer is not pool:
+        (layer,) = set(layer.inputs)
+        if len(layer.users) > 1:
+            return ()
     if dropout.function not in CHANNEL_DROPOUT or dropout.p is None:
         return (Move(dropout, pool),)
     return (Remove(dropout), Insert(nn.Dropout(dropout.p), pool))
