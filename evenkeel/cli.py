@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import warnings
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from evenkeel.checkpoints import Checkpoint
 from evenkeel.correction import correct_
 from evenkeel.datasets import Data, load_data
 from evenkeel.demo import run_demo
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, UnpredictedWarning
 from evenkeel.evaluation import Score, evaluate
 from evenkeel.explanation import overview, write_pages
 from evenkeel.files import require_folder, whole
@@ -133,7 +134,11 @@ def lint(
     if input_shape is None:
         raise EvenkeelError("--input must tell the shape of one input, such as 3x224x224")
     example = torch.zeros(1, *parse_shape(input_shape))
-    findings = findings_of(_model(target, arg, weights), example, settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnpredictedWarning)
+        findings = findings_of(_model(target, arg, weights), example, settings)
+    for warning in caught:
+        typer.echo(f"evenkeel: {warning.message}", err=True)
     if form is Format.text:
         text = summary(findings)
     elif form is Format.json:

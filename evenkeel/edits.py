@@ -44,10 +44,12 @@ class Remove:
     Attributes:
         layer: the layer, such as a dropout, that in eval mode returns what it reads.
         safe: whether that is so.
+        given: a dropout that must move for this one to be superfluous, if any.
     """
 
     layer: Layer
     safe: bool = True
+    given: Layer | None = None
 
     def __str__(self) -> str:
         return f"remove {self.layer.name}"

@@ -26,7 +26,7 @@ def explain(code: str) -> str:
     Raises:
         EvenkeelError: there is no such rule.
 
-    >>> print(explain("EK201").partition(".")[0])
+    >>> print(explain("EK201").splitlines()[0])
     # EK201: dropout right before a norm
     """
     rules = {rule.code: rule for rule in ALL}

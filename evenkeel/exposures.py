@@ -55,6 +55,7 @@ def exposures_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[Exposure
         if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
     }
     found: list[Exposure] = []
+    mover: Layer | None = None  # the last dropout that is to go before a head
     for dropout in noisy:
         if dropout in harmless:
             continue
@@ -62,8 +63,9 @@ def exposures_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[Exposure
         heads = _heads(graph, dropout)
         free = [head for head in heads if head not in taken]
         taken.update(free)
+        mover = dropout if free else mover
         norms = direct or norms_behind(graph, dropout, through_weights=True)
-        found.append(Exposure(dropout, norms, bool(direct), _edits(dropout, heads, free)))
+        found.append(Exposure(dropout, norms, bool(direct), _edits(dropout, heads, free, mover)))
     return tuple(found)
 
 
@@ -89,11 +91,11 @@ def _heads(graph: LayerGraph, dropout: Layer) -> list[Layer]:
     return [weight for weight in last if not norms_behind(graph, weight)]
 
 
-def _edits(dropout: Layer, heads: Collection[Layer], free: list[Layer]) -> tuple[Edit, ...]:
+def _edits(dropout: Layer, heads: Collection[Layer], free: list[Layer], mover: Layer | None) -> tuple[Edit, ...]:
     if not heads:
         return ()
     if not free:
-        return (Remove(dropout),)
+        return (Remove(dropout, given=mover),)
     inserts: list[Edit] = []
     for head in free[1:]:
         module = dropout_like(dropout, shape=head.inputs[0].shape)

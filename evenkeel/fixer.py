@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evenkeel.batches import map_tensors, tensors
 from evenkeel.calls import file_of
-from evenkeel.errors import EvenkeelError, TraceError, UnappliedWarning
+from evenkeel.errors import EvenkeelError, ModelError, TraceError, UnappliedWarning
 from evenkeel.findings import Finding
 from evenkeel.linter import examine, wanted
 from evenkeel.modes import restored, unwrapped
@@ -68,6 +68,7 @@ def fix(
     Raises:
         EvenkeelError: there is no such guideline or code; the model cannot be copied; or there are findings, all of
             which need `unsafe=True`.
+        ModelError: parameters or buffers are on the meta device.
         TraceError: the forward pass raised.
 
     Warns:
@@ -85,6 +86,7 @@ def fix(
     """
     settings = wanted(guideline, select, ignore)
     with unwrapped(model) as plain:
+        _require_values(plain)
         subject, left, applied, changed = Subject(_copy(plain), example), Reasons(), Counter[Key](), False
         found: list[Finding] = []
         for _ in range(_ROUNDS):
@@ -219,6 +221,15 @@ def _copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and fix edits a copy: "
             "detach tensors that it keeps from earlier passes"
         ) from error
+
+
+def _require_values(model: nn.Module) -> None:
+    meta = [path for path, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if meta:
+        raise ModelError(
+            f"{meta[0]!r} and {len(meta) - 1} more are on the meta device, and fix compares what the model computes: "
+            "load the weights first"
+        )
 
 
 def _enclosed(function: FunctionType) -> list[nn.Module]:

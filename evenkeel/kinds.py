@@ -171,6 +171,7 @@ def is_own_call(module: nn.Module, kind: Kind) -> bool:
     """
     if kind in _MODULES:
         return isinstance(module, _MODULES[kind])
-    if isinstance(module, _LISTED) or any(True for _ in module.children()):
+    hooked = {*module._forward_pre_hooks, *module._forward_hooks}  # attachments are children that run by hooks
+    if isinstance(module, _LISTED) or not hooked.issuperset(module._modules):  # type: ignore[arg-type]
         return False
     return any(base.__module__.startswith("torch.nn.modules.") for base in type(module).__mro__[:-2])

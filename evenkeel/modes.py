@@ -229,7 +229,7 @@ class _Memory:
         elif isinstance(value, torch.Generator):
             self._undo.append(partial(_restore_generator, value, value.get_state()))
         elif isinstance(value, Tensor) and self._can_change(value):
-            self._undo.append(partial(_restore_tensor, value, value.detach().clone()))
+            self._undo.append(partial(_restore_tensor, value, value.detach().clone(), value.grad_fn))
 
     def restore(self) -> None:
         """Put everything back; what cannot be put back does not keep the rest from it."""
@@ -270,8 +270,8 @@ def _restore_generator(generator: torch.Generator, state: Tensor) -> None:
     generator.set_state(state)
 
 
-def _restore_tensor(tensor: Tensor, content: Tensor) -> None:
-    if tensor.grad_fn is not None and not tensor._is_view():  # written to in place, from what has a gradient
+def _restore_tensor(tensor: Tensor, content: Tensor, origin: Any) -> None:
+    if tensor.grad_fn is not None and origin is None and not tensor._is_view():  # written to from what has a gradient
         tensor.detach_()
     same = tensor.shape == content.shape and torch.equal(_bits(tensor), _bits(content))
     if not same:

@@ -79,7 +79,7 @@ def is_global_average(layer: Layer | None) -> bool:
     if layer is None or layer.kind is not Kind.POOL or not layer.function.startswith(_AVERAGES):
         return False
     (source, *_) = layer.inputs
-    return len(source.shape) > 2 and all(size == 1 for size in layer.shape[2:])
+    return len(source.shape) > 2 and layer.shape[:2] == source.shape[:2] and all(size == 1 for size in layer.shape[2:])
 
 
 def label(dropout: Layer) -> str:
@@ -88,6 +88,8 @@ def label(dropout: Layer) -> str:
     >>> label(Layer("drop", Kind.DROPOUT, "drop", function="dropout2d", p=0.5))
     'dropout2d p=0.5'
     """
+    if dropout.kind is Kind.OPAQUE:
+        return f"the dropout p={dropout.p:g} in {dropout.function}"
     function = dropout.function if "drop" in dropout.function else type(dropout.module).__name__
     name = function if dropout.module is not None or "drop" in function else "dropout by a mask"
     return f"{name} p={'?' if dropout.p is None else f'{dropout.p:g}'}"

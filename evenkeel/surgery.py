@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -122,6 +123,8 @@ class Plan:
         if isinstance(edit, (Correct, Initialize)):
             return [Whole(edit)]
         if isinstance(edit, Remove):
+            if edit.given and edit.given not in self.gone:
+                raise SurgeryError(f"{edit.given.name}, which is to take its place, stays where it is")
             return [self._take_out(edit.layer, None)]
         if isinstance(edit, Swap):
             return [self._take_out(edit.layer, edit.module)]
@@ -148,6 +151,9 @@ class Plan:
 
     def _put(self, module: nn.Module, layer: Layer, side: Side) -> Operation:
         """Run a module on what a layer reads or returns."""
+        several = len(set(layer.inputs)) > 1 or (layer.module is not None and not _takes_one(layer.module))
+        if side == "before" and several:
+            raise SurgeryError(f"{layer.name} takes several arguments, and nothing tells which is the signal")
         if layer.module is not None and self.inserted.issuperset((call, side) for call in self._calls(layer)):
             return Attach(self.paths[layer.module][0], module, side)
         return self._rewrite(layer, side, module)
@@ -209,7 +215,9 @@ def operate_(model: nn.Module, operations: Sequence[Operation], example: Any) ->
         elif isinstance(operation, Attach):
             end = "input" if operation.side == "before" else "output"
             name = f"{end}_{type(operation.module).__name__.lower()}"
-            attach_(modules[operation.path], copy.deepcopy(operation.module), operation.side, name)
+            target = modules[operation.path]
+            name = attach_(target, _fitted(operation.module, target), operation.side, name)
+            target._modules[name].train(model.training)  # type: ignore[union-attr]
         elif isinstance(operation, Rewrite):
             changes[operation.path].append(_change(modules, operation))
     for path, found in changes.items():
@@ -251,6 +259,19 @@ def _content(operation: Operation) -> str:
     return "" if isinstance(operation, Whole) else repr(operation.module)
 
 
+def _takes_one(module: nn.Module) -> bool:
+    """Whether a module's forward asks for one argument only, so that its first is the signal."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) == 2  # self and the signal
+
+
+def _fitted(module: nn.Module, like: nn.Module) -> nn.Module:
+    """A copy of a module, on the device and in the dtype of another one."""
+    tensors = (t for t in (*like.parameters(), *like.buffers()) if t.is_floating_point())
+    first = next(tensors, None)
+    return copy.deepcopy(module) if first is None else copy.deepcopy(module).to(first.device, first.dtype)
+
+
 def _replace_(modules: dict[str, nn.Module], operation: Replace) -> None:
     old = modules[operation.paths[0]]
     new = copy.deepcopy(operation.module).train(old.training)
@@ -271,6 +292,6 @@ def _change(modules: dict[str, nn.Module], operation: Rewrite) -> Change:
     if operation.module is not None:
         label = getattr(operation.target, "__name__", str(operation.target).rpartition(".")[2]).strip("_")
         child = free_name(container, label if "drop" in label else f"{label}_dropout")
-        container.add_module(child, copy.deepcopy(operation.module).train(container.training))
+        container.add_module(child, _fitted(operation.module, container).train(container.training))
     target = modules[operation.target] if isinstance(operation.target, str) else operation.target
     return Change(operation.file, operation.line, target, operation.action, child, operation.end)

@@ -44,7 +44,13 @@ def reestimated(model, batches, run, precision=1e-5, **options):
     """Re-estimate, and hold the model to the oracle; `run` passes all data through it."""
     before = Snapshot(model)
     done = ek.reestimate_(model, batches, **options)
-    names = ("state_dict {}.running_mean", "state_dict {}.running_var", "attribute {}:_buffers")
+    names = (
+        "state_dict {}.running_mean",
+        "state_dict {}.running_var",
+        "attribute {}:_buffers",
+        "attribute {}:evenkeel_written",  # the mark of what was written
+        "attributes {}",
+    )
     assert set(before.changes()) == {name.format(path) for path in done.standard_errors for name in names}
     inputs = inputs_of(model, run)
     assert inputs.keys() == done.standard_errors.keys()

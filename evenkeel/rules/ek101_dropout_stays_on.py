@@ -58,6 +58,8 @@ def dropout_stays_on(subject: Subject) -> Iterator[Finding]:
 def _advice(layer: Layer, *, frozen: bool) -> str:
     if frozen:
         return "Trace it in eval mode."
+    if layer.kind is Kind.OPAQUE:
+        return "Pass dropout_p=0.0 in eval mode."
     if isinstance(layer.module, nn.Dropout):
         return "Let eval() switch it off: do not override train(), or set its flag."
     return "Make it nn.Dropout, or pass training=self.training."

@@ -44,8 +44,9 @@ _DRIFT, _DUE = 4.0, 2.0  # of the variance in train mode; how much of that must 
 @rule("EK103", guideline="hendrycks2016")
 def initialization_ignores_dropout(subject: Subject) -> Iterator[Finding]:
     """The weight layer at which dropout has changed the variance of signals most."""
-    modules = subject.model.modules()
-    if any(has_running_statistics(module) and not is_untrained(module) for module in modules):
+    norms = [module for module in subject.model.modules() if has_running_statistics(module)]
+    tensors = (*subject.model.parameters(), *subject.model.buffers())
+    if any(t.is_meta for t in tensors) or not all(map(is_untrained, norms)):
         return
     drifts = {layer: drift for layer, drift in _drifts(subject) if _is_dropouts(*drift)} if subject.dropouts else {}
     if drifts:

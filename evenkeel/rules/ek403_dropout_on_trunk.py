@@ -39,7 +39,7 @@ EXAMPLE = (2, 8)
 @rule("EK403", guideline="kim2023")
 def dropout_on_trunk(subject: Subject) -> Iterator[Finding]:
     """Dropouts that no shortcut dilutes."""
-    full = {branch.join for branch in subject.branches if dropouts_on(subject, branch)}
+    full: dict[Layer, Layer | None] = {b.join: None for b in subject.branches if dropouts_on(subject, b)}
     for dropout in subject.dropouts:
         if dropout in subject.gating:
             continue
@@ -47,12 +47,12 @@ def dropout_on_trunk(subject: Subject) -> Iterator[Finding]:
         norms = norms_behind(subject.graph, dropout, through_weights=True)
         if branch and norms:
             free = branch.join not in full
-            full.add(branch.join)
+            mover = full.setdefault(branch.join, dropout)
             yield Finding.at(
                 dropout,
                 f"{label(dropout)} acts {place} {branch.join.name}.",
                 f"Move it into the branch{caveat(branch)}." if free else "Remove it: the branch has a dropout.",
-                move_into(dropout, branch) if free else Remove(dropout),
+                move_into(dropout, branch) if free else Remove(dropout, given=mover),
                 norm=norms[0].path,
             )
 
