@@ -74,3 +74,11 @@ def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ek.EvenkeelError, match="there is no folder"):
         write_pages(tmp_path / "gone")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_docs_rules_is_what_the_rules_say(tmp_path):
+    folder = Path(__file__).parents[1] / "docs" / "rules"
+    written = write_pages(tmp_path)
+    assert sorted(path.name for path in written) == sorted(path.name for path in folder.iterdir())
+    for path in written:
+        assert path.read_text(encoding="utf-8") == (folder / path.name).read_text(encoding="utf-8"), "run make docs"
