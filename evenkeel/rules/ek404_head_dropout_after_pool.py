@@ -13,7 +13,8 @@ li2018 asks for dropout behind the last norm, and is content with both places.
 ## Known limits
 The noise before the pool is that much weaker, so the rate has to be tuned anew. Dropout of whole channels before the
 pool would be dropout after it, so single positions are dropped there. Behind hidden layers of the head it is left
-alone. Where the pool has other readers than the dropout, it is edited by hand.
+alone, and so are means over tokens and other signals with channels last. Where the pool has other readers than the
+dropout, it is edited by hand.
 
 ## References
 Kim et al. 2023, abstract: dropout before global average pooling makes outputs more stable; H4 in its published code.
