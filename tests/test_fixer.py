@@ -10,6 +10,7 @@ import torch
 from hypothesis import Phase, given, seed, settings
 from residuals import dropouts_of, specs
 from torch import nn
+from torch.nn import functional as F
 from widenets import PreActBasic, PreActBottleneck, PreResNet, WideResNet
 
 import evenkeel as ek
@@ -139,3 +140,54 @@ def test_the_laws_on_residual_nets(part):
         check_compiled(model, fixed, x)
 
     check()
+
+
+# What looks like one dropout moved, and would be none or two
+
+
+class Chained(nn.Sequential):
+    """Runs its children in a chain, and so any new child, too."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x).mean((2, 3)), 0.5, self.training)
+
+
+class TwoReaders(nn.Module):
+    """Hands out what its pool returns, beside dropout of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.drop = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.pool(self.conv(x)).flatten(1)
+        return self.drop(x), x
+
+
+@pytest.mark.parametrize("build", [lambda: Chained(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), TwoReaders])
+def test_a_dropout_that_would_multiply_or_reach_others_stays(build):
+    model, x = build(), torch.randn(2, 3, 8, 8)
+    with pytest.warns(ek.UnappliedWarning, match=r"EK404 .*\(test_fixer.py:\d+\)"):
+        fixed = ek.fix(model, x, guideline="kim2023")
+    assert repr(fixed) == repr(model)
+
+
+def test_a_copy_that_would_run_the_original_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model.again = lambda x: model[0](x).relu()
+    with pytest.raises(ek.EvenkeelError, match=r"again is a function \(test_fixer.py:\d+\) that holds the module"):
+        ek.fix(model, torch.randn(2, 4), guideline="li2018")
+
+
+def test_what_is_inserted_has_the_model_s_dtype():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    assert ek.fix(model, x, guideline="chen2019", unsafe=True)(x).dtype == torch.float64
+
+
+def test_reading_a_model_leaves_what_it_keeps_of_earlier_passes():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
+    model.kept = model[0](torch.randn(2, 4))
+    origin = model.kept.grad_fn
+    ek.lint(model, torch.randn(2, 4))
+    assert model.kept.grad_fn is origin
