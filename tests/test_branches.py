@@ -2,25 +2,13 @@
 
 import pytest
 import torch
+from made import Made
 from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
 from benchmarks.torchvision_cpu import import_torchvision
 from evenkeel.branches import branches_of, innermost
-
-
-class Made(nn.Module):
-    """A module that runs a function of its layers and its input."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def conv(n_in=4, n_out=4, **options):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from made import Made
 from residuals import specs
 from torch import nn
 from torch.nn import functional as F
@@ -11,19 +12,6 @@ import evenkeel as ek
 from evenkeel.edits import Insert, Move, Remove
 from evenkeel.exposures import norms_behind
 from evenkeel.subject import Subject
-
-
-class Made(nn.Module):
-    """A module that runs a function of its layers and its input."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def linear():

@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 from hypothesis import given, settings
+from made import Made
 from residuals import specs
 from snapshots import Snapshot
 from torch import fx, nn
@@ -25,17 +26,8 @@ from evenkeel.uniform_dropout import Uout
 X = torch.zeros(2, 8)
 
 
-class Made(nn.Module):
-    """A module that runs a function of its layers and its input."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self.run, self.p = run, 0.5
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
+def made(run, **layers):
+    return Made(run, p=0.5, **layers)
 
 
 def linear():
@@ -82,7 +74,7 @@ def test_nothing_changes(spec):
 
 @pytest.mark.parametrize("example", [X, (X,), {"x": X}], ids=["tensor", "tuple", "dict"])
 def test_examples_of_every_form(example):
-    model = Made(lambda m, x: m.b(m.n(F.dropout(m.a(x), 0.5, m.training))), a=linear(), n=norm(), b=linear())
+    model = made(lambda m, x: m.b(m.n(F.dropout(m.a(x), 0.5, m.training))), a=linear(), n=norm(), b=linear())
     assert found(model, "EK2", example=example) == [("EK201", "dropout")]
 
 
@@ -122,7 +114,7 @@ def mask(m, x):
 
 
 def functional(call):
-    return lambda: Made(lambda m, x: m.b(m.n(call(m, m.a(x)))), a=linear(), n=norm(), b=linear())
+    return lambda: made(lambda m, x: m.b(m.n(call(m, m.a(x)))), a=linear(), n=norm(), b=linear())
 
 
 def between(*layers):
@@ -143,7 +135,7 @@ def frozen(model):
 CALLS = {
     "in a sequence": (between(nn.Dropout(0.5), norm()), ["1"]),
     "as an attribute": (
-        lambda: Made(lambda m, x: m.b(m.n(m.d(m.a(x)))), a=linear(), d=nn.Dropout(0.5), n=norm(), b=linear()),
+        lambda: made(lambda m, x: m.b(m.n(m.d(m.a(x)))), a=linear(), d=nn.Dropout(0.5), n=norm(), b=linear()),
         ["d"],
     ),
     "in place": (between(nn.Dropout(0.5, inplace=True), norm()), ["1"]),
@@ -164,14 +156,14 @@ CALLS = {
     "nested in a norm, before it": (between(DropThenNorm()), ["1.drop"]),
     "nested in a norm, behind it": (between(NormThenDrop(), norm()), ["1.drop"]),
     "shared, called twice": (
-        lambda: Made(
+        lambda: made(
             lambda m, x: m.c(m.n2(m.d(m.b(m.n1(m.d(m.a(x))))))),
             a=linear(), d=nn.Dropout(0.5), n1=norm(), b=linear(), n2=norm(), c=linear(),
         ),
         ["d", "d#2"],
     ),
     "a block called twice": (
-        lambda: Made(lambda m, x: m.b(m.f(m.f(x))), f=between(nn.Dropout(0.5), norm())(), b=linear()),
+        lambda: made(lambda m, x: m.b(m.f(m.f(x))), f=between(nn.Dropout(0.5), norm())(), b=linear()),
         ["f.1", "f.1#2"],
     ),
     "a hook": (hooked, ["0.dropout"]),
@@ -232,7 +224,7 @@ def test_dropout_that_stays_on_is_found_and_what_is_switched_off_is_not():
         "a mask": mask,
     }
     for name, call in (on | off).items():
-        model = Made(lambda m, x, call=call: m.b(call(m, m.a(x))), a=linear(), b=linear())
+        model = made(lambda m, x, call=call: m.b(call(m, m.a(x))), a=linear(), b=linear())
         assert len(found(model, "EK101")) == (name in on), name
 
 
@@ -242,7 +234,7 @@ def attention(p):
         rate = p if p is not None else 0.1 if m.training else 0.0
         return F.scaled_dot_product_attention(y, y, y, dropout_p=rate).flatten(1)
 
-    return Made(run, a=linear())
+    return made(run, a=linear())
 
 
 @pytest.mark.parametrize(("p", "count"), [(0.1, 1), (0.0, 0), (None, 0)])
@@ -275,7 +267,7 @@ def test_what_tracing_froze_is_found_alone_and_inside_another_model(training):
 def test_rates_from_four_fifths_on_are_found_whatever_the_call(p, count):
     models = [
         nn.Sequential(linear(), nn.Dropout(p), linear()),
-        Made(lambda m, x: m.b(F.dropout(m.a(x), p=p, training=m.training)), a=linear(), b=linear()),
+        made(lambda m, x: m.b(F.dropout(m.a(x), p=p, training=m.training)), a=linear(), b=linear()),
     ]
     for model in models:
         assert len(found(model, "EK105")) == count
@@ -337,9 +329,9 @@ def test_stochastic_depth_is_exempt_from_placement_altogether():
 
 POOLS = {
     "nn.AdaptiveAvgPool2d(1)": (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 1),
-    "F.adaptive_avg_pool2d": (Made(lambda m, x: F.adaptive_avg_pool2d(x, 1).flatten(1)), 1),
-    "mean": (Made(lambda m, x: x.mean((2, 3))), 1),
-    "average of full size": (Made(lambda m, x: F.avg_pool2d(x, x.shape[-1]).view(len(x), -1)), 1),
+    "F.adaptive_avg_pool2d": (made(lambda m, x: F.adaptive_avg_pool2d(x, 1).flatten(1)), 1),
+    "mean": (made(lambda m, x: x.mean((2, 3))), 1),
+    "average of full size": (made(lambda m, x: F.avg_pool2d(x, x.shape[-1]).view(len(x), -1)), 1),
     "nn.AdaptiveAvgPool2d(7)": (nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten()), 0),
     "maximum": (nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()), 0),
     "no pool": (nn.Flatten(), 0),
@@ -351,7 +343,7 @@ POOLS = {
 @pytest.mark.parametrize("call", ["module", "function"])
 def test_dropout_behind_a_global_average_pool_is_found(name, call):
     pool, count = POOLS[name]
-    drop = {"module": nn.Dropout(0.2), "function": Made(lambda m, x: F.dropout(x, 0.2, m.training))}[call]
+    drop = {"module": nn.Dropout(0.2), "function": made(lambda m, x: F.dropout(x, 0.2, m.training))}[call]
     features = {"nn.AdaptiveAvgPool2d(7)": 8 * 49, "no pool": 8 * 36}.get(name, 8)
     body = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
     model, example = nn.Sequential(*body, pool, drop, nn.Linear(features, 2)), torch.zeros(2, 3, 8, 8)

@@ -245,7 +245,7 @@ def test_relative_names_roots_and_links_are_followed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "uri"),
     [
-        (r"C:\work\my nets\net.py", "file:///C:/work/my%20nets/net.py"),
+        (r"C:\code\my nets\net.py", "file:///C:/code/my%20nets/net.py"),
         ("d:/größe.py", "file:///d:/gr%C3%B6%C3%9Fe.py"),
     ],
 )
