@@ -7,7 +7,7 @@ TESTED := $(if $(CONSTRAINTS),--constraint $(abspath $(CONSTRAINTS)))
 INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs clean
+.PHONY: help demo test smoke check docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
@@ -20,6 +20,11 @@ demo: .venv/.demo  ## train networks on real images, measure their variance shif
 
 test: .venv/.test  ## run the tests and the examples in docstrings, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+smoke: .venv/.test  ## run every experiment of the papers at smoke scale, on synthetic images, digits and simulations
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && set -ex && \
+	$(BIN)/evenkeel reproduce hendrycks2016 li2018 --scale smoke --out "$$tmp" && \
+	$(BIN)/evenkeel report "$$tmp" --html "$$tmp/report.html" --markdown "$$tmp/report.md"
 
 check: .venv/.test  ## check format, style and types, then the wheel in an empty environment
 	$(BIN)/ruff format --check .
@@ -34,8 +39,10 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 	venv/bin/evenkeel --version && \
 	venv/bin/python -m evenkeel --version
 
-docs: .venv/.test  ## write docs/rules anew, from the rules' own text
+docs: .venv/.test  ## write docs/rules anew, from the rules' own text, and the README's claims, from results
 	$(BIN)/evenkeel explain --write docs/rules
+	@tmp=$$(mktemp) && trap 'rm -f "$$tmp"' EXIT && $(BIN)/evenkeel report results --markdown "$$tmp" && \
+	sed -i -e '/^<!-- claims -->$$/,/^<!-- .claims -->$$/{/^|/d}' -e "/^<!-- claims -->\$$/r $$tmp" README.md
 
 clean:  ## remove .venv and everything built or cached
 	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache

@@ -1,10 +1,9 @@
-"""The program `evenkeel`: demo, lint, explain, shift and repair on the command line."""
+"""The program `evenkeel`: what each command asks for, does and prints; those of the papers are in papers.commands."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
 import sys
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +28,13 @@ from evenkeel.demo import run_demo
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
 from evenkeel.evaluation import Score, evaluate
 from evenkeel.explanation import overview, write_pages
-from evenkeel.files import require_folder, whole
+from evenkeel.files import finite, require_folder, whole
 from evenkeel.findings import GUIDELINES, summary
 from evenkeel.linter import findings_of, wanted
+from evenkeel.papers import commands
 from evenkeel.prediction import predict_shift
 from evenkeel.progress import Bar
+from evenkeel.readers import SETS
 from evenkeel.reestimation import Reestimation, reestimate_
 from evenkeel.rules import ALL
 from evenkeel.sarif import to_sarif
@@ -54,7 +55,7 @@ DataName = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="digits, mnist, cifar10, folder:PATH or package.module:callable; left out: predicted from --input.",
+        help=f"{', '.join(SETS)}, folder:PATH or package.module:callable; left out: predicted from --input.",
         metavar="D",
     ),
 ]
@@ -65,6 +66,7 @@ Arg = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where data sets lie; else the variable EVENKEEL_DATA.")
 ]
+Download = Annotated[bool, typer.Option("--download", help="Download a data set that is not there.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Samples a batch, for data sets named here.")]
 MaxBatches = Annotated[
     int | None, typer.Option("--max-batches", min=1, help="How many batches to use; all if left out.")
@@ -84,6 +86,10 @@ class Format(Enum):
     text = "text"
     json = "json"
     sarif = "sarif"
+
+
+app.command()(commands.reproduce)
+app.command()(commands.report)
 
 
 @app.callback(invoke_without_command=True)
@@ -142,7 +148,7 @@ def lint(
     if form is Format.text:
         text = summary(findings)
     elif form is Format.json:
-        text = json.dumps(_finite([finding.to_dict() for finding in findings]), indent=2)
+        text = json.dumps(finite([finding.to_dict() for finding in findings]), indent=2)
     else:
         text = json.dumps(to_sarif(findings, ALL, root=Path.cwd(), version=version("evenkeel")), indent=2)
     if output is None:
@@ -174,6 +180,7 @@ def shift(
     weights: Weights = None,
     arg: Arg = None,
     data_dir: DataDir = None,
+    download: Download = False,
     batch_size: BatchSize = 128,
     max_batches: MaxBatches = None,
     fail_above: Annotated[
@@ -191,7 +198,7 @@ def shift(
     if data is None:
         report = predict_shift(model, _example(input_shape, {"--max-batches": max_batches, "--data-dir": data_dir}))
     else:
-        batches = _load(data, input_shape, data_dir, batch_size).train
+        batches = _load(data, input_shape, data_dir, download, batch_size).train
         report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
     _show(report.to_dict() if as_json else report)
     if fail_above is not None and report.worst > fail_above:
@@ -209,6 +216,7 @@ def repair(
     input_shape: Input = None,
     arg: Arg = None,
     data_dir: DataDir = None,
+    download: Download = False,
     batch_size: BatchSize = 128,
     max_batches: MaxBatches = None,
     tolerance: Annotated[float | None, typer.Option(help="Stop at this relative standard error, such as 0.01.")] = None,
@@ -231,7 +239,7 @@ def repair(
         unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--data-dir": data_dir}
         shown, result = _correct(model, _example(input_shape, unused))
     else:
-        given = _load(data, input_shape, data_dir, batch_size)
+        given = _load(data, input_shape, data_dir, download, batch_size)
         shown, result = _reestimate(model, given, max_batches, tolerance)
     page = Console(record=True, file=io.StringIO(), width=120)
     page.print(shown)
@@ -349,26 +357,17 @@ def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Re
     return Group(table, Text("\n".join(lines)))
 
 
-def _load(name: str, input_shape: str | None, data_dir: Path | None, batch_size: int) -> Data:
+def _load(name: str, input_shape: str | None, data_dir: Path | None, download: bool, batch_size: int) -> Data:
     shape = None if input_shape is None else parse_shape(input_shape)
-    return load_data(name, data_dir=data_dir, shape=shape, batch_size=batch_size)
+    return load_data(name, data_dir=data_dir, shape=shape, batch_size=batch_size, download=download)
 
 
 def _show(result: Any) -> None:
     """Print plain data as JSON, anything else as rich does."""
     if isinstance(result, dict):
-        typer.echo(json.dumps(_finite(result), indent=2))
+        typer.echo(json.dumps(finite(result), indent=2))
     else:
         Console(width=None if sys.stdout.isatty() else 120).print(result)
-
-
-def _finite(value: Any) -> Any:
-    """The same data with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> NoReturn:

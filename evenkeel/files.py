@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from evenkeel.errors import EvenkeelError, brief
 
@@ -55,3 +58,29 @@ def require_folder(path: Path) -> None:
         raise EvenkeelError(f"{path} is a folder: name a file")
     if not path.absolute().parent.is_dir():
         raise EvenkeelError(f"{path} cannot be written: there is no folder {path.parent}: make it first")
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write plain data as JSON, whole or not at all, one line an entry; what is not finite becomes null.
+
+    Raises:
+        EvenkeelError: the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "a.json"), {"error": 0.5, "loss": math.inf})
+    ...     json.loads(Path(folder, "a.json").read_text())
+    {'error': 0.5, 'loss': None}
+    """
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(finite(value))}" for key, value in data.items())
+    with whole(path) as temporary:
+        temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """The same plain data with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -40,6 +40,15 @@ def test_the_program_prints_the_output_shown():
         assert before > 1.8 and after < 1.05 and error_after < error_before
 
 
+def test_the_claims_are_what_the_results_say():
+    from evenkeel.papers import ALL, find
+    from evenkeel.papers.lab.report import read_reports, to_markdown
+
+    reports = read_reports(Path(__file__).parents[1] / "results", [pair for paper in ALL for pair in find(paper.name)])
+    shown = re.search(r"<!-- claims -->\n(.*?)<!-- /claims -->", README, re.S)
+    assert shown is not None and shown[1].strip() == to_markdown(reports).strip(), "run `make docs`"
+
+
 def test_every_verb_named_exists():
     import evenkeel as ek
 

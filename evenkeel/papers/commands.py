@@ -1,0 +1,112 @@
+"""The commands `evenkeel reproduce` and `evenkeel report`."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from evenkeel.errors import EvenkeelError
+from evenkeel.files import require_folder, whole
+from evenkeel.papers import ALL, find
+from evenkeel.papers.lab.report import read_reports, to_html, to_markdown
+from evenkeel.papers.lab.runner import make, runs_of
+from evenkeel.papers.lab.training import Hardware
+from evenkeel.papers.lab.trials import Workplace
+
+
+class Size(Enum):
+    """How much of an experiment is run."""
+
+    smoke = "smoke"
+    quick = "quick"
+    full = "full"
+
+
+class Engine(Enum):
+    """What makes many runs at once."""
+
+    local = "local"
+    ray = "ray"
+
+
+def reproduce(
+    targets: Annotated[
+        list[str],
+        typer.Argument(help="PAPER, such as li2018, or PAPER/EXPERIMENT, such as li2018/shift.", metavar="PAPER"),
+    ],
+    scale: Annotated[Size, typer.Option(help="smoke: seconds; quick: small nets and data; full: the paper's.")],
+    out: Annotated[Path, typer.Option(help="Folder for results; another one for each scale.")] = Path("results"),
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where data sets lie; else the variable EVENKEEL_DATA.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download data sets that are not there.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="local: all cores or GPUs here; ray: the cluster that RAY_ADDRESS names.")
+    ] = Engine.local,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what is done, go on with what was begun.")] = False,
+    arms: Annotated[str, typer.Option(help="Only arms of such names, as in 'wrn-*'.")] = "*",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds, instead of the experiment's number.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; one a GPU, or else one a core, if left out.")
+    ] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Devices for each run, by DistributedDataParallel.")] = 1,
+    precision: Annotated[str, typer.Option(help="As in lightning-fabric, such as bf16-mixed.")] = "32-true",
+    compiled: Annotated[bool, typer.Option("--compile", help="Train what torch.compile makes of a net.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Keep images channels last.")] = False,
+) -> None:
+    """Run a paper's experiments, and print what was published beside what was found.
+
+    Writes OUT/PAPER/EXPERIMENT/ARM-SEED.json for every run, plots beside them, and trained nets under OUT/trained,
+    which may be removed once all is done. Exit code 1 if a run failed.
+    """
+    experiments = [pair for target in targets for pair in find(target)]
+    chosen = None if seeds is None else range(seeds)
+    runs = [run for pair in experiments for run in runs_of(*pair, scale.value, arms=arms, seeds=chosen)]
+    hardware = Hardware(accelerator, devices, precision, compile=compiled, channels_last=channels_last)
+    workplace = Workplace(out, data_dir, download, hardware)
+    summary = make(runs, workplace, engine=engine.value, workers=workers, resume=resume)
+    console = _console()
+    if summary.made or summary.skipped:
+        for report in read_reports(out, experiments):
+            if report.scale == scale.value:
+                console.print(report)
+                report.write_plots(out)
+    for name, error in summary.failed.items():
+        typer.echo(f"evenkeel: {name}: {error}", err=True)
+    typer.echo(f"{summary.made} runs made, {summary.skipped} skipped, {len(summary.failed)} failed: {out}")
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that `evenkeel reproduce` wrote to.", metavar="RESULTS")],
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page with tables and plots.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table of claims as Markdown.")] = None,
+) -> None:
+    """Show what runs have found: published beside ours, and which claims hold."""
+    for path in filter(None, (html, markdown)):
+        require_folder(path)
+    if not results.is_dir():
+        raise EvenkeelError(f"there is no folder {results}: name the one that `evenkeel reproduce` wrote to")
+    reports = read_reports(results, [pair for paper in ALL for pair in find(paper.name)])
+    pages = {html: to_html, markdown: to_markdown}
+    for path, write in pages.items():
+        if path is not None:
+            with whole(path) as temporary:
+                temporary.write_text(write(reports), encoding="utf-8")
+            typer.echo(f"written: {path}")
+    if html is None and markdown is None:
+        for found in reports:
+            _console().print(found)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160)

@@ -1,0 +1,125 @@
+"""The runner: a paper's experiments from their specification to files of results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from evenkeel.errors import EvenkeelError
+from evenkeel.files import write_json
+from evenkeel.papers.lab.engines import EngineName, run_all
+from evenkeel.papers.lab.experiments import Experiment, Paper
+from evenkeel.papers.lab.results import Record
+from evenkeel.papers.lab.specs import SCALES, Scale, arm_name
+from evenkeel.papers.lab.training import checkpoint_path
+from evenkeel.papers.lab.trials import Run, Workplace
+from evenkeel.progress import Bar
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the runs asked for.
+
+    Attributes:
+        made: how many were made.
+        skipped: how many had been made before.
+        failed: the errors of the others, by name.
+    """
+
+    made: int
+    skipped: int
+    failed: dict[str, str]
+
+
+def runs_of(
+    paper: Paper, experiment: Experiment, scale: Scale, *, arms: str = "*", seeds: Sequence[int] | None = None
+) -> list[Run]:
+    """The runs of an experiment.
+
+    Args:
+        paper: whose it is.
+        experiment: which.
+        scale: smoke, quick or full.
+        arms: a pattern that names of arms match, such as `wrn-*`.
+        seeds: which; as many as the experiment asks for, from 0 on, if None.
+
+    Raises:
+        EvenkeelError: no such scale, or no arm matches.
+    """
+    if scale not in SCALES:
+        raise EvenkeelError(f"there is no scale {scale!r}: choose from {', '.join(SCALES)}")
+    chosen = [factors for factors in experiment.arms[scale] if fnmatch(arm_name(factors), arms)]
+    if not chosen:
+        names = ", ".join(map(arm_name, experiment.arms[scale]))
+        raise EvenkeelError(f"no arm of {paper.name}/{experiment.name} is like {arms!r}: there are {names}")
+    return [
+        Run(
+            paper=paper.name,
+            experiment=experiment.name,
+            scale=scale,
+            factors=factors,
+            seed=seed,
+            measure=experiment.measure,
+            training=experiment.training(scale, **factors) if experiment.training else None,
+        )
+        for seed in (range(experiment.seeds[scale]) if seeds is None else seeds)
+        for factors in chosen
+    ]
+
+
+def make(
+    runs: Sequence[Run],
+    workplace: Workplace,
+    *,
+    engine: EngineName = "local",
+    workers: int | None = None,
+    resume: bool = False,
+) -> Summary:
+    """Make runs, and write each one's record as soon as it is there.
+
+    Args:
+        runs: which.
+        workplace: where and on what.
+        engine: `local` or `ray`.
+        workers: how many runs at once on this machine; one a GPU, or else one a core, if None.
+        resume: skip runs whose record is there and was made by the same specification, and go on with trainings that
+            were begun; otherwise all is made anew.
+
+    Returns:
+        What became of them; one that fails does not stop the others.
+
+    Raises:
+        EvenkeelError: a record cannot be written, or the engine cannot be started.
+    """
+    done = [run for run in runs if resume and _is_made(run, workplace)]
+    todo = [run for run in runs if run not in done]
+    if not resume:
+        for run in todo:
+            _forget(run, workplace)
+    failed: dict[str, str] = {}
+    if todo:
+        outcomes = run_all(todo, workplace, engine=engine, workers=workers)
+        for run, outcome in Bar(outcomes, "runs", total=len(todo)):
+            if isinstance(outcome, Exception):
+                failed[run.name] = str(outcome)
+            else:
+                path = run.path(workplace.out)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, outcome)
+    return Summary(len(todo) - len(failed), len(done), failed)
+
+
+def _is_made(run: Run, workplace: Workplace) -> bool:
+    """Whether a record lies there that answers to the run as it is specified now."""
+    path = run.path(workplace.out)
+    with suppress(EvenkeelError):
+        return path.exists() and run.spec().items() <= Record.read(path).content.items()
+    return False
+
+
+def _forget(run: Run, workplace: Workplace) -> None:
+    """Remove the checkpoint of a run that is to be made anew."""
+    if run.training is not None:
+        checkpoint_path(workplace.checkpoints, run.training, run.seed, workplace.hardware).unlink(missing_ok=True)

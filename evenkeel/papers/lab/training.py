@@ -1,0 +1,334 @@
+"""Training: one network by one recipe, to the same bits whether or not it was killed in between."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evenkeel.datasets import Batches
+from evenkeel.errors import EvenkeelError, brief
+from evenkeel.evaluation import Score, evaluate
+from evenkeel.files import whole
+from evenkeel.initialization import init_
+from evenkeel.papers.lab.images import Images, augment, batches
+from evenkeel.papers.lab.nets import build
+from evenkeel.papers.lab.specs import Recipe, Training, digest, plain
+from evenkeel.progress import Bar
+from evenkeel.readers import Split
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a network is trained on; part of what decides the last bits of its weights.
+
+    Args:
+        accelerator: `cpu`, `cuda`, or `auto` for the latter where there is one.
+        devices: over how many the batch is spread, by DistributedDataParallel.
+        precision: as lightning-fabric names it, such as 32-true or bf16-mixed. Scores are always taken in 32 bits.
+        compile: train what torch.compile makes of the network.
+        channels_last: keep weights, and so what convolutions give, in that memory format.
+        threads: of each process on a CPU. Sums are taken in another order with more of them, so the bits differ.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    compile: bool = False
+    channels_last: bool = False
+    threads: int = 1
+
+    def resolved(self) -> Hardware:
+        """The same with the accelerator that `auto` stands for on this machine."""
+        found = "cuda" if torch.cuda.is_available() else "cpu"  # scores are summed in float64, which mps has not
+        return replace(self, accelerator=found) if self.accelerator == "auto" else self
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network as its training left it.
+
+    Attributes:
+        training: what was asked for.
+        history: one dictionary of figures an epoch. `train_loss` and `train_error` are of the batches trained on, in
+            train mode, while weights move; with the names of splits before them, scores in eval mode after the epoch.
+        seconds: spent on it, over all starts.
+        weights: state dicts by number of epochs done, the last one's among them.
+    """
+
+    training: Training
+    history: History
+    seconds: float
+    weights: dict[int, dict[str, Tensor]]
+
+    def model(self, images: Images, epoch: int | None = None) -> nn.Module:
+        """The network on the images' device, in train mode, as it was after so many epochs; after all if None."""
+        net = build_net(self.training, images)
+        net.load_state_dict(self.weights[max(self.weights) if epoch is None else epoch])
+        return net.to(images.mean.device).train()
+
+
+def train(
+    training: Training,
+    seed: int,
+    images: Images,
+    *,
+    folder: Path,
+    hardware: Hardware | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Train a network, from where an earlier process left it.
+
+    After every epoch a checkpoint is written under a name made of all that decides the outcome; a training that is
+    found half done goes on from there, one that is found done is read. Every epoch draws its order, its crops and
+    its masks from a seed of its own, so that the outcome is the same to the bit.
+
+    Args:
+        training: what to train, on what, how.
+        seed: of weights, order, crops and masks.
+        images: those that `training.source` names.
+        folder: where checkpoints are kept; made if there is none.
+        hardware: on what; the first device found if None.
+        progress: show a bar on the terminal.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        EvenkeelError: lightning-fabric is missing, or the checkpoint cannot be read or written.
+    """
+    hardware = hardware or Hardware()
+    path = checkpoint_path(folder, training, seed, hardware)
+    if not (found := _read(path)) or not _is_done(found, training.recipe):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{path.name}.*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        # Bound, since Fabric walks through arguments and refuses frozen ones.
+        _fabric(hardware).launch(
+            partial(
+                _train, training=training, seed=seed, images=images, path=path, hardware=hardware, progress=progress
+            )
+        )
+        found = _read(path)
+    return Trained(training, found["history"], found["seconds"], found["weights"])
+
+
+def checkpoint_path(folder: Path, training: Training, seed: int, hardware: Hardware) -> Path:
+    """Where the checkpoint of a training lies: its name holds all that decides the outcome."""
+    return folder / f"{training.net.name}-{seed}-{digest(plain(training), seed, plain(hardware.resolved()))}.pt"
+
+
+def build_net(training: Training, images: Images) -> nn.Module:
+    """The network for these images, not initialized in any particular way."""
+    sizes = {"inputs": math.prod(images.shape)} if training.net.name == "mlp" else {"channels": images.shape[0]}
+    return build(training.net.name, **{**sizes, "classes": images.classes, **training.net.arguments})
+
+
+def initialize_(net: nn.Module, init: str, example: Tensor) -> None:
+    """Initialize a network as `Training.init` says, from torch's own generator."""
+    if init == "given":
+        return
+    if init not in ("xavier", "he"):
+        init_(net, example, mode=init)  # type: ignore[arg-type]
+        return
+    for module in net.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            fill = nn.init.xavier_uniform_ if init == "xavier" else nn.init.kaiming_normal_
+            fill(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def score(net: nn.Module, images: Images, split: Split, count: int | None = None, size: int = 500) -> Score:
+    """Error and log loss in eval mode on the first images of a split; all of them if count is None."""
+    return evaluate(net, batches_of(images, split, count, size))
+
+
+def batches_of(images: Images, split: Split, count: int | None = None, size: int = 128) -> Batches:
+    """A split's first images, standardized, in a fixed order; all of them if count is None."""
+    count = min(count or len(split.labels), len(split.labels))
+    labels = split.labels[:count]
+    return Batches(
+        split.images.__getitem__, labels, images.mean, images.deviation, count=count, batch_size=min(size, count)
+    )
+
+
+def _train(
+    fabric: Any, training: Training, seed: int, images: Images, path: Path, hardware: Hardware, progress: bool
+) -> None:
+    """Train on one of the devices; the first one writes the checkpoints."""
+    with deterministic(hardware.threads):
+        _train_on(fabric, training, seed, images, path, hardware, progress)
+
+
+def _train_on(
+    fabric: Any, training: Training, seed: int, images: Images, path: Path, hardware: Hardware, progress: bool
+) -> None:
+    recipe = training.recipe
+    images = images.to(fabric.device)
+    torch.manual_seed(seed)
+    net = build_net(training, images)
+    initialize_(net, training.init, images.standardize(images.train.images[:2]).cpu())
+    net.to(fabric.device)
+    if hardware.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore
+    optimizer = _optimizer(net, recipe)
+    state = _read(path)
+    if state:
+        net.load_state_dict(state["model"])
+    model, wrapped = fabric.setup(torch.compile(net) if hardware.compile else net, optimizer)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+    history: History = state.get("history", [])
+    weights: dict[int, dict[str, Tensor]] = state.get("weights", {})
+    spent, began = state.get("seconds", 0.0), time.perf_counter()
+    epochs = range(len(history), recipe.epochs)
+    shown = progress and fabric.is_global_zero
+    for epoch in Bar(epochs, f"training {training.net.name}") if shown else epochs:
+        torch.manual_seed(_mixed(seed, epoch, fabric.global_rank))
+        _prepare(optimizer, recipe, epoch)
+        figures = _train_epoch(fabric, model, wrapped, images, recipe, seed, epoch)
+        over = epoch + 1 == recipe.epochs or not math.isfinite(figures["train_loss"])  # what is no number stays none
+        if fabric.is_global_zero:
+            history.append({"epoch": epoch + 1, "lr": recipe.lr_at(epoch), **figures, **_watch(net, images, recipe)})
+            for kept in recipe.kept():
+                if kept == epoch + 1 or (over and kept > epoch):
+                    weights[kept] = _copied(net)
+            state = {"history": history, "weights": weights, "seconds": spent + time.perf_counter() - began}
+            if not over:
+                state |= {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+            with whole(path) as temporary:
+                torch.save(state, temporary)
+        fabric.barrier()
+        if over:
+            break
+
+
+def _train_epoch(
+    fabric: Any, model: nn.Module, optimizer: Any, images: Images, recipe: Recipe, seed: int, epoch: int
+) -> dict[str, float]:
+    """One pass over the training images; each device takes its share of every batch."""
+    generator = torch.Generator().manual_seed(_mixed(seed, epoch))  # of the order, the same on every device
+    crops = torch.Generator(fabric.device).manual_seed(_mixed(seed, epoch))
+    model.train()
+    loss_sum = torch.zeros((), device=fabric.device, dtype=torch.float64)
+    wrong, count = torch.zeros((), device=fabric.device, dtype=torch.int64), 0
+    for order in batches(len(images.train.labels), recipe.batch, generator):
+        chosen = order[: len(order) // fabric.world_size * fabric.world_size].to(fabric.device)  # shares of one size
+        if not len(chosen):
+            continue
+        inputs = images.standardize(images.train.images[chosen])
+        if recipe.augment:
+            inputs = augment(inputs, crops, pad=images.shape[-1] // 8)
+        mine = slice(fabric.global_rank, None, fabric.world_size)
+        labels = images.train.labels[chosen][mine]
+        optimizer.zero_grad()
+        logits = model(inputs[mine])
+        loss = F.cross_entropy(logits, labels)
+        fabric.backward(loss)
+        optimizer.step()
+        loss_sum += loss.detach().double() * len(labels)
+        wrong += (logits.detach().argmax(1) != labels).sum()
+        count += len(labels)
+    sums = fabric.all_reduce(torch.stack([loss_sum, wrong.double(), loss_sum.new_tensor(count)]), reduce_op="sum")
+    return {"train_loss": float(sums[0] / sums[2]), "train_error": float(sums[1] / sums[2])}
+
+
+def _watch(net: nn.Module, images: Images, recipe: Recipe) -> dict[str, float]:
+    """Scores in eval mode after an epoch."""
+    splits = {"train": images.train, "validation": images.validation, "test": images.test}
+    if images.validation is not None:
+        del splits["test"]  # what is tuned must not be seen
+    found: dict[str, float] = {}
+    for name, split in splits.items():
+        if recipe.watched and split is not None:
+            result = score(net, images, split, recipe.watched)
+            found |= {f"{name}_eval_loss": result.log_loss, f"{name}_eval_error": result.error}
+    return found
+
+
+def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.optimizer == "nesterov",
+        fused=True,
+    )
+
+
+def _prepare(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
+    """Set the epoch's learning rate, and let momentum start anew where the recipe says so."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.lr_at(epoch)
+    if recipe.reset_momentum and epoch and epoch % recipe.reset_momentum == 0:
+        optimizer.state.clear()
+
+
+@contextmanager
+def deterministic(threads: int) -> Generator[None]:
+    """Compute to the same bits every time: on so many threads of a CPU, by deterministic kernels of a GPU."""
+    found = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(found[0])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = found[1:]
+
+
+def device_of(hardware: Hardware) -> torch.device:
+    """The device to measure on: the first of those to train on."""
+    return _fabric(hardware).device
+
+
+def _fabric(hardware: Hardware) -> Any:
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise EvenkeelError('training needs lightning-fabric: pip install "evenkeel[papers]"') from error
+    return Fabric(
+        accelerator=hardware.resolved().accelerator,
+        devices=hardware.devices,
+        precision=hardware.precision,  # type: ignore[arg-type]
+        strategy="auto" if hardware.devices == 1 else "ddp_spawn",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; nothing if there is none."""
+    if not path.exists():
+        return {}
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise EvenkeelError(f"{path} cannot be read ({brief(error)}): remove it to train anew") from error
+
+
+def _is_done(state: dict[str, Any], recipe: Recipe) -> bool:
+    return recipe.epochs in state["weights"]
+
+
+def _copied(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed made of several numbers."""
+    return int(digest(*numbers), 16) % 2**63

@@ -1,0 +1,541 @@
+"""Li, Chen, Hu & Yang 2018: Understanding the disharmony between dropout and batch normalization by variance shift.
+
+    evenkeel reproduce li2018 --scale full --data-dir data
+
+The paper's p is the rate to keep; here, p is the rate to drop, as in the paper's tables. Published values are printed
+ones, and those of Figures 4 and 5 are read off the vector graphics, within .03 points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from evenkeel.papers.lab import measures, plots
+from evenkeel.papers.lab.claims import Between, Claim, Within
+from evenkeel.papers.lab.experiments import Column, Experiment, Paper
+from evenkeel.papers.lab.specs import Factors, Net, Recipe, Scale, Source, Training, grid
+from evenkeel.theory.li2018 import equal_noise_p
+
+NETS = ("preresnet", "resnext", "wrn", "densenet")
+
+# PreResNet "110" has 164 layers: 54 bottlenecks, 1.70 M parameters, as the paper counts.
+_SIZES: dict[Scale, dict[str, dict[str, Any]]] = {
+    "smoke": {
+        "preresnet": {"depth": 11, "width": 4},
+        "resnext": {"depth": 11, "cardinality": 2, "base_width": 2, "width": 4},
+        "wrn": {"depth": 10, "widen": 1, "width": 4},
+        "densenet": {"depth": 10, "growth": 4, "bottleneck": True},
+    },
+    "quick": {
+        "preresnet": {"depth": 11, "width": 8},
+        "resnext": {"depth": 11, "cardinality": 4, "base_width": 4, "width": 4},
+        "wrn": {"depth": 10, "widen": 2, "width": 8},
+        "densenet": {"depth": 16, "growth": 6, "bottleneck": True},
+    },
+    "full": {
+        "preresnet": {"depth": 164},
+        "resnext": {"depth": 29, "cardinality": 8, "base_width": 64},
+        "wrn": {"depth": 28, "widen": 10},
+        "densenet": {"depth": 100, "growth": 12, "bottleneck": True},
+    },
+}
+
+# Of the code that the paper follows, bearpaw/pytorch-classification.
+_RECIPES = {
+    "preresnet": Recipe(epochs=164, batch=128, weight_decay=1e-4, milestones=(81 / 164, 122 / 164)),
+    "resnext": Recipe(epochs=300, batch=128, weight_decay=5e-4, milestones=(0.5, 0.75)),
+    "wrn": Recipe(epochs=200, batch=128, weight_decay=5e-4, milestones=(0.3, 0.6, 0.8), gamma=0.2),
+    "densenet": Recipe(epochs=300, batch=64, weight_decay=1e-4, milestones=(0.5, 0.75)),
+}
+_SHORT: dict[Scale, dict[str, Any]] = {"smoke": {"epochs": 1}, "quick": {"epochs": 8, "batch": 64}, "full": {}}
+_SOURCES: dict[Scale, dict[str, Source]] = {
+    "smoke": {"synthetic": Source("synthetic")},
+    "quick": {"cifar10": Source("cifar10", train=10_000, size=16)},
+    "full": {"cifar10": Source("cifar10"), "cifar100": Source("cifar100")},
+}
+_SCALES: tuple[Scale, ...] = ("smoke", "quick", "full")
+_SEEDS: dict[Scale, int] = {"smoke": 1, "quick": 3, "full": 5}
+_SMALL = "At quick scale: nets of 10 to 30 layers, 10,000 images brought down to 16x16, 8 epochs."
+
+
+def _training(scale: Scale, data: str, net: str, places: str, noise: str, amount: float) -> Training:
+    dropout = {"places": places, "noise": [noise, amount]} if places != "none" else {}
+    recipe = replace(_RECIPES[net], **{"optimizer": "sgd", "augment": True, **_SHORT[scale]})
+    return Training(Net(net, {**_SIZES[scale][net], **dropout}), _SOURCES[scale][data], recipe)
+
+
+def _placed(scale: Scale, data: str, net: str, place: str, p: float) -> Training:
+    return _training(scale, data, net, place, "Dropout", p)
+
+
+def _last(scale: Scale, data: str, net: str, p: float) -> Training:
+    return _training(scale, data, net, "last" if p else "none", "Dropout", p)
+
+
+def _uout(scale: Scale, data: str, net: str, noise: str, beta: float) -> Training:
+    kind, amount = ("Uout", beta) if noise == "uout" else ("Dropout", float(equal_noise_p(beta)))
+    return _training(scale, data, net, "none" if noise == "none" else "b", kind, amount)
+
+
+def _published(
+    key: str, levels: Sequence[str], values: Mapping[str, Sequence[Sequence[float]]], after: str = ""
+) -> dict[str, dict[str, float]]:
+    """A printed table with one row a net and one column a level, by data set, as figures by arm."""
+    return {
+        f"{data}-{net}{after}-{level}": {key: value}
+        for data, rows in values.items()
+        for net, row in zip(NETS, rows, strict=True)
+        for level, value in zip(levels, row, strict=True)
+    }
+
+
+def _merged(*tables: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    arms = dict.fromkeys(arm for table in tables for arm in table)
+    return {arm: {key: v for table in tables for key, v in table.get(arm, {}).items()} for arm in arms}
+
+
+def _arms(**factors: Mapping[Scale, tuple[Any, ...]]) -> dict[Scale, tuple[Factors, ...]]:
+    """All four nets on all data of a scale, without dropout and with it at every combination of factors."""
+    return {
+        scale: tuple(
+            {"data": data, "net": net, **rest}
+            for data in _SOURCES[scale]
+            for net in NETS
+            for rest in (*_NONE[tuple(factors)], *grid(**{name: levels[scale] for name, levels in factors.items()}))
+        )
+        for scale in _SCALES
+    }
+
+
+_PLACES = dict.fromkeys(_SCALES, ("a", "b"))
+_NONE: dict[tuple[str, ...], tuple[Factors, ...]] = {
+    ("place", "p"): ({"place": "none", "p": 0.0},),
+    ("noise", "beta"): ({"noise": "none", "beta": 0.0},),
+    ("p",): ({"p": 0.0},),
+    (): (),  # an experiment without factors of its own
+}
+_HALF: dict[Scale, tuple[float, ...]] = {"smoke": (0.5,), "quick": (0.5,), "full": (0.5,)}
+_ERROR = Column("test error %", "test_error", 100, 2)
+
+# The paper's own values
+
+_TABLE_1 = {
+    f"{data}-{net}": {"cos2": cos2, "d_cos2": d_cos2}
+    for data, rows in {
+        "cifar10": ((0.03546, 2.91827), (0.02244, 14.78266), (0.02292, 52.73550), (0.01538, 3.83390)),
+        "cifar100": ((0.03169, 2.59925), (0.02468, 14.72835), (0.02118, 44.31261), (0.01390, 3.43325)),
+    }.items()
+    for net, (cos2, d_cos2) in zip(NETS, rows, strict=True)
+}
+_FOUR = ("0.1", "0.3", "0.5", "0.7")
+_FIGURE_4 = _merged(
+    _published(
+        "test_error",
+        _FOUR,
+        {
+            "cifar10": (
+                (5.16, 5.87, 8.43, 14.51),
+                (3.86, 4.10, 4.43, 4.57),
+                (3.91, 3.99, 4.59, 10.26),
+                (4.63, 5.55, 8.70, 18.10),
+            ),
+            "cifar100": (
+                (24.10, 26.35, 32.45, 48.79),
+                (17.75, 17.85, 19.04, 20.11),
+                (18.65, 19.52, 21.08, 28.08),
+                (22.41, 25.26, 31.45, 49.48),
+            ),
+        },
+        after="-a",
+    ),
+    _published(
+        "test_error",
+        _FOUR,
+        {
+            "cifar10": (
+                (5.06, 5.29, 5.86, 7.23),
+                (3.81, 3.77, 4.09, 4.91),
+                (3.85, 3.81, 3.81, 4.38),
+                (4.67, 4.92, 5.63, 7.19),
+            ),
+            "cifar100": (
+                (23.68, 24.36, 25.53, 27.74),
+                (17.78, 18.35, 19.35, 21.17),
+                (18.83, 18.73, 19.50, 20.99),
+                (22.56, 22.86, 25.02, 27.51),
+            ),
+        },
+        after="-b",
+    ),
+    _published(
+        "test_error",
+        ("0",),
+        {"cifar10": ((4.91,), (3.77,), (3.98,), (4.83,)), "cifar100": ((23.98,), (17.69,), (19.15,), (22.45,))},
+        after="-none",
+    ),
+    _published(
+        "median",
+        _FOUR,
+        {
+            "cifar10": (
+                (1.025, 1.089, 1.272, 1.565),
+                (1.033, 1.084, 1.221, 1.322),
+                (1.066, 1.134, 1.293, 1.713),
+                (1.062, 1.205, 1.484, 1.922),
+            )
+        },
+        after="-a",
+    ),
+    _published(
+        "median",
+        _FOUR,
+        {
+            "cifar10": (
+                (1.017, 1.028, 1.046, 1.060),
+                (1.006, 1.019, 1.048, 1.064),
+                (1.011, 1.018, 1.025, 1.051),
+                (1.011, 1.014, 1.021, 1.041),
+            )
+        },
+        after="-b",
+    ),
+    _published("median", ("0",), {"cifar10": ((1.003,), (1.004,), (1.002,), (1.006,))}, after="-none"),
+)
+_TABLE_3 = _merged(
+    *(
+        _published(key, ("0.5",), {"cifar10": [(x,) for x in small], "cifar100": [(x,) for x in large]}, after=after)
+        for key, after, small, large in (
+            ("test_error", "-a", (8.42, 4.43, 4.59, 8.70), (32.45, 19.04, 21.08, 31.45)),
+            ("adjusted_error", "-a", (6.42, 3.96, 4.20, 6.82), (26.57, 18.24, 20.70, 26.98)),
+            ("test_error", "-b", (5.85, 4.09, 3.81, 5.63), (25.50, 19.33, 19.48, 25.00)),
+            ("adjusted_error", "-b", (5.77, 3.93, 3.71, 5.29), (25.20, 19.09, 19.15, 23.92)),
+        )
+    )
+)
+_TABLE_4 = _published(
+    "test_error",
+    ("0", "0.1", "0.2", "0.3", "0.5"),
+    {
+        "cifar10": (
+            (5.02, 4.96, 5.01, 4.94, 5.03),
+            (3.77, 3.89, 3.69, 3.78, 3.78),
+            (3.97, 3.90, 4.00, 3.93, 3.84),
+            (4.72, 4.67, 4.73, 4.75, 4.87),
+        ),
+        "cifar100": (
+            (23.73, 23.43, 23.65, 23.45, 23.76),
+            (17.78, 17.77, 17.99, 17.97, 18.26),
+            (19.17, 19.17, 19.23, 19.19, 19.25),
+            (22.58, 21.86, 22.41, 22.41, 23.49),
+        ),
+    },
+)
+_TABLE_6 = _merged(
+    _published(
+        "test_error",
+        ("0.1", "0.2", "0.3", "0.5"),
+        {
+            "cifar10": (
+                (5.02, 4.85, 4.98, 4.97),
+                (3.84, 3.83, 3.75, 3.79),
+                (3.96, 3.80, 3.90, 3.84),
+                (4.70, 4.64, 4.68, 4.61),
+            ),
+            "cifar100": (
+                (23.73, 23.62, 23.53, 23.77),
+                (17.74, 17.77, 17.83, 17.86),
+                (19.07, 18.98, 18.95, 18.87),
+                (22.39, 22.57, 22.35, 22.30),
+            ),
+        },
+        after="-uout",
+    ),
+    _published(
+        "test_error",
+        ("0",),
+        {"cifar10": ((5.02,), (3.77,), (3.97,), (4.72,)), "cifar100": ((23.73,), (17.78,), (19.17,), (22.58,))},
+        after="-none",
+    ),
+)
+
+# Table 1: angles
+
+angles = Experiment(
+    name="angles",
+    source="Table 1",
+    about=f"Squared cosine between filters and the vector of ones, of nets trained without dropout. {_SMALL}",
+    arms=_arms(),
+    seeds=_SEEDS,
+    training=partial(_training, places="none", noise="Dropout", amount=0.0),
+    measure=measures.angles,
+    columns=(Column("cos^2", "cos2", digits=4), Column("d cos^2", "d_cos2", digits=2)),
+    published=_TABLE_1,
+    plots={
+        "bars": partial(
+            plots.bars, keys="d_cos2", groups="net", panels="data", factor=1.0, ylabel="d cos^2", published=_TABLE_1
+        )
+    },
+    claims=(
+        Claim(
+            "Filters are closer to the vector of ones, by d cos^2, in a wide net (WRN) than in a thin one (PreResNet).",
+            "52.7 against 2.9 (CIFAR-10)",
+            Between("d_cos2", {"net": "wrn"}, {"net": "preresnet"}, log=True),
+            unit="d cos^2",
+        ),
+    ),
+)
+
+# Figure 4: the shift
+
+_SHIFT_RATES: dict[Scale, tuple[float, ...]] = {"smoke": (0.5,), "quick": (0.3, 0.5), "full": (0.1, 0.3, 0.5, 0.7)}
+
+shift = Experiment(
+    name="shift",
+    source="Figure 4",
+    about=(
+        "Dropout (a) right before the last norm of every block, (b) before its last convolution: test error, and at "
+        "every norm the variance met in eval mode over the training images, augmented, against the one stored, folded "
+        f"max(r, 1/r). {_SMALL}"
+    ),
+    arms=_arms(place=_PLACES, p=_SHIFT_RATES),
+    seeds=_SEEDS,
+    training=_placed,
+    measure=measures.shift,
+    columns=(
+        _ERROR,
+        Column("median shift", "median"),
+        Column("worst shift", "worst", digits=2),
+        Column("shift after dropout", "after_dropout", digits=2),
+    ),
+    published=_FIGURE_4,
+    plots={
+        "profile": partial(
+            plots.profiles,
+            keys="folded",
+            lines="p",
+            panels="net",
+            rows=("data", "place"),
+            baseline={"place": "none"},
+            xlabel="norm",
+            ylabel="shift, folded",
+        ),
+        "bars": partial(
+            plots.bars,
+            keys="test_error",
+            groups="p",
+            panels="net",
+            rows=("data", "place"),
+            baseline={"place": "none"},
+            published=_FIGURE_4,
+        ),
+    },
+    claims=(
+        Claim(
+            "Dropout of 0.5 right before norms (a) raises the test error.",
+            "4.9 to 8.4 (PreResNet), 4.8 to 8.7 (DenseNet), 3.8 to 4.4 (ResNeXt), 4.0 to 4.6 (WRN)",
+            Between("test_error", {"place": "a", "p": 0.5}, {"place": "none", "p": 0.0}, by=("data", "net")),
+        ),
+        Claim(
+            "Dropout right before norms (a) shifts them more than dropout before the last convolution (b).",
+            "median 1.27 against 1.05 (PreResNet, .5), 1.48 against 1.02 (DenseNet, .5)",
+            Between("median", {"place": "a"}, {"place": "b"}, by=("data", "net"), log=True),
+            unit="median shift",
+        ),
+        Claim(
+            "It costs more, too.",
+            "8.43 against 5.86 (PreResNet, .5), 8.70 against 5.63 (DenseNet, .5)",
+            Between("test_error", {"place": "a"}, {"place": "b"}, by=("data", "net")),
+        ),
+        Claim(
+            "The shift grows with the drop rate.",
+            "worst, (a): 1.53 at .3, 2.35 at .5 (PreResNet)",
+            Between("worst", {"p": 0.5}, {"p": 0.3}, by=("data", "net", "place"), log=True),
+            unit="worst shift",
+        ),
+        Claim(
+            "With (b), the shift of the wide net is smaller than that of the thin one.",
+            "median 1.025 (WRN) against 1.046 (PreResNet), .5",
+            Between("median", {"net": "wrn"}, {"net": "preresnet"}, by=("data", "p"), where={"place": "b"}, log=True),
+            unit="median shift",
+        ),
+    ),
+)
+
+# Table 3: statistics adjusted
+
+adjust = Experiment(
+    name="adjust",
+    source="Table 3",
+    about=(
+        "The nets of `shift` at drop .5: test errors as trained, with means and variances over the training images "
+        "with dropout off (`evenkeel.reestimate_`), and corrected without data (`evenkeel.correct_`, not the paper's)."
+    ),
+    arms=_arms(place=_PLACES, p=_HALF),
+    seeds=_SEEDS,
+    training=_placed,
+    measure=measures.adjust,
+    columns=(
+        _ERROR,
+        Column("adjusted %", "adjusted_error", 100, 2),
+        Column("without data %", "corrected_error", 100, 2),
+    ),
+    published=_TABLE_3,
+    plots={
+        "bars": partial(
+            plots.bars,
+            keys={"as trained": "test_error", "adjusted": "adjusted_error", "without data": "corrected_error"},
+            groups=("place", "p"),
+            panels="net",
+            rows="data",
+            published=_TABLE_3,
+        )
+    },
+    claims=(
+        *(
+            Claim(
+                f"With dropout ({place}) of 0.5, adjusted statistics lower the test error.",
+                shown,
+                Within("test_error", "adjusted_error", by=("data", "net"), where={"place": place}),
+            )
+            for place, shown in (("a", "-0.4 to -5.9 points, all 8 nets"), ("b", "-0.1 to -1.1 points, all 8 nets"))
+        ),
+        Claim(
+            "Without data, correction lowers it, too (ours).",
+            "not in the paper",
+            Within("test_error", "corrected_error", by=("data", "net"), where={"place": "a"}),
+        ),
+    ),
+)
+
+# Figure 5: the same images in both modes
+
+train_eval = Experiment(
+    name="train_eval",
+    source="Figure 5",
+    about=(
+        "Error on the training images in train mode and in eval mode, with dropout (a) of 0.5 and without; the curves "
+        "show batches as they are trained on against images in eval mode."
+    ),
+    arms=_arms(place=dict.fromkeys(_SCALES, ("a",)), p=_HALF),
+    seeds=_SEEDS,
+    training=_placed,
+    measure=measures.train_eval,
+    columns=(
+        Column("train mode, error %", "train_mode_error", 100, 1),
+        Column("eval mode, error %", "eval_mode_error", 100, 1),
+    ),
+    published={
+        "cifar10-preresnet-a-0.5": {"train_mode_error": 1.2, "eval_mode_error": 1.5},
+        "cifar10-densenet-a-0.5": {"train_mode_error": 0.6, "eval_mode_error": 3.4},
+        "cifar100-preresnet-a-0.5": {"train_mode_error": 4.7, "eval_mode_error": 17.1},
+        "cifar100-densenet-a-0.5": {"train_mode_error": 5.2, "eval_mode_error": 22.6},
+    },
+    plots={
+        "curves": partial(
+            plots.curves,
+            keys={"train mode": "train_error", "eval mode": "train_eval_error"},
+            lines=("place", "p"),
+            columns="net",
+            rows="data",
+            transform=plots.accuracy,
+            ylabel="right on training images, %",
+        )
+    },
+    claims=(
+        Claim(
+            "With dropout (a), training images fare worse in eval mode than in train mode.",
+            "98.8 to 98.5 and 99.4 to 96.6 % right (CIFAR-10), 95.3 to 82.9 and 94.8 to 77.4 (CIFAR-100)",
+            Within("eval_mode_error", "train_mode_error", by=("data", "net"), where={"place": "a"}),
+        ),
+        Claim(
+            "More so than without dropout.",
+            "99.9 to 100 % in both modes",
+            Between("gap", {"place": "a", "p": 0.5}, {"place": "none", "p": 0.0}, by=("data", "net")),
+        ),
+    ),
+)
+
+# Table 4: one dropout, behind all norms
+
+last_layer = Experiment(
+    name="last_layer",
+    source="Table 4",
+    about=f"One dropout right before the classifier, behind all norms. {_SMALL}",
+    arms=_arms(p={"smoke": (0.5,), "quick": (0.2, 0.5), "full": (0.1, 0.2, 0.3, 0.5)}),
+    seeds=_SEEDS,
+    training=_last,
+    measure=measures.scores,
+    columns=(_ERROR,),
+    published=_TABLE_4,
+    plots={"bars": partial(plots.bars, keys="test_error", groups="p", panels="net", rows="data", published=_TABLE_4)},
+    claims=(
+        Claim(
+            "One dropout of 0.5 behind all norms costs little.",
+            "-0.13 to +0.15 points (CIFAR-10), +0.03 to +0.91 (CIFAR-100)",
+            Between("test_error", {"p": 0.0}, {"p": 0.5}, by=("data", "net")),
+        ),
+        Claim(
+            "One dropout of 0.2 behind all norms lowers the error.",
+            "-0.08 to +0.03 points (CIFAR-10), -0.17 to +0.21 (CIFAR-100)",
+            Between("test_error", {"p": 0.0}, {"p": 0.2}, by=("data", "net")),
+        ),
+    ),
+)
+
+# Table 6: Uout
+
+_BETAS: dict[Scale, tuple[float, ...]] = {"smoke": (0.5,), "quick": (0.5,), "full": (0.1, 0.2, 0.3, 0.5)}
+
+uout = Experiment(
+    name="uout",
+    source="Table 6",
+    about=(
+        "Uout in the places (b), and dropout there of equal noise, p = beta^2 / (3 + beta^2), which the paper does not "
+        f"compare with. {_SMALL}"
+    ),
+    arms=_arms(noise=dict.fromkeys(_SCALES, ("uout", "dropout")), beta=_BETAS),
+    seeds=_SEEDS,
+    training=_uout,
+    measure=measures.shift,
+    columns=(_ERROR, Column("median shift", "median"), Column("worst shift", "worst", digits=2)),
+    published=_TABLE_6,
+    plots={
+        "bars": partial(
+            plots.bars,
+            keys="test_error",
+            groups=("noise", "beta"),
+            panels="net",
+            rows="data",
+            published=_TABLE_6,
+        )
+    },
+    claims=(
+        Claim(
+            "Uout of beta 0.5 lowers the test error.",
+            "-0.11 to +0.02 points (CIFAR-10), -0.30 to +0.08 (CIFAR-100)",
+            Between("test_error", {"noise": "none", "beta": 0.0}, {"noise": "uout", "beta": 0.5}, by=("data", "net")),
+        ),
+        Claim(
+            "Uout does better than dropout of equal noise (ours).",
+            "not in the paper",
+            Between("test_error", {"noise": "dropout"}, {"noise": "uout"}, by=("data", "net")),
+        ),
+        Claim(
+            "Uout shifts less than dropout of equal noise (ours; by its theory, as much).",
+            "not in the paper",
+            Between("worst", {"noise": "dropout"}, {"noise": "uout"}, by=("data", "net"), log=True),
+            unit="worst shift",
+        ),
+    ),
+)
+
+PAPER = Paper(
+    name="li2018",
+    title="Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift",
+    authors="Xiang Li, Shuo Chen, Xiaolin Hu and Jian Yang",
+    url="https://arxiv.org/abs/1801.05134",
+    experiments=(angles, shift, adjust, train_eval, last_layer, uout),
+)

@@ -1,0 +1,79 @@
+"""`evenkeel reproduce` and `evenkeel report`: what they write, how they exit, one line for bad input."""
+
+import json
+import sys
+
+import pytest
+
+from evenkeel import cli
+
+
+def run(capsys, *arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evenkeel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+    printed = capsys.readouterr()
+    return exited.value.code or 0, printed.out, printed.err
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EVENKEEL_DATA", raising=False)
+    return tmp_path / "out"
+
+
+def test_runs_are_written_shown_skipped_and_reported(capsys, out):
+    asked = ("reproduce", "hendrycks2016/moments", "--scale", "smoke", "--out", out, "--workers", 1)
+    code, shown, _ = run(capsys, *asked)
+    assert code == 0 and "5 runs made, 0 skipped, 0 failed" in shown and "published" in shown
+    written = sorted(path.name for path in (out / "hendrycks2016" / "moments").iterdir())
+    assert written == [f"{name}-0.json" for name in ("elu", "gelu", "identity", "relu", "tanh")]
+    assert (out / "hendrycks2016" / "moments-bars.svg").stat().st_size > 0
+    code, shown, _ = run(capsys, *asked, "--resume")
+    assert code == 0 and "0 runs made, 5 skipped" in shown
+
+    code, shown, _ = run(capsys, "report", out, "--html", out / "page.html", "--markdown", out / "claims.md")
+    assert code == 0 and shown.count("written: ") == 2
+    assert "<svg" in (out / "page.html").read_text(encoding="utf-8")
+    assert "Table 1" in (out / "claims.md").read_text(encoding="utf-8")
+    assert "hendrycks2016/moments: Table 1, smoke scale" in run(capsys, "report", out)[1]
+
+
+def test_arms_and_seeds_can_be_chosen(capsys, out):
+    asked = ("reproduce", "hendrycks2016/mnist", "--scale", "smoke", "--out", out, "--workers", 1)
+    code, *_ = run(capsys, *asked, "--arms", "relu-0.5-ours-0.001", "--seeds", 1, "--accelerator", "cpu")
+    (path,) = (out / "hendrycks2016" / "mnist").iterdir()
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert code == 0 and path.name == "relu-0.5-ours-0.001-0.json"
+    assert {"spec": record["factors"], "epochs": len(record["history"])} == {
+        "spec": {"activation": "relu", "keep": 0.5, "init": "ours", "lr": 0.001},
+        "epochs": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reproduce", "he2015", "--scale", "smoke"], "no paper 'he2015': choose from hendrycks2016, li2018"),
+        (["reproduce", "li2018/table9", "--scale", "smoke"], "no experiment 'table9'"),
+        (["reproduce", "li2018", "--scale", "tiny"], "tiny"),
+        (["reproduce", "li2018/shift", "--scale", "smoke", "--arms", "vgg*"], "no arm of li2018/shift is like 'vgg*'"),
+        (["reproduce", "li2018"], "--scale"),
+        (["report", "nowhere"], "no folder nowhere"),
+        (["report", "."], "no results in ."),
+        (["report", ".", "--html", "no/page.html"], "no folder no"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, out, arguments, words):
+    code, shown, errors = run(capsys, *arguments)
+    assert code == 2 and shown == "" and words in errors and len(errors.splitlines()) == 1
+
+
+def test_missing_data_fail_each_run_in_one_line(capsys, out):
+    asked = ("reproduce", "hendrycks2016/mnist", "--scale", "quick", "--out", out, "--workers", 1, "--seeds", 1)
+    code, shown, errors = run(capsys, *asked, "--arms", "relu-0.5-ours-*", "--accelerator", "cpu")
+    lines = errors.splitlines()
+    assert code == 1 and "0 runs made, 0 skipped, 2 failed" in shown
+    assert len(lines) == 2 and all("mnist" in line and "--data-dir" in line for line in lines)
