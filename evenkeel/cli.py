@@ -371,7 +371,7 @@ def _show(result: Any) -> None:
 
 
 def main() -> NoReturn:
-    """Run the program: exit code 0 done, 1 findings, 2 bad input with one line on standard error."""
+    """Run the program: exit code 0 done, 1 findings or a failed run, 2 bad input with one line on standard error."""
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,6 +1,7 @@
 """Claims: pairs of runs, one-sided tests on their differences, and what is said of runs that diverged."""
 
 import math
+from itertools import count
 from statistics import mean
 
 import pytest
@@ -9,16 +10,26 @@ from hypothesis import strategies as st
 from labs import a_record, results_of
 from scipy import stats
 
-from evenkeel.papers.lab.claims import LEVEL, Between, Claim, Equal, Within
+from evenkeel.papers.lab.claims import LEVEL, Between, Claim, Difference, Equal, Within
 from evenkeel.papers.lab.results import Results
 
 NUMBERS = st.floats(-4, 4).map(lambda x: round(x, 3))
 ENDS = st.sampled_from([-math.inf, math.inf])
 
 
+def differences(groups):
+    """Differences as given, each of a seed of its own."""
+    seeds = count()
+    return {name: [Difference(value, next(seeds), name) for value in values] for name, values in groups.items()}
+
+
+def values(groups):
+    return {name: [difference.value for difference in found] for name, found in groups.items()}
+
+
 def verdict(pairs, exact=False, **groups):
     """On differences as given."""
-    found = groups or {"all": pairs}
+    found = differences(groups or {"all": pairs})
     return Claim("", "", lambda results: found, exact=exact).judge(Results([]))
 
 
@@ -86,17 +97,17 @@ def test_the_finding_is_told_in_one_line():
     assert claim.judge(Results([])).ours == "-"
     assert verdict([0.0125]).ours == "+1.25 points, 1 of 1 pairs"
     assert verdict([-math.inf]).ours == "-inf points, 0 of 1 pairs"
-    nats = Claim("", "", lambda results: {"": [1.0, 3.0]}, unit="nats", factor=1.0).judge(Results([]))
-    assert nats.ours == "+2 nats, 2 of 2 pairs, p = 0.15"
+    nats = Claim("", "", lambda results: differences({"": [1.0, 3.0]}), unit="nats", factor=1.0).judge(Results([]))
+    assert nats.ours == "+2 nats, 2 of 2 pairs, p = 0.15 over 2 seeds"
     groups = verdict(None, a=[0.02, 0.03], b=[-0.01, -0.01], c=[0.0])
-    assert groups.ours == f"+0.6 points, 2 of 5 pairs, p = {groups.p_value:.2g}; not for b, c"
-    assert verdict(None, a=[-0.02, -0.03], b=[-0.01]).ours.endswith(f"0 of 3 pairs, p = {0.96:.2g}")
+    assert groups.ours == f"+0.6 points, 2 of 5 pairs, p = {groups.p_value:.2g} over 5 seeds; not for b, c"
+    assert verdict(None, a=[-0.02, -0.03], b=[-0.01]).ours.endswith(f"0 of 3 pairs, p = {0.96:.2g} over 3 seeds")
 
 
 def test_logarithms_are_told_as_the_ratio_that_they_are_of():
     results = results_of("x", {(("a",), 0): 3.0, (("b",), 0): 2.0, (("a",), 1): 6.0, (("b",), 1): 1.0}, "net")
     claim = Claim("", "", Between("x", {"net": "a"}, {"net": "b"}, log=True), unit="shift")
-    assert claim.judge(results).ours == "x3 shift, 2 of 2 pairs, p = 0.18"  # the root of 3/2 times 6/1
+    assert claim.judge(results).ours == "x3 shift, 2 of 2 pairs, p = 0.18 over 2 seeds"  # the root of 3/2 times 6/1
 
 
 # differences
@@ -120,9 +131,9 @@ def test_within_compares_two_figures_of_every_run(figures, log):
     for (net, _), (x, y) in figures.items():
         if (difference := obvious(x, y, log)) is not None:
             expected.setdefault(net, []).append(pytest.approx(difference))
-    assert Within("x", "y", by=("net",), log=log)(Results(rows)) == expected
+    assert values(Within("x", "y", by=("net",), log=log)(Results(rows))) == expected
     some = Within("x", "y", by=("net",), where={"net": "a"}, log=log)(Results(rows))
-    assert some == {net: values for net, values in expected.items() if net == "a"}
+    assert values(some) == {net: found for net, found in expected.items() if net == "a"}
 
 
 KEYS = st.tuples(st.sampled_from("ab"), st.sampled_from(["here", "there", "none"]), st.integers(0, 2))
@@ -138,27 +149,37 @@ def test_between_compares_runs_that_are_alike_but_for_the_named_factors(figures,
             if difference is not None:
                 expected.setdefault(net, []).append(difference)
     higher, lower = {"place": "here"}, {"place": "there"}
-    assert Between("x", higher, lower, by=("net",), log=log)(rows) == expected
-    pooled = Between("x", higher, lower, log=log)(rows).get("", [])
-    assert sorted(pooled) == pytest.approx(sorted(x for values in expected.values() for x in values))
+    assert values(Between("x", higher, lower, by=("net",), log=log)(rows)) == expected
+    pooled = values(Between("x", higher, lower, log=log)(rows)).get("", [])
+    assert sorted(pooled) == pytest.approx(sorted(x for found in expected.values() for x in found))
     some = Between("x", higher, lower, by=("net",), where={"net": "b"}, log=log)(rows)
-    assert some == {net: values for net, values in expected.items() if net == "b"}
+    assert values(some) == {net: found for net, found in expected.items() if net == "b"}
 
 
 def test_two_factors_may_differ_at_once():
-    values = {(("a", 0.5), 0): 3.0, (("none", 0.0), 0): 1.0, (("a", 0.1), 0): 2.0}
-    results = results_of("x", values, "place", "p")
+    figures = {(("a", 0.5), 0): 3.0, (("none", 0.0), 0): 1.0, (("a", 0.1), 0): 2.0}
+    results = results_of("x", figures, "place", "p")
     claim = Between("x", {"place": "a", "p": 0.5}, {"place": "none", "p": 0.0}, by=("place",))
-    assert claim(results) == {"a": [2.0]}
+    assert claim(results) == {"a": [Difference(2.0, 0, "a-0.5")]}
+
+
+def test_the_test_is_on_one_number_a_seed_over_the_arms_that_all_seeds_have():
+    figures = {(("a", net), seed): seed + 2.0 + len(net) for net in ("wrn", "vgg", "mlp") for seed in range(3)}
+    figures |= {(("none", net), seed): 1.0 for net in ("wrn", "vgg", "mlp") for seed in range(3)}
+    del figures[("a", "mlp"), 2]
+    claim = Claim("", "", Between("x", {"place": "a"}, {"place": "none"}, by=("net",)))
+    found = claim.judge(results_of("x", figures, "place", "net"))
+    assert len(found.pairs) == 8 and found.seeds == 3
+    assert found.p_value == pytest.approx(stats.ttest_1samp([4.0, 5.0, 6.0], 0, alternative="greater").pvalue)
 
 
 def test_a_training_that_diverged_counts_for_the_one_that_did_not():
-    values = {(("he",), seed): math.nan for seed in range(5)} | {(("ours",), seed): 0.5 for seed in range(5)}
+    losses = {(("he",), seed): math.nan for seed in range(5)} | {(("ours",), seed): 0.5 for seed in range(5)}
     claim = Claim("", "", Between("loss", {"init": "he"}, {"init": "ours"}), unit="points")
-    found = claim.judge(results_of("loss", values, "init"))
+    found = claim.judge(results_of("loss", losses, "init"))
     assert found.pairs == [math.inf] * 5 and found.holds == "yes" and found.p_value == pytest.approx(1 / 32)
-    assert found.ours == "+inf points, 5 of 5 pairs, p = 0.031"
-    both = Claim("", "", Between("loss", {"init": "he"}, {"init": "he"})).judge(results_of("loss", values, "init"))
+    assert found.ours == "+inf points, 5 of 5 pairs, p = 0.031 over 5 seeds"
+    both = Claim("", "", Between("loss", {"init": "he"}, {"init": "he"})).judge(results_of("loss", losses, "init"))
     assert both.holds == "not run"
 
 

@@ -160,16 +160,29 @@ def test_as_many_processes_as_cores_or_gpus(tmp_path, pools, monkeypatch):
     assert workers(Hardware(devices=3)) == 1
 
 
-@pytest.mark.parametrize(("gpus", "expected"), [(0, [None] * 3), (1, ["0", "1", "2"]), (2, ["0,1", "2,3", "4,5"])])
-def test_every_process_has_gpus_of_its_own(monkeypatch, gpus, expected):
+@pytest.mark.parametrize(
+    ("seen", "devices", "expected"),
+    [
+        (None, 1, ["0", "1", "2", "3"]),
+        (None, 2, ["0,1", "2,3"]),
+        (None, 3, ["0,1,2"]),
+        ("2,3,5,7", 2, ["2,3", "5,7"]),
+    ],
+)
+def test_places_share_the_gpus_that_can_be_seen(monkeypatch, tmp_path, seen, devices, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    places = types.SimpleNamespace(get=iter(range(3)).__next__)
-    found = []
-    for _ in range(3):
-        engines._take_place(places, gpus)
-        found.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    assert found == expected
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if seen is None else monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert engines._shares(Workplace(tmp_path, hardware=Hardware(devices=devices))) == expected
+    assert engines._shares(Workplace(tmp_path, hardware=CPU)) == [None]
+
+
+def test_a_process_sees_the_gpus_of_its_place(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    for share, found in ((None, "9"), ("2,3", "2,3")):
+        engines._take_place(types.SimpleNamespace(get=lambda share=share: share))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == found
 
 
 # on Ray
@@ -275,8 +288,8 @@ def test_images_travel_once_and_only_where_something_is_trained(tmp_path, monkey
     [
         (0.0, CPU, (1, 0)),
         (8.0, CPU, (1, 0)),
-        (0.0, Hardware(devices=2, threads=4), (4, 0)),
-        (8.0, Hardware(devices=2, threads=4), (4, 2)),
+        (0.0, Hardware(devices=2, threads=4), (8, 0)),
+        (8.0, Hardware(devices=2, threads=4), (8, 2)),
         (8.0, Hardware("cuda"), (1, 1)),
     ],
 )

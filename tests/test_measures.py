@@ -105,6 +105,13 @@ def test_a_training_that_diverged_has_scores_but_no_loss(folder):
 # shift
 
 
+@pytest.mark.parametrize("measure", [measures.shift, measures.adjust, measures.snapshots, measures.angles])
+def test_of_a_training_that_diverged_there_are_scores_and_no_statistics(folder, measure):
+    trained = trained_in(folder, a_training(WRN, optimizer="sgd", lr=1e30, snapshots=(0.5,)))
+    trial = Trial({}, "smoke", 0, trained, images_of())
+    assert str(measure(trial)) == str(measures.scores(trial))
+
+
 def test_the_shift_is_of_all_values_that_every_norm_meets(trial):
     figures = measures.shift(trial)
     net = trial.trained.model(trial.images)

@@ -119,6 +119,12 @@ def test_rows_are_found_by_factors_arms_and_seeds():
     assert all(part.arms() == [arm] for arm, part in parts.items())
 
 
+def test_any_of_several_levels_will_do():
+    found = Results(a_record(net=net)() for net in ("wrn", "vgg", "mlp"))
+    assert [row.factors["net"] for row in found.where(net=("mlp", "wrn"))] == ["wrn", "mlp"]
+    assert not found.where(net=()) and not found.where(place=("a", "b"))
+
+
 def test_means_and_spreads_are_of_the_runs_that_have_the_figure():
     rows = [a_record(seed, p=0.5)(x=float(seed)) for seed in range(4)] + [a_record(4, p=0.5)(y=1.0)]
     results = Results(rows)
@@ -136,7 +142,10 @@ def test_means_and_spreads_are_of_the_runs_that_have_the_figure():
 def test_the_best_value_has_the_least_mean_over_seeds_that_all_values_have(costs):
     results = results_of("cost", {((net, lr), seed): cost for (net, lr, seed), cost in costs.items()}, "net", "lr")
     tuned = results.tuned(BY_LR)
-    assert set(tuned.arms()) == {net for net, _, _ in costs}
+    compared = {net: {lr for n, lr, _ in costs if n == net} for net, _, _ in costs}
+    assert set(tuned.arms()) == {
+        net for net, rates in compared.items() if any(all((net, lr, s) in costs for lr in rates) for s in range(3))
+    }
     for net, rows in tuned.by_arm().items():
         seeds = {lr: {s for n, r, s in costs if (n, r) == (net, lr)} for n, lr, _ in costs if n == net}
         shared = set.intersection(*seeds.values())

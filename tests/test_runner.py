@@ -180,7 +180,6 @@ def test_what_is_made_is_skipped_on_resume(tmp_path, trainings):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"scale": "quick"},
         {"training": a_training(epochs=1, lr=0.01)},
         {"training": a_training(epochs=1, source=replace(SOURCE, test=32))},
         {"training": None},
@@ -193,6 +192,22 @@ def test_what_another_specification_made_is_made_anew_on_resume(tmp_path, change
     assert other.path(tmp_path) == run.path(tmp_path)
     assert make([other], a_workplace(tmp_path), workers=1, resume=True) == Summary(1, 0, {})
     assert make([other], a_workplace(tmp_path), workers=1, resume=True) == Summary(0, 1, {})
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_of_another_scale_is_not_overwritten(tmp_path, resume):
+    run = a_run(drawn)
+    make([run], a_workplace(tmp_path), workers=1)
+    before = run.path(tmp_path).read_bytes()
+    with pytest.raises(EvenkeelError, match="is of smoke scale and would be lost: name another folder for quick"):
+        make([replace(run, scale="quick")], a_workplace(tmp_path), workers=1, resume=resume)
+    assert run.path(tmp_path).read_bytes() == before
+
+
+def test_a_run_that_fails_leaves_no_older_record(tmp_path):
+    make([a_run(drawn)], a_workplace(tmp_path), workers=1)
+    assert make([a_run(raises)], a_workplace(tmp_path), workers=1).failed
+    assert not a_run(drawn).path(tmp_path).exists()
 
 
 def test_damaged_records_are_made_anew_on_resume(tmp_path):

@@ -407,6 +407,22 @@ def test_a_training_that_diverges_ends_and_is_done(tmp_path, monkeypatch, net):
     assert str(trained_in(tmp_path, training)) == str(found)
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    path = checkpoint_path(tmp_path, NOISY, 0, CPU)
+    for name in (f".{path.name}.1.tmp", ".other.pt.1.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    trained_in(tmp_path, NOISY)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([".other.pt.1.tmp", path.name])
+
+
+def test_auto_is_what_the_machine_has(monkeypatch):
+    for there, name in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert Hardware().resolved() == Hardware(accelerator=name)
+        assert checkpoint_path(Path(), NOISY, 0, Hardware()) == checkpoint_path(Path(), NOISY, 0, Hardware(name))
+    assert CPU.resolved() == CPU
+
+
 @pytest.mark.parametrize("share", [0, 0.5, 0.9])
 def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path, share):
     trained_in(tmp_path, NOISY)

@@ -7,12 +7,13 @@ import math
 import pickle
 import platform
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 from labs import CPU, SOURCE, a_run, a_training, a_workplace, drawn, images_of, raises, same, trained_in
 
-from evenkeel.papers.lab import measures
+from evenkeel.papers.lab import measures, trials
 from evenkeel.papers.lab.images import Images
 from evenkeel.papers.lab.specs import Source, plain
 from evenkeel.papers.lab.training import checkpoint_path
@@ -45,7 +46,18 @@ def test_a_record_says_all_that_it_came_from(tmp_path):
     assert record["versions"]["python"] == platform.python_version()
     assert set(record["versions"]) == {"python", "evenkeel", "torch", "numpy", "lightning-fabric"}
     assert record["versions"]["torch"] == torch.__version__
-    assert record["hardware"] == asdict(CPU)
+    assert asdict(CPU).items() <= record["hardware"].items() and record["hardware"]["device"]
+
+
+def test_what_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(trials, "version", missing)
+    assert set(perform(a_run(drawn, training=None), a_workplace(tmp_path))["versions"].values()) == {
+        platform.python_version(),
+        None,
+    }
 
 
 def test_what_is_not_finite_is_null(tmp_path):
@@ -75,15 +87,23 @@ def test_a_measure_is_given_the_arm_and_the_trained_network(tmp_path):
     assert without.trained is None and without.images is None
 
 
-def test_what_is_drawn_hangs_on_the_specification_alone(tmp_path):
+def test_what_is_drawn_after_training_hangs_on_the_specification_alone(tmp_path):
     workplace = a_workplace(tmp_path)
-    runs = [a_run(drawn, seed, p=p) for seed in range(2) for p in (0.1, 0.5)]
+    runs = [a_run(drawn, seed, training=TRAINING, p=p) for seed in range(2) for p in (0.1, 0.5)]
     runs += [replace(runs[0], scale="quick"), replace(runs[0], experiment="other"), replace(runs[0], paper="other")]
-    runs += [replace(runs[0], training=training) for training in (TRAINING, replace(TRAINING, init="he"))]
+    runs += [replace(runs[0], training=replace(TRAINING, init="he"))]
     draws = [perform(run, workplace)["figures"]["draw"] for run in runs]
     torch.manual_seed(99)
     assert draws == [perform(run, workplace)["figures"]["draw"] for run in runs]
     assert len(set(draws)) == len(runs)
+
+
+def test_where_nothing_is_trained_arms_of_one_seed_draw_the_same(tmp_path):
+    draws = [
+        [perform(a_run(drawn, seed, p=p), a_workplace(tmp_path))["figures"]["draw"] for p in (0.1, 0.5)]
+        for seed in range(2)
+    ]
+    assert draws[0][0] == draws[0][1] != draws[1][0] == draws[1][1]
 
 
 def test_errors_pass_through(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,25 +12,12 @@ from rich.console import Console
 from evenkeel.errors import EvenkeelError
 from evenkeel.files import require_folder, whole
 from evenkeel.papers import ALL, find
+from evenkeel.papers.lab.engines import EngineName
 from evenkeel.papers.lab.report import read_reports, to_html, to_markdown
 from evenkeel.papers.lab.runner import make, runs_of
-from evenkeel.papers.lab.training import Hardware
+from evenkeel.papers.lab.specs import Scale
+from evenkeel.papers.lab.training import Accelerator, Hardware, Precision
 from evenkeel.papers.lab.trials import Workplace
-
-
-class Size(Enum):
-    """How much of an experiment is run."""
-
-    smoke = "smoke"
-    quick = "quick"
-    full = "full"
-
-
-class Engine(Enum):
-    """What makes many runs at once."""
-
-    local = "local"
-    ray = "ray"
 
 
 def reproduce(
@@ -39,15 +25,15 @@ def reproduce(
         list[str],
         typer.Argument(help="PAPER, such as li2018, or PAPER/EXPERIMENT, such as li2018/shift.", metavar="PAPER"),
     ],
-    scale: Annotated[Size, typer.Option(help="smoke: seconds; quick: small nets and data; full: the paper's.")],
+    scale: Annotated[Scale, typer.Option(help="smoke: seconds; quick: small nets and data; full: the paper's.")],
     out: Annotated[Path, typer.Option(help="Folder for results; another one for each scale.")] = Path("results"),
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Where data sets lie; else the variable EVENKEEL_DATA.")
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download data sets that are not there.")] = False,
     engine: Annotated[
-        Engine, typer.Option(help="local: all cores or GPUs here; ray: the cluster that RAY_ADDRESS names.")
-    ] = Engine.local,
+        EngineName, typer.Option(help="local: all cores or GPUs here; ray: the cluster that RAY_ADDRESS names.")
+    ] = "local",
     resume: Annotated[bool, typer.Option("--resume", help="Skip what is done, go on with what was begun.")] = False,
     arms: Annotated[str, typer.Option(help="Only arms of such names, as in 'wrn-*'.")] = "*",
     seeds: Annotated[
@@ -56,9 +42,9 @@ def reproduce(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at once; one a GPU, or else one a core, if left out.")
     ] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    accelerator: Annotated[Accelerator, typer.Option(help="auto is cuda where there is one.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices for each run, by DistributedDataParallel.")] = 1,
-    precision: Annotated[str, typer.Option(help="As in lightning-fabric, such as bf16-mixed.")] = "32-true",
+    precision: Annotated[Precision, typer.Option(help="As lightning-fabric names it.")] = "32-true",
     compiled: Annotated[bool, typer.Option("--compile", help="Train what torch.compile makes of a net.")] = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Keep images channels last.")] = False,
 ) -> None:
@@ -69,18 +55,22 @@ def reproduce(
     """
     experiments = [pair for target in targets for pair in find(target)]
     chosen = None if seeds is None else range(seeds)
-    runs = [run for pair in experiments for run in runs_of(*pair, scale.value, arms=arms, seeds=chosen)]
+    runs = [run for pair in experiments for run in runs_of(*pair, scale, arms=arms, seeds=chosen)]
     hardware = Hardware(accelerator, devices, precision, compile=compiled, channels_last=channels_last)
     workplace = Workplace(out, data_dir, download, hardware)
-    summary = make(runs, workplace, engine=engine.value, workers=workers, resume=resume)
+    summary = make(runs, workplace, engine=engine, workers=workers, resume=resume)
     console = _console()
-    if summary.made or summary.skipped:
-        for report in read_reports(out, experiments):
-            if report.scale == scale.value:
-                console.print(report)
-                report.write_plots(out)
+    there = summary.made or summary.skipped
+    reports = [report for report in read_reports(out, experiments) if report.scale == scale] if there else []
+    for report in reports:
+        console.print(report)
     for name, error in summary.failed.items():
         typer.echo(f"evenkeel: {name}: {error}", err=True)
+    for report in reports:
+        try:
+            report.write_plots(out)
+        except EvenkeelError as error:  # such as that nothing was found that could be drawn
+            typer.echo(f"evenkeel: no plot of {report.experiment.name}: {error}", err=True)
     typer.echo(f"{summary.made} runs made, {summary.skipped} skipped, {len(summary.failed)} failed: {out}")
     if summary.failed:
         raise typer.Exit(1)

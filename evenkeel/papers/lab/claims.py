@@ -6,13 +6,29 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from evenkeel.papers.lab.results import Record, Results
 from evenkeel.papers.lab.specs import Factors, arm_name
 
-Differences = Mapping[str, Sequence[float]]  # by group, one a seed; above 0 where the claim holds
 LEVEL = 0.05
+
+
+class Difference(NamedTuple):
+    """What a pair of figures differ by.
+
+    Attributes:
+        value: above 0 where the claim holds.
+        seed: of both figures.
+        arm: of the higher one.
+    """
+
+    value: float
+    seed: int
+    arm: str
+
+
+Differences = Mapping[str, Sequence[Difference]]  # by group
 
 
 @dataclass(frozen=True)
@@ -39,13 +55,15 @@ class Claim:
     def judge(self, results: Results) -> Verdict:
         """Put the claim to the test.
 
-        The test is Student's t on all pairs against a mean of 0, one-sided. A difference that is not finite, such as
-        of a training that diverged, has the sign that it has, or none, and the test is then the sign test.
+        The test is Student's t against a mean of 0, one-sided, on one number a seed: the mean difference over the arms
+        that all seeds have (over all arms, if there are none such), since arms of one seed are not independent. If one
+        of them is not finite, such as of a training that diverged, it is the sign test.
         """
-        groups = {name: list(values) for name, values in self.differences(results).items() if len(values)}
-        pairs = [value for values in groups.values() for value in values]
-        against = [name for name, values in groups.items() if not sum(values) > 0]
-        return Verdict(self, pairs, against, math.nan if self.exact else _p_value(pairs))
+        groups = {name: list(found) for name, found in self.differences(results).items() if len(found)}
+        pairs = [difference for found in groups.values() for difference in found]
+        against = [name for name, found in groups.items() if not sum(difference.value for difference in found) > 0]
+        seeds = [] if self.exact else _by_seed(pairs)
+        return Verdict(self, [difference.value for difference in pairs], against, len(seeds), _p_value(seeds))
 
 
 @dataclass(frozen=True)
@@ -56,12 +74,14 @@ class Verdict:
         claim: in question.
         pairs: the differences, above 0 where the claim holds.
         against: the groups whose mean difference is not above 0.
+        seeds: how many the test is on.
         p_value: how often pairs without any difference would look like this or better; not a number for a single one.
     """
 
     claim: Claim
     pairs: list[float]
     against: list[str]
+    seeds: int
     p_value: float
 
     @property
@@ -87,8 +107,9 @@ class Verdict:
         if not self.claim.exact:
             text = f"{size} {self.claim.unit}".rstrip() + f", {text}"
         if not math.isnan(self.p_value):
-            text += f", p = {self.p_value:.2g}"
-        return text + (f"; not for {', '.join(self.against)}" if self.against and favour else "")
+            text += f", p = {self.p_value:.2g} over {self.seeds} seeds"
+        named = [name for name in self.against if name]
+        return text + (f"; not for {', '.join(named)}" if named and favour else "")
 
 
 @dataclass(frozen=True)
@@ -168,7 +189,7 @@ class Equal:
     def __call__(self, results: Results) -> Differences:
         """The tolerance less the distance, of every run with a published value."""
         return {
-            row.arm: [self.tolerance - abs(row.figures[self.key] - self.values[row.arm])]
+            row.arm: [Difference(self.tolerance - abs(row.figures[self.key] - self.values[row.arm]), row.seed, row.arm)]
             for row in results
             if row.arm in self.values
         }
@@ -188,11 +209,24 @@ def _difference(higher: float, lower: float, log: bool) -> float:
 
 
 def _grouped(differences: Iterable[tuple[Record, float]], by: tuple[str, ...]) -> Differences:
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[Difference]] = {}
     for row, difference in differences:
         if not math.isnan(difference):
-            groups.setdefault(arm_name({name: row.factors[name] for name in by}), []).append(difference)
+            groups.setdefault(arm_name({name: row.factors[name] for name in by}), []).append(
+                Difference(difference, row.seed, row.arm)
+            )
     return groups
+
+
+def _by_seed(pairs: Sequence[Difference]) -> list[float]:
+    """The mean difference of each seed, over the arms that all seeds have."""
+    seeds: dict[str, set[int]] = {}
+    for pair in pairs:
+        seeds.setdefault(pair.arm, set()).add(pair.seed)
+    everywhere = set[int]().union(*seeds.values())
+    shared = [arm for arm, found in seeds.items() if found == everywhere] or list(seeds)
+    found = {seed: [pair.value for pair in pairs if pair.seed == seed and pair.arm in shared] for seed in everywhere}
+    return [_center(values) for _, values in sorted(found.items())]
 
 
 def _center(pairs: Sequence[float]) -> float:

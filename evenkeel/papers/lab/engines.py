@@ -80,7 +80,7 @@ def _places(workplace: Workplace) -> int:
 
 
 def _on_gpu(workplace: Workplace) -> bool:
-    return workplace.hardware.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+    return workplace.hardware.resolved().accelerator == "cuda" and torch.cuda.is_available()
 
 
 def _on_processes(groups: Sequence[list[Run]], workplace: Workplace, count: int) -> Iterator[Outcome]:
@@ -89,12 +89,12 @@ def _on_processes(groups: Sequence[list[Run]], workplace: Workplace, count: int)
     waiting, losses = list(groups), 0
     while waiting:
         places = context.SimpleQueue()
+        shares = _shares(workplace)
         for number in range(count):
-            places.put(number)
-        initial = (places, workplace.hardware.devices if _on_gpu(workplace) else 0)
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_take_place, initargs=initial)
-        futures = {pool.submit(_perform_all, group, workplace): group for group in waiting}
+            places.put(shares[number % len(shares)])
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_take_place, initargs=(places,))
         try:
+            futures = {pool.submit(_perform_all, group, workplace): group for group in waiting}
             for future in as_completed(futures):
                 outcomes = future.result()
                 waiting.remove(futures[future])
@@ -109,12 +109,21 @@ def _on_processes(groups: Sequence[list[Run]], workplace: Workplace, count: int)
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _take_place(places: Any, gpus: int) -> None:
-    """Make a new process use the GPUs that no other one uses, and end with the process that began it."""
+def _shares(workplace: Workplace) -> list[str | None]:
+    """What CUDA_VISIBLE_DEVICES is for each place: GPUs in turn, of those that this process sees; None without."""
+    if not _on_gpu(workplace):
+        return [None]
+    count, size = torch.cuda.device_count(), workplace.hardware.devices
+    seen = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))) or [str(n) for n in range(count)]
+    return [",".join(seen[start : start + size]) for start in range(0, max(1, count - size + 1), size)]
+
+
+def _take_place(places: Any) -> None:
+    """Make a new process use the GPUs of its place, and end with the process that began it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    place = places.get()
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(place * gpus + number) for number in range(gpus))
+    share = places.get()
+    if share is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = share
 
 
 def _end_with_parent() -> None:
@@ -125,7 +134,7 @@ def _end_with_parent() -> None:
 
 
 def _on_ray(groups: Sequence[list[Run]], workplace: Workplace) -> Iterator[Outcome]:
-    """Make groups of runs on the cluster that RAY_ADDRESS names, or on one of this machine alone.
+    """Make groups of runs on the cluster that RAY_ADDRESS names, where evenkeel is installed, or on this machine.
 
     Images travel with the runs, so only this machine needs the data. Records come back here; checkpoints stay where
     they were made, and serve a run that is made anew if it comes to the same machine or the folder is a shared one.
@@ -147,7 +156,9 @@ def _on_ray(groups: Sequence[list[Run]], workplace: Workplace) -> Iterator[Outco
     try:
         hardware = workplace.hardware
         gpus = hardware.devices if ray.cluster_resources().get("GPU") and hardware.accelerator != "cpu" else 0
-        perform_all = ray.remote(num_cpus=hardware.threads, num_gpus=gpus, max_retries=_ATTEMPTS)(_perform_all)
+        cores = hardware.threads * hardware.devices
+        perform_all = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=_ATTEMPTS - 1)(_perform_all)
+        workplace = replace(workplace, out=workplace.out.absolute())  # a worker stands in another folder
         lent = {source: ray.put(source and workplace.images(source)) for source in dict.fromkeys(map(_source, groups))}
         pending = {perform_all.remote(group, workplace, lent[_source(group)]): group for group in groups}
         while pending:

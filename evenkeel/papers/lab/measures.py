@@ -48,7 +48,7 @@ def scores(trial: Trial) -> dict[str, Any]:
     figures = _named("test", score(net, images, images.test))
     if images.validation is not None:
         figures |= _named("validation", score(net, images, images.validation))
-        losses = [epoch["validation_eval_loss"] for epoch in trained.history]
+        losses = [epoch.get("validation_eval_loss", math.nan) for epoch in trained.history]
         whole = len(losses) == trained.training.recipe.epochs
         figures["mean_validation_loss"] = mean(losses) if whole else math.nan  # one that diverged has no mean
     return figures

@@ -77,8 +77,11 @@ class Results(Rows[Record]):
     """
 
     def where(self, **factors: Any) -> Results:
-        """The runs whose factors have these values."""
-        return Results(row for row in self.rows if factors.items() <= row.factors.items())
+        """The runs whose factors have these values; of several, in a tuple, any."""
+        wanted = {name: value if isinstance(value, tuple) else (value,) for name, value in factors.items()}
+        return Results(
+            row for row in self.rows if all(row.factors.get(name) in any_of for name, any_of in wanted.items())
+        )
 
     def levels(self, factor: str) -> list[Any]:
         """The values of a factor, in the order met."""
@@ -112,7 +115,8 @@ class Results(Rows[Record]):
     def tuned(self, selection: Selection | None) -> Results:
         """Of arms that differ in the tuned factor only, the best; its value goes from `factors` to `chosen`.
 
-        Arms are compared over the seeds that all of them have, so that the best one may be run with more.
+        Arms are compared over the seeds that all of them have, so that the best one may be run with more; where there
+        is no such seed, nothing is chosen, and the group is left out.
         """
         return self if selection is None else Results(_best(self, selection))
 
@@ -136,6 +140,8 @@ def _best(results: Results, selection: Selection) -> Iterator[Record]:
         groups.setdefault(arm_name(rest), {}).setdefault(row.arm, []).append(row)
     for arms in groups.values():
         shared = set.intersection(*({row.seed for row in rows} for rows in arms.values()))
+        if not shared:
+            continue  # nothing to compare by
 
         def cost(rows: list[Record], shared: set[int] = shared) -> float:
             values = [row.figures.get(selection.by, math.nan) for row in rows if row.seed in shared]

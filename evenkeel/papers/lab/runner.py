@@ -91,8 +91,11 @@ def make(
         What became of them; one that fails does not stop the others.
 
     Raises:
-        EvenkeelError: a record cannot be written, or the engine cannot be started.
+        EvenkeelError: a record cannot be written, the engine cannot be started, or the folder holds such runs of
+            another scale, which would be lost.
     """
+    for run in runs:
+        _refuse_another_scale(run, workplace)
     done = [run for run in runs if resume and _is_made(run, workplace)]
     todo = [run for run in runs if run not in done]
     if not resume:
@@ -111,15 +114,32 @@ def make(
     return Summary(len(todo) - len(failed), len(done), failed)
 
 
+def _refuse_another_scale(run: Run, workplace: Workplace) -> None:
+    record = _record(run, workplace)
+    if record is not None and record.scale != run.scale:
+        path = run.path(workplace.out)
+        raise EvenkeelError(
+            f"{path} is of {record.scale} scale and would be lost: name another folder for {run.scale} scale by --out"
+        )
+
+
 def _is_made(run: Run, workplace: Workplace) -> bool:
     """Whether a record lies there that answers to the run as it is specified now."""
+    record = _record(run, workplace)
+    return record is not None and run.spec().items() <= record.content.items()
+
+
+def _record(run: Run, workplace: Workplace) -> Record | None:
+    """The record that lies there; one that is damaged counts for none."""
     path = run.path(workplace.out)
     with suppress(EvenkeelError):
-        return path.exists() and run.spec().items() <= Record.read(path).content.items()
-    return False
+        return Record.read(path) if path.exists() else None
+    return None
 
 
 def _forget(run: Run, workplace: Workplace) -> None:
-    """Remove the checkpoint of a run that is to be made anew."""
+    """Remove what there is of a run that is to be made anew, so that it cannot pass for the new one's."""
+    if (path := run.path(workplace.out)).is_file():
+        path.unlink()
     if run.training is not None:
         checkpoint_path(workplace.checkpoints, run.training, run.seed, workplace.hardware).unlink(missing_ok=True)

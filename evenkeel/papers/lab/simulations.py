@@ -23,10 +23,10 @@ def signal(trial: Trial) -> dict[str, Any]:
     Standard normal inputs go forward, and normal errors of deviation .01 are put on the last layer's outputs and go
     backward, by autograd. A neuron is the output of a weight layer.
 
-    Factors: `keep`, 1 less dropout's rate, and `init`, as of `Training.init`. The first layer is not corrected.
+    Factors: `keep`, 1 less dropout's rate, and `init`, as of `Training.init`. The first layer reads no activation.
 
     Figures: `forward_var`, the mean square of neurons by layer; `eval_var`, the same with dropout off; `backward_var`,
-    that of the errors there, first layer first, over the last one's; `last_forward`, `last_eval`, `first_backward`,
+    that of the errors there, first layer first, over those put in; `last_forward`, `last_eval`, `first_backward`,
     their far ends, and `forward_distance`, `backward_distance`, how far these are from 1, as |ln|; `forward` and
     `backward`, densities of neurons and of errors (in units of those put in) at some layers.
     """

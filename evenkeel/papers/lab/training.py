@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from evenkeel.progress import Bar
 from evenkeel.readers import Split
 
 History = list[dict[str, float]]
+Accelerator = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32-true", "bf16-mixed"]  # 16 bits that are scaled have a state of their own to be gone on with
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class Hardware:
     Args:
         accelerator: `cpu`, `cuda`, or `auto` for the latter where there is one.
         devices: over how many the batch is spread, by DistributedDataParallel.
-        precision: as lightning-fabric names it, such as 32-true or bf16-mixed. Scores are always taken in 32 bits.
+        precision: `32-true` or `bf16-mixed`, as lightning-fabric names them. Scores are always taken in 32 bits.
         compile: train what torch.compile makes of the network.
         channels_last: keep weights, and so what convolutions give, in that memory format.
         threads: of each process on a CPU. Sums are taken in another order with more of them, so the bits differ.
     """
 
-    accelerator: str = "auto"
+    accelerator: Accelerator = "auto"
     devices: int = 1
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     compile: bool = False
     channels_last: bool = False
     threads: int = 1
@@ -282,7 +284,7 @@ def _prepare(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> No
 
 @contextmanager
 def deterministic(threads: int) -> Generator[None]:
-    """Compute to the same bits every time: on so many threads of a CPU, by deterministic kernels of a GPU."""
+    """Compute to the same bits every time on so many threads of a CPU; on a GPU, as far as cuDNN's kernels go."""
     found = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -104,7 +104,7 @@ class Trial:
     Attributes:
         factors: of the arm.
         scale: smoke, quick or full.
-        seed: of the run; torch's generator is set by it.
+        seed: of the run; torch's generator has been set for it.
         trained: the trained network; None where nothing is trained.
         images: on the device to measure on; None where nothing is trained.
     """
@@ -144,7 +144,8 @@ def perform(run: Run, workplace: Workplace, images: Images | None = None) -> dic
         )
         images = images.to(device_of(workplace.hardware))
     began = time.perf_counter()
-    torch.manual_seed(int(digest(run.spec()), 16) % 2**63)
+    # Where nothing is trained, all arms of a seed draw the same inputs: they are pairs.
+    torch.manual_seed(run.seed if trained is None else int(digest(run.spec()), 16) % 2**63)
     with deterministic(workplace.hardware.threads):
         figures = run.measure(Trial(run.factors, run.scale, run.seed, trained, images))
     return finite(
@@ -153,10 +154,15 @@ def perform(run: Run, workplace: Workplace, images: Images | None = None) -> dic
             "history": trained.history if trained else [],
             "figures": figures,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-            "hardware": asdict(workplace.hardware.resolved()),
+            "hardware": {**asdict(workplace.hardware.resolved()), "device": _device_name(workplace)},
             "seconds": {"training": trained.seconds if trained else 0.0, "measuring": time.perf_counter() - began},
         }
     )
+
+
+def _device_name(workplace: Workplace) -> str:
+    on_gpu = workplace.hardware.resolved().accelerator == "cuda"
+    return torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:
