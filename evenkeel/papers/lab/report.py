@@ -139,9 +139,8 @@ def to_markdown(reports: Sequence[Report]) -> str:
     rows = [("claim", "published", "ours", "scale", "seeds", "holds"), ("---",) * 6]
     for report in reports:
         where = f"{report.paper.name} {report.experiment.source}"
-        seeds = str(len(report.tuned.seeds()))
         rows += [
-            (f"{where}: {v.claim.text}", v.claim.published, v.ours, report.scale, seeds, v.holds)
+            (f"{where}: {v.claim.text}", v.claim.published, v.ours, report.scale, f"{v.seeds or 1}", v.holds)
             for v in report.verdicts
         ]
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
