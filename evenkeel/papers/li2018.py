@@ -99,26 +99,24 @@ def _merged(*tables: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, f
     return {arm: {key: v for table in tables for key, v in table.get(arm, {}).items()} for arm in arms}
 
 
-def _arms(**factors: Mapping[Scale, tuple[Any, ...]]) -> dict[Scale, tuple[Factors, ...]]:
-    """All four nets on all data of a scale, without dropout and with it at every combination of factors."""
+def _arms(without: Factors, **factors: Mapping[Scale, tuple[Any, ...]]) -> dict[Scale, tuple[Factors, ...]]:
+    """All four nets on all data of a scale, without dropout and with it at every combination of factors, if any."""
     return {
         scale: tuple(
             {"data": data, "net": net, **rest}
             for data in _SOURCES[scale]
             for net in NETS
-            for rest in (*_NONE[tuple(factors)], *grid(**{name: levels[scale] for name, levels in factors.items()}))
+            for rest in (
+                without,
+                *(grid(**{name: levels[scale] for name, levels in factors.items()}) if factors else ()),
+            )
         )
         for scale in SCALES
     }
 
 
 _PLACES = dict.fromkeys(SCALES, ("a", "b"))
-_NONE: dict[tuple[str, ...], tuple[Factors, ...]] = {
-    ("place", "p"): ({"place": "none", "p": 0.0},),
-    ("noise", "beta"): ({"noise": "none", "beta": 0.0},),
-    ("p",): ({"p": 0.0},),
-    (): (),  # an experiment without factors of its own
-}
+_NONE = {"place": "none", "p": 0.0}
 _HALF: dict[Scale, tuple[float, ...]] = {"smoke": (0.5,), "quick": (0.5,), "full": (0.5,)}
 _ERROR = Column("test error %", "test_error", 100, 2)
 
@@ -269,7 +267,7 @@ angles = Experiment(
     name="angles",
     source="Table 1",
     about=f"Squared cosine between filters and the vector of ones, of nets trained without dropout. {_SMALL}",
-    arms=_arms(),
+    arms=_arms({}),
     seeds=_SEEDS,
     training=partial(_training, places="none", noise="Dropout", amount=0.0),
     measure=measures.angles,
@@ -302,7 +300,7 @@ shift = Experiment(
         "every norm the variance met in eval mode over the training images, augmented, against the one stored, folded "
         f"max(r, 1/r). {_SMALL}"
     ),
-    arms=_arms(place=_PLACES, p=_SHIFT_RATES),
+    arms=_arms(_NONE, place=_PLACES, p=_SHIFT_RATES),
     seeds=_SEEDS,
     training=_placed,
     measure=measures.shift,
@@ -375,7 +373,7 @@ adjust = Experiment(
         "The nets of `shift` at drop .5: test errors as trained, with means and variances over the training images "
         "with dropout off (`evenkeel.reestimate_`), and corrected without data (`evenkeel.correct_`, not the paper's)."
     ),
-    arms=_arms(place=_PLACES, p=_HALF),
+    arms=_arms(_NONE, place=_PLACES, p=_HALF),
     seeds=_SEEDS,
     training=_placed,
     measure=measures.adjust,
@@ -424,7 +422,7 @@ train_eval = Experiment(
         "Error on the training images in train mode and in eval mode, with dropout (a) of 0.5 and without; the curves "
         "show batches as they are trained on against images in eval mode."
     ),
-    arms=_arms(place=dict.fromkeys(SCALES, ("a",)), p=_HALF),
+    arms=_arms(_NONE, place=dict.fromkeys(SCALES, ("a",)), p=_HALF),
     seeds=_SEEDS,
     training=_placed,
     measure=measures.train_eval,
@@ -469,7 +467,7 @@ last_layer = Experiment(
     name="last_layer",
     source="Table 4",
     about=f"One dropout right before the classifier, behind all norms. {_SMALL}",
-    arms=_arms(p={"smoke": (0.5,), "quick": (0.2, 0.5), "full": (0.1, 0.2, 0.3, 0.5)}),
+    arms=_arms({"p": 0.0}, p={"smoke": (0.5,), "quick": (0.2, 0.5), "full": (0.1, 0.2, 0.3, 0.5)}),
     seeds=_SEEDS,
     training=_last,
     measure=measures.scores,
@@ -501,7 +499,7 @@ uout = Experiment(
         "Uout in the places (b), and dropout there of equal noise, p = beta^2 / (3 + beta^2), which the paper does not "
         f"compare with. {_SMALL}"
     ),
-    arms=_arms(noise=dict.fromkeys(SCALES, ("uout", "dropout")), beta=_BETAS),
+    arms=_arms({"noise": "none", "beta": 0.0}, noise=dict.fromkeys(SCALES, ("uout", "dropout")), beta=_BETAS),
     seeds=_SEEDS,
     training=_uout,
     measure=measures.shift,

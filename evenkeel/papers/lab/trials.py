@@ -173,12 +173,4 @@ def _version(name: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _images(source: Source, data_dir: Path | None, download: bool) -> Images:
-    return load_images(
-        source.name,
-        train=source.train,
-        test=source.test,
-        validation=source.validation,
-        size=source.size,
-        data_dir=data_dir,
-        download=download,
-    )
+    return load_images(**asdict(source), data_dir=data_dir, download=download)
