@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import evenkeel as ek
 from benchmarks.measuring import compare, run_parts, seconds, show, spread
 from benchmarks.torchvision_cpu import import_torchvision
-from evenkeel.progress import Bar
+from evenkeel.output.progress import Bar
 
 Init = Callable[[nn.Module, Tensor], Any]
 

@@ -22,8 +22,8 @@ from torch import nn
 
 import evenkeel as ek
 from benchmarks.zoo import BUILDERS, LARGE, Row, build_model, failing_into, parser_of, run
-from evenkeel.linter import examine, wanted
-from evenkeel.subject import Subject
+from evenkeel.linting.context import Context
+from evenkeel.linting.linter import examine, wanted
 
 GUIDELINES = ("li2018", "kim2023")
 RATES = ("p", "drop_rate", "drop_prob", "attn_drop_rate", "drop_path_rate", "dropout", "dropout_p")  # of modules
@@ -57,7 +57,7 @@ class Measure:
 
 def codes(model: nn.Module, example: Any, guideline: str) -> dict[str, int]:
     """How many findings of each code there are."""
-    return Counter(finding.code for finding in examine(Subject(model, example), wanted(guideline, (), ())))
+    return Counter(finding.code for finding in examine(Context(model, example), wanted(guideline, (), ())))
 
 
 def fixed(model: nn.Module, example: Any, guideline: str) -> Row:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evenkeel.files import whole
+from evenkeel.output.files import atomic_write
 
 Figures = dict[str, dict[str, float]]
 Part = Callable[[argparse.Namespace], Any]
@@ -57,5 +57,5 @@ def run_parts(parser: argparse.ArgumentParser, parts: Mapping[str, Part], out: P
         found = parts[name](options)
         known = json.loads(options.out.read_text()) if options.out.exists() else {}
         versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        with whole(options.out) as temporary:
+        with atomic_write(options.out) as temporary:
             temporary.write_text(json.dumps(known | versions | {name: found}, indent=1) + "\n")

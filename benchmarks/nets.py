@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evenkeel.datasets import load_data
 from evenkeel.demo import build_net, train
-from evenkeel.evaluation import evaluate
-from evenkeel.files import whole
+from evenkeel.io.datasets import load_data
+from evenkeel.model.evaluation import evaluate
+from evenkeel.output.files import atomic_write
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -68,7 +68,7 @@ class Net:
         net = train(self.build(), training, self.epochs, batch_size=128)
         print(f"trained on {self.data}, seed {seed}: test error {evaluate(net, test).error:.2%}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(net.state_dict(), temporary)
         return net
 

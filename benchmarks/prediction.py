@@ -27,7 +27,7 @@ import evenkeel as ek
 from benchmarks.measuring import Part, run_parts, seconds
 from benchmarks.nets import Batches, Net, add_options
 from benchmarks.placements import FAMILIES, PLACES, RATES, net_of
-from evenkeel.evaluation import evaluate
+from evenkeel.model.evaluation import evaluate
 
 GOALS = {"MLP": 0.05, "plain CNN": 0.05, "residual net": 0.10, "DenseNet": 0.10}
 _MEASURED = 24  # batches that the shift is measured on

@@ -27,9 +27,9 @@ import evenkeel as ek
 from benchmarks.measuring import compare, run_parts, seconds, show, spread
 from benchmarks.nets import CIFAR, NETS, mlp
 from benchmarks.torchvision_cpu import import_torchvision
-from evenkeel.evaluation import evaluate
-from evenkeel.norms import norms_of
-from evenkeel.progress import Bar
+from evenkeel.model.evaluation import evaluate
+from evenkeel.model.norms import norms_of
+from evenkeel.output.progress import Bar
 
 Batches = Sequence[Any]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from evenkeel.files import write_json
+from evenkeel.output.files import write_json
 from evenkeel.papers import hendrycks2016
 from evenkeel.papers.lab import trials
 from evenkeel.papers.lab.engines import run_all

@@ -22,7 +22,7 @@ import evenkeel as ek
 from benchmarks.measuring import run_parts
 from benchmarks.nets import NETS, Batches, add_options
 from benchmarks.reestimation import fvcore, torch_swa
-from evenkeel.evaluation import evaluate
+from evenkeel.model.evaluation import evaluate
 
 
 def fvcore_in_train_mode(model: nn.Module, batches: Batches) -> None:

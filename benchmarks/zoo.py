@@ -48,8 +48,8 @@ from torch.overrides import TorchFunctionMode
 
 import evenkeel as ek
 from benchmarks.torchvision_cpu import import_torchvision
-from evenkeel.files import whole
-from evenkeel.norms import has_running_statistics
+from evenkeel.model.norms import has_running_statistics
+from evenkeel.output.files import atomic_write
 
 Row = dict[str, Any]
 LARGE = 1_000_000_000  # parameters
@@ -358,7 +358,7 @@ def save(rows: dict[str, Row], out: Path | None, figures: Row) -> None:
         return
     head = {"versions": {"torch": torch.__version__, "evenkeel": ek.__version__}, "totals": figures}
     lines = ",\n".join(json.dumps(rows[target]) for target in sorted(rows))
-    with whole(out) as temporary:
+    with atomic_write(out) as temporary:
         text = json.dumps(head, indent=1).removesuffix("\n}")
         temporary.write_text(f'{text},\n "models": [\n{lines}\n]}}\n', encoding="utf-8")
 

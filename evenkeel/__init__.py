@@ -4,7 +4,6 @@
 without data, `predict_shift` and `correct_` do. `lint` says where dropout breaks the guidelines, `fix` moves it.
 """
 
-from evenkeel.correction import Correction, CorrectionRow, correct_
 from evenkeel.errors import (
     ActivationError,
     BatchError,
@@ -14,21 +13,24 @@ from evenkeel.errors import (
     UnappliedWarning,
     UnpredictedWarning,
 )
-from evenkeel.explanation import explain
-from evenkeel.findings import Finding
-from evenkeel.fixer import fix
-from evenkeel.graph import Layer, LayerGraph
-from evenkeel.independent_component import IC, ic
-from evenkeel.initialization import InitReport, InitRow, init_
-from evenkeel.kinds import Kind
-from evenkeel.linter import lint
-from evenkeel.moments import Moments, activation_moments
-from evenkeel.prediction import predict_shift
-from evenkeel.reestimation import Reestimation, reestimate_
-from evenkeel.shift import ShiftReport, ShiftRow, variance_shift
-from evenkeel.signal_check import SignalReport, SignalRow, check_signals
-from evenkeel.tracing import trace
-from evenkeel.uniform_dropout import Uout, uout
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.tracing import trace
+from evenkeel.init.init_report import InitReport, InitRow
+from evenkeel.init.initialization import init_
+from evenkeel.init.signal_check import SignalReport, SignalRow, check_signals
+from evenkeel.layers.ic import IC, ic
+from evenkeel.layers.uout import Uout, uout
+from evenkeel.linting.explanation import explain
+from evenkeel.linting.findings import Finding
+from evenkeel.linting.linter import lint
+from evenkeel.prediction.correction import Correction, CorrectionRow, correct_
+from evenkeel.prediction.shift_prediction import predict_shift
+from evenkeel.rewriting.fixer import fix
+from evenkeel.signals.moments import Moments, activation_moments
+from evenkeel.statistics.reestimation import Reestimation, reestimate_
+from evenkeel.statistics.shift import variance_shift
+from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 
 __all__ = [
     "IC",

@@ -20,27 +20,29 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from evenkeel import explanation
-from evenkeel.checkpoints import Checkpoint
-from evenkeel.correction import correct_
-from evenkeel.datasets import Data, load_data
 from evenkeel.demo import run_demo
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
-from evenkeel.evaluation import Score, evaluate
-from evenkeel.explanation import overview, write_pages
-from evenkeel.files import finite, require_folder, whole
-from evenkeel.findings import GUIDELINES, summary
-from evenkeel.linter import findings_of, wanted
+from evenkeel.io.checkpoints import Checkpoint
+from evenkeel.io.datasets import Data, load_data
+from evenkeel.io.readers import SETS
+from evenkeel.io.targets import load_target, parse_arguments, parse_shape
+from evenkeel.linting import explanation
+from evenkeel.linting.explanation import overview, write_pages
+from evenkeel.linting.findings import summary
+from evenkeel.linting.linter import findings_of, wanted
+from evenkeel.linting.rule import GUIDELINES
+from evenkeel.linting.rules import ALL
+from evenkeel.linting.sarif import to_sarif
+from evenkeel.linting.settings import Settings, read_settings
+from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.output.files import atomic_write, finite, require_folder
+from evenkeel.output.progress import Bar
 from evenkeel.papers import commands
-from evenkeel.prediction import predict_shift
-from evenkeel.progress import Bar
-from evenkeel.readers import SETS
-from evenkeel.reestimation import Reestimation, reestimate_
-from evenkeel.rules import ALL
-from evenkeel.sarif import to_sarif
-from evenkeel.settings import Settings, read_settings
-from evenkeel.shift import ShiftReport, variance_shift
-from evenkeel.targets import load_target, parse_arguments, parse_shape
+from evenkeel.prediction.correction import correct_
+from evenkeel.prediction.shift_prediction import predict_shift
+from evenkeel.statistics.reestimation import Reestimation, reestimate_
+from evenkeel.statistics.shift import variance_shift
+from evenkeel.statistics.shift_report import ShiftReport
 
 app = typer.Typer(
     help="Dropout and normalization on an even keel.",
@@ -154,7 +156,7 @@ def lint(
     if output is None:
         typer.echo(text)
     else:
-        with whole(output) as temporary:
+        with atomic_write(output) as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
     if findings:
         raise typer.Exit(1)
@@ -246,7 +248,7 @@ def repair(
     if html is None:
         checkpoint.write(out, model)
     else:
-        with whole(html) as temporary:  # both files, or neither
+        with atomic_write(html) as temporary:  # both files, or neither
             temporary.write_text(page.export_html(), encoding="utf-8")
             checkpoint.write(out, model)
     _show({"out": str(out), **result} if as_json else Group(shown, f"written: {out}"))

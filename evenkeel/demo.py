@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from evenkeel.datasets import Data, load_data
-from evenkeel.evaluation import Score, evaluate
-from evenkeel.progress import Bar
-from evenkeel.reestimation import reestimate_
-from evenkeel.shift import ShiftReport, variance_shift
+from evenkeel.io.datasets import Data, load_data
+from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.output.progress import Bar
+from evenkeel.statistics.reestimation import reestimate_
+from evenkeel.statistics.shift import variance_shift
+from evenkeel.statistics.shift_report import ShiftReport
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 from torch import Tensor
+
+PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
 
 class EvenkeelError(Exception):
@@ -69,3 +77,24 @@ def require(name: str, value: float | Tensor, holds: bool | Tensor, rule: str) -
     if not torch.as_tensor(holds).all():
         first = torch.as_tensor(value)[~torch.as_tensor(holds)].flatten()[0]
         raise EvenkeelError(f"{name} is {float(first):.6g}: {rule}")
+
+
+def raised(error: BaseException) -> str:
+    """That an error was raised, in one line, and where, if that is known and not in this package.
+
+    >>> raised(ValueError("no luck"))
+    'raised ValueError: no luck'
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((PACKAGE, "<"))]
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"raised {brief(error)}{where}"
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """A question for the names that come closest; empty if none does.
+
+    >>> similar("resnet81", ["resnet18", "vgg"])
+    'did you mean resnet18?'
+    """
+    matches = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(matches)}?" if matches else ""

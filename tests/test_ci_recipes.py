@@ -10,13 +10,13 @@ import jsonschema
 import pytest
 import typer
 import yaml
-from test_sarif import SARIF, schema
+from schemas import SARIF, schema
 
 from evenkeel.cli import app, main
-from evenkeel.comments import is_ignored
-from evenkeel.findings import GUIDELINES
-from evenkeel.rules import ALL
-from evenkeel.settings import Settings, read_settings
+from evenkeel.linting.rule import GUIDELINES
+from evenkeel.linting.rules import ALL
+from evenkeel.linting.settings import Settings, read_settings
+from evenkeel.linting.suppressions import is_ignored
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "continuous-integration.md").read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ def run(tmp_path, monkeypatch):
 
 def test_the_workflows_command_writes_a_log_with_the_lines_of_the_model(run):
     assert run(IN_WORKFLOW.replace("kim2023", "li2018")) == 1
-    log = json.loads(Path("evenkeel.sarif").read_text(encoding="utf-8"))
+    log = json.loads(Path("evenkeel.linting.sarif").read_text(encoding="utf-8"))
     assert SARIF.is_valid(log)
     places = [result["locations"][0]["physicalLocation"] for result in log["runs"][0]["results"]]
     line = NET.splitlines().index("        x = self.drop(x)") + 1

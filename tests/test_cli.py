@@ -11,8 +11,8 @@ from torch import nn
 
 import evenkeel as ek
 from evenkeel import cli, demo
-from evenkeel.explanation import overview
-from evenkeel.rules import ALL
+from evenkeel.linting.explanation import overview
+from evenkeel.linting.rules import ALL
 
 NET = """
 import torch

@@ -5,7 +5,7 @@ import torch
 
 import evenkeel as ek
 from evenkeel.demo import TREATMENTS, DemoResult, build_net, run_demo
-from evenkeel.evaluation import Score
+from evenkeel.model.evaluation import Score
 
 
 def test_the_net_is_a_pre_activation_residual_net_with_dropout_before_each_last_norm():

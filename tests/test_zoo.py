@@ -9,8 +9,8 @@ from torch import nn
 
 import evenkeel as ek
 from benchmarks import zoo
-from evenkeel.norms import has_running_statistics
-from evenkeel.targets import load_target
+from evenkeel.io.targets import load_target
+from evenkeel.model.norms import has_running_statistics
 
 SAMPLE = """
     torchvision:alexnet torchvision:vgg11_bn torchvision:googlenet torchvision:inception_v3 torchvision:squeezenet1_1

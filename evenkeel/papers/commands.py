@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.files import require_folder, whole
+from evenkeel.output.files import atomic_write, require_folder
 from evenkeel.papers import ALL, find
 from evenkeel.papers.lab.engines import EngineName
 from evenkeel.papers.lab.report import read_reports, to_html, to_markdown
@@ -90,7 +90,7 @@ def report(
     pages = {html: to_html, markdown: to_markdown}
     for path, write in pages.items():
         if path is not None:
-            with whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(write(reports), encoding="utf-8")
             typer.echo(f"written: {path}")
     if html is None and markdown is None:

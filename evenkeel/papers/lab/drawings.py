@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenkeel.files import whole
+from evenkeel.output.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +31,8 @@ def save(figure: Figure, path: str | Path) -> None:
     """
     path = Path(path)
     with (
-        whole(path.with_name(f"{path.name}.svg")) as vector,
-        whole(path.with_name(f"{path.name}.png")) as pixels,
+        atomic_write(path.with_name(f"{path.name}.svg")) as vector,
+        atomic_write(path.with_name(f"{path.name}.png")) as pixels,
     ):
         vector.write_text(to_svg(figure), encoding="utf-8")
         figure.savefig(pixels, format="png", dpi=110)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.readers import ImageSet, Split, by, channel_moments, read_set
+from evenkeel.io.readers import ImageSet, Split, by, channel_moments, read_set
 
 SYNTHETIC = "synthetic"
 _DEFAULT = {SYNTHETIC: (400, 200)}  # how many images to train and to test on, where that is not all of them

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.correction import correct_
-from evenkeel.evaluation import Score
-from evenkeel.kinds import Kind
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.tracing import trace
+from evenkeel.model.evaluation import Score
 from evenkeel.papers.lab.images import Images, augment
 from evenkeel.papers.lab.training import Trained, batches_of, score
 from evenkeel.papers.lab.trials import Trial
-from evenkeel.reestimation import reestimate_
-from evenkeel.shift import variance_shift
+from evenkeel.prediction.correction import correct_
+from evenkeel.statistics.reestimation import reestimate_
+from evenkeel.statistics.shift import variance_shift
 from evenkeel.theory.li2018 import cos_squared
-from evenkeel.tracing import trace
 
 Measure = Callable[[Trial], dict[str, Any]]
 _BATCH = 250

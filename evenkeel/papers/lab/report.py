@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenkeel.errors import EvenkeelError
+from evenkeel.output.tables import table
 from evenkeel.papers.lab import drawings
 from evenkeel.papers.lab.claims import Verdict
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
 from evenkeel.papers.lab.results import Results, read_results
 from evenkeel.papers.lab.specs import SCALES, Scale
-from evenkeel.tables import table
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -11,8 +11,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from evenkeel.errors import EvenkeelError, brief
+from evenkeel.output.tables import Rows
 from evenkeel.papers.lab.specs import Factors, Scale, Selection, arm_name
-from evenkeel.tables import Rows
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.files import write_json
+from evenkeel.output.files import write_json
+from evenkeel.output.progress import Bar
 from evenkeel.papers.lab.engines import EngineName, run_all
 from evenkeel.papers.lab.experiments import Experiment, Paper
 from evenkeel.papers.lab.results import Record
 from evenkeel.papers.lab.specs import SCALES, Scale, arm_name
 from evenkeel.papers.lab.training import checkpoint_path
 from evenkeel.papers.lab.trials import Run, Workplace
-from evenkeel.progress import Bar
 
 
 @dataclass(frozen=True)

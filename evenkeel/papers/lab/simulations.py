@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.moments import activation_moments
 from evenkeel.papers.lab.nets import build
 from evenkeel.papers.lab.training import initialize_
 from evenkeel.papers.lab.trials import Trial
+from evenkeel.signals.moments import activation_moments
 
 _BINS = 40
 _INJECTED = 0.01  # deviation of the errors that are put in

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evenkeel.datasets import Batches
 from evenkeel.errors import EvenkeelError, brief
-from evenkeel.evaluation import Score, evaluate
-from evenkeel.files import whole
-from evenkeel.initialization import init_
+from evenkeel.init.initialization import init_
+from evenkeel.io.datasets import Batches
+from evenkeel.io.readers import Split
+from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.output.files import atomic_write
+from evenkeel.output.progress import Bar
 from evenkeel.papers.lab.images import Images, augment, batches
 from evenkeel.papers.lab.nets import build
 from evenkeel.papers.lab.specs import Recipe, Training, digest, plain
-from evenkeel.progress import Bar
-from evenkeel.readers import Split
 
 History = list[dict[str, float]]
 Accelerator = Literal["auto", "cpu", "cuda"]
@@ -210,7 +210,7 @@ def _train_on(
             state = {"history": history, "weights": weights, "seconds": spent + time.perf_counter() - began}
             if not over:
                 state |= {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
-            with whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 torch.save(state, temporary)
         fabric.barrier()
         if over:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from evenkeel.files import finite
+from evenkeel.output.files import finite
 from evenkeel.papers.lab.images import Images, load_images
 from evenkeel.papers.lab.specs import Factors, Scale, Source, Training, arm_name, digest, plain
 from evenkeel.papers.lab.training import Hardware, Trained, deterministic, device_of, train

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.uniform_dropout import Uout
+from evenkeel.layers.uout import Uout
 
 _MAKERS: dict[str, Callable[[float], nn.Module]] = {
     "Dropout": nn.Dropout,

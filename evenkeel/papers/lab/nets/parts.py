@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.independent_component import IC
+from evenkeel.layers.ic import IC
 from evenkeel.papers.lab.nets.noises import Noise
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -1,0 +1,58 @@
+"""Queries: what several features ask of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+
+if TYPE_CHECKING:
+    pass
+
+
+def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
+    """The dropouts that act on a norm's input: those upstream of its calls, back to the norms before."""
+    calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
+    found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
+    return tuple(dict.fromkeys(layer for layer in found if layer.p or (layer.kind is Kind.DROPOUT and layer.p is None)))
+
+
+def norms_behind(graph: LayerGraph, layer: Layer, *, through_weights: bool = False) -> tuple[Layer, ...]:
+    """The next norms with running statistics that a layer's output reaches, in execution order.
+
+    Args:
+        graph: the graph.
+        layer: where to begin.
+        through_weights: whether to look behind weight layers, too.
+    """
+
+    def ends(behind: Layer) -> bool:
+        return behind.stores or (behind.kind is Kind.WEIGHT and not through_weights)
+
+    return tuple(behind for behind in graph.downstream(layer, until=ends) if behind.stores)
+
+
+_AVERAGES = ("adaptive_avg_pool", "avg_pool", "mean")
+
+
+def source_of(layer: Layer, passing: Callable[[Layer], bool] = lambda layer: layer.kind is Kind.PASS) -> Layer | None:
+    """What a layer reads, behind layers that only pass it on; None for inputs and layers that read several signals."""
+    sources = dict.fromkeys(layer.inputs)
+    while len(sources) == 1:
+        (source,) = sources
+        if not passing(source):
+            return source
+        sources = dict.fromkeys(source.inputs)
+    return None
+
+
+def is_global_average(layer: Layer | None) -> bool:
+    """Whether a layer averages each channel over all positions."""
+    if layer is None or layer.kind is not Kind.POOL or not layer.function.startswith(_AVERAGES):
+        return False
+    (source, *_) = layer.inputs
+    return len(source.shape) > 2 and layer.shape[:2] == source.shape[:2] and all(size == 1 for size in layer.shape[2:])

@@ -1,0 +1,117 @@
+"""trace: read a model into a LayerGraph by recording one forward pass, on fake tensors wherever they can go."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import TraceError
+from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.recorder import Recorder
+from evenkeel.model.batches import device_of
+from evenkeel.model.flags import set_modes
+from evenkeel.model.nested import map_tensors
+from evenkeel.model.restoring import restored
+from evenkeel.model.wrappers import unwrapped
+
+
+def trace(model: nn.Module, example: Any) -> LayerGraph:
+    """Read a model into a `LayerGraph` by recording one forward pass.
+
+    The pass runs on fake tensors, which have shapes but no data, with the model in train mode, so that every dropout
+    is seen, functional ones too (modules in eval mode inside a model in train mode stay so: they are frozen). Where
+    that fails it is repeated in eval mode, and where fake tensors cannot go (control flow that depends on data) with
+    the example itself, in eval mode. The model is given back exactly as it was found.
+
+    Args:
+        model: the model, in train or eval mode, on any device, its parameters in any floating dtype.
+        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values do
+            not. Tensors are moved to the model's device, and floating ones to its dtype if it has only one.
+
+    Returns:
+        The graph of what ran: a branch that the example does not take is not in it.
+
+    Raises:
+        TraceError: the forward pass itself raises; names the layer that it had come to.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    >>> print(trace(model, torch.ones(2, 4)))
+    i W A D W N o
+    """
+    return record(model, *runner(model, example))
+
+
+def runner(model: nn.Module, example: Any) -> tuple[Callable[[Any], Any], Any]:
+    """How the model is run on an example, and the inputs to run it with: what `record` takes.
+
+    Args:
+        model: the model.
+        example: as for `trace`.
+    """
+    if isinstance(example, Mapping):
+        return lambda inputs: model(**inputs), dict(example)
+    return lambda inputs: model(*inputs), example if isinstance(example, tuple) else (example,)
+
+
+def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any, *, training: bool = True) -> LayerGraph:
+    """Record the pass that `run(inputs)` makes through the model: `trace` with the call left to the caller.
+
+    Args:
+        model: the model.
+        run: makes one forward pass of the model and returns its outputs.
+        inputs: what `run` is given, in any nesting; its tensors are the graph's inputs.
+        training: in train mode, if that succeeds; or in eval mode.
+
+    Returns:
+        The graph.
+
+    Raises:
+        TraceError: as for `trace`.
+    """
+    inputs = prepared(inputs, model)
+    recorder, failure = Recorder(model, training=training), Exception()
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    attempts = ((False, False),) if scripted else ((True, True), (False, True), (False, False))
+    for mode, fake in attempts if training else (a for a in attempts if not a[0]):
+        recorder = Recorder(model, training=mode)
+        try:
+            with restored(model, parameters=not fake), unwrapped(model), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
+                set_modes(model, mode)
+                with _fake_tensors(model) if fake else nullcontext(torch.clone) as convert:
+                    return recorder.run(run, map_tensors(convert, inputs))
+        except Exception as error:
+            failure = error
+    raise TraceError(recorder.explain(failure)) from failure
+
+
+def prepared(inputs: Any, model: nn.Module) -> Any:
+    """The inputs on the model's device, floating ones in its dtype if all of its parameters share one."""
+    device = device_of(model)
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    return map_tensors(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None), inputs)
+
+
+@contextmanager
+def _fake_tensors(model: nn.Module) -> Generator[Callable[[Tensor], Tensor]]:
+    """Yield the conversion to fake tensors, in a mode in which the model holds fake parameters and buffers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True  # it prints a traceback for errors that are handled here
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            for module in model.modules():  # in-place updates by the pass never reach the real ones then
+                for held in (module._parameters, module._buffers):
+                    for name, tensor in held.items():
+                        held[name] = None if tensor is None else mode.from_tensor(tensor)  # type: ignore[assignment]
+            yield mode.from_tensor
+    finally:
+        logger.disabled = disabled

@@ -1,0 +1,1 @@
+"""Weight initialization from the graph: `init_` and `check_signals`."""

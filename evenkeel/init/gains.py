@@ -1,0 +1,202 @@
+"""Gains: the variance that each weight layer's weights are to have, from what comes before and after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import ActivationError
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.signals.activations import activation_of
+from evenkeel.signals.marginals import Sum
+from evenkeel.signals.moments import Moments, activation_moments
+from evenkeel.signals.propagation import Propagation, given_weights, propagate
+from evenkeel.signals.signal import Signal
+from evenkeel.signals.transfers import along, strengthening
+from evenkeel.signals.weights import Weights
+
+MODES = ("forward", "backward", "mean", "hendrycks2016")
+
+_ROUNDS = 25  # of settling variances that depend on each other
+_STEP = 0.5  # of the way, in logarithm, that a variance goes in one round
+_SETTLED = 1e-3  # relative change of a variance that ends them
+_LEAST = 0.2  # of the errors: what weights are left to pass on where most comes by changes of strength
+_SOURCES = (Kind.WEIGHT, Kind.NORM, Kind.JOIN, Kind.CONCAT, Kind.GATE, Kind.OPAQUE, Kind.INPUT)
+_SINKS = (Kind.WEIGHT, Kind.JOIN, Kind.CONCAT, Kind.GATE, Kind.OPAQUE, Kind.OUTPUT)
+_HALF = Moments(0.5, 0.5, 0.0, 0.0)  # the paper's factor where nothing is known
+_ONE = Moments(1.0, 1.0, 0.0, 1.0)  # no activation
+
+# Given a weight layer, its weights, what it is fed, and E (dx/dz)^2 on the way there: the variance of its weights.
+Rule = Callable[[Layer, Weights, Signal, float], float]
+
+
+@dataclass(frozen=True)
+class _Tilt:
+    """Errors behind a layer by the level of its output, and those of the level itself, over the errors' mean."""
+
+    levels: Tensor
+    errors: Tensor
+    strengths: Tensor
+
+    def at(self, values: Tensor, reached: Sum) -> Tensor:
+        """Values at other levels than these, which a change of gains has moved a little."""
+        order = self.levels.argsort()
+        known = self.levels[order].log().numpy(), values[order].numpy()
+        return torch.from_numpy(np.interp(reached.law.levels.log().numpy(), *known))
+
+
+def choose_variances(
+    graph: LayerGraph,
+    owners: Mapping[nn.Parameter, Layer],
+    mode: str,
+    *,
+    xavier: bool = False,
+    scales: Mapping[Layer, float],
+    frozen: Collection[nn.Module] = (),
+) -> dict[nn.Parameter, float]:
+    """Choose the variance of each parameter's entries, by one of the modes of `init_`.
+
+    Args:
+        graph: the graph.
+        owners: the parameters to choose for, each with the weight layer that decides.
+        mode: one of MODES.
+        xavier: for hendrycks2016: its form for uniform weights, with fan_out at the second term.
+        scales: extra factors of single layers' weights.
+        frozen: modules that are in eval mode while the model is in train mode.
+
+    Returns:
+        The variances.
+    """
+    rule = {
+        "forward": _forward,
+        "backward": _backward,
+        "mean": _mean,
+        "hendrycks2016": partial(_printed, graph, xavier, {}),
+    }[mode]
+    variances: dict[nn.Parameter, float] = {}
+    tilts: dict[Layer, _Tilt] = {}
+    guessed: set[nn.Parameter] = set()
+
+    def choose(layer: Layer, weights: Weights, x: Signal, reached: Sum) -> float:
+        parameter = weights.parameter
+        if parameter not in owners:
+            return given_weights(layer, weights, x, reached)
+        if owners[parameter] is layer:
+            slope = _slope(tilts.get(layer), weights, x, reached, variances.get(parameter))
+            chosen = rule(layer, weights, x, slope) * scales.get(layer, 1.0) ** 2
+            last = variances.get(parameter, chosen)
+            variances[parameter] = last * (chosen / last) ** _STEP
+        elif parameter not in variances:  # tied to a layer that comes later
+            guessed.add(parameter)
+        return variances.get(parameter, 1 / weights.fan_in)
+
+    at = tuple(owners.values()) if mode in ("backward", "mean") else ()
+    for _ in range(_ROUNDS):
+        before = dict(variances)
+        propagation = propagate(graph, training=True, frozen=frozen, bordered=False, choose=choose, errors_at=at)
+        tilts = {layer: _tilt(propagation, layer) for layer in at}
+        change = max((abs(variances[p] / before.get(p, math.inf) - 1) for p in variances), default=0.0)
+        if change < _SETTLED or not (at or guessed):
+            break
+    return variances
+
+
+def words(graph: LayerGraph, layer: Layer) -> tuple[str, str]:
+    """What stands before and after a weight layer, in words, nearest first.
+
+    >>> import evenkeel as ek
+    >>> graph = ek.trace(nn.Sequential(nn.ReLU(), nn.Dropout(0.3), nn.Linear(2, 2), nn.Tanh()), torch.ones(1, 2))
+    >>> words(graph, graph["2"])
+    ('dropout p=0.3, relu, input', 'tanh, output')
+    """
+    before, after = graph.upstream(layer, _SOURCES), graph.downstream(layer, _SINKS)
+    return ", ".join(filter(None, map(_word, before))), ", ".join(filter(None, map(_word, after)))
+
+
+def _word(layer: Layer) -> str:
+    if layer.kind is Kind.PASS:
+        return ""
+    if layer.kind is Kind.DROPOUT:
+        return f"{layer.function} p={'?' if layer.p is None else f'{layer.p:g}'}"
+    return layer.function or layer.kind.name.lower()
+
+
+def _forward(layer: Layer, weights: Weights, x: Signal, slope: float) -> float:
+    return 1 / (weights.fan_in * (x.power or 1.0))
+
+
+def _backward(layer: Layer, weights: Weights, x: Signal, slope: float) -> float:
+    return 1 / (weights.fan_out * (slope or 1.0))
+
+
+def _mean(layer: Layer, weights: Weights, x: Signal, slope: float) -> float:
+    return 2 / (weights.fan_in * x.power + weights.fan_out * slope or 2.0)
+
+
+def _printed(
+    graph: LayerGraph,
+    xavier: bool,
+    known: dict[str, Moments],
+    layer: Layer,
+    weights: Weights,
+    x: Signal,
+    slope: float,
+) -> float:
+    """W / sqrt(E f^2 / keep + keep E f'^2), the second term read behind the weights (Hendrycks & Gimpel 2016, 2.2)."""
+    if layer.function.startswith("embedding"):
+        return 1.0
+    before, keep_before = _neighbours(graph.upstream(layer, _SOURCES), known)
+    after, keep_after = _neighbours(graph.downstream(layer, _SINKS), known)
+    fan = weights.fan_out if xavier else weights.fan_in
+    forward = weights.fan_in * before.second / keep_before if keep_before else 0.0
+    return 1 / (forward + fan * keep_after * after.derivative_second or 1.0)
+
+
+def _neighbours(layers: tuple[Layer, ...], known: dict[str, Moments]) -> tuple[Moments, float]:
+    """The moments of the activation among a weight layer's neighbours (means, if there are several), and its keep."""
+    found = [_moments_of(layer, known) for layer in layers if layer.kind is Kind.ACTIVATION]
+    opaque = any(layer.kind is Kind.OPAQUE for layer in layers)
+    moments = found or [_HALF if opaque else _ONE]
+    second, derivative = fmean(m.second for m in moments), fmean(m.derivative_second for m in moments)
+    keep = math.prod(1 - layer.p for layer in layers if layer.kind is Kind.DROPOUT and layer.p is not None)
+    return Moments(second, derivative, 0.0, 0.0), keep
+
+
+def _moments_of(layer: Layer, known: dict[str, Moments]) -> Moments:
+    key = f"{layer.function} {layer.args[1:]} {layer.kwargs}"
+    if key not in known:
+        try:
+            known[key] = activation_moments(activation_of(layer))
+        except ActivationError:
+            known[key] = _HALF
+    return known[key]
+
+
+def _tilt(propagation: Propagation, layer: Layer) -> _Tilt:
+    marginal, errors = propagation.signals[layer].marginal, propagation.errors[layer]
+    mean = float(marginal.masses @ errors)
+    if mean <= 0:
+        return _Tilt(marginal.levels, torch.ones_like(errors), torch.zeros_like(errors))
+    return _Tilt(marginal.levels, errors / mean, propagation.strengths[layer] / mean)
+
+
+def _slope(tilt: _Tilt | None, weights: Weights, x: Signal, reached: Sum, variance: float | None) -> float:
+    """Of the errors behind a weight layer, what comes back to the layers before per weight, E (dx/dz)^2.
+
+    A part comes back by changes of the sample's strength; counted in full, it could ask for weights that are almost 0.
+    """
+    passing = reached.passed @ x.local
+    if tilt is None or not variance:
+        return float(passing.sum())
+    errors = tilt.at(tilt.errors, reached)
+    straight = float(errors @ (reached.passed @ (x.local * (1 - along(x)))))
+    strengthened = float(tilt.at(tilt.strengths, reached) @ (reached.passed @ (x.local * strengthening(x))))
+    return min(straight + strengthened / (weights.fan_in * variance), float(errors @ passing) / _LEAST)

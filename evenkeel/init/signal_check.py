@@ -1,0 +1,272 @@
+"""check_signals: the variance of signals and of error signals at every weight layer, predicted beside measured."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from evenkeel.errors import ModelError, brief
+from evenkeel.graph.kinds import Kind, function_name
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.tracing import trace
+from evenkeel.model.batches import Forward, call, device_of, each, forward_pass, samples
+from evenkeel.model.flags import frozen_in
+from evenkeel.model.nested import map_tensors, tensors
+from evenkeel.model.norms import has_running_statistics
+from evenkeel.model.restoring import restored
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.output.files import atomic_write
+from evenkeel.output.tables import Rows, plain, table, without_nan
+from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
+from evenkeel.signals.weights import weights_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_COLUMNS = (
+    "layer",
+    "train var",
+    "predicted",
+    "eval var",
+    "predicted",
+    "train error",
+    "predicted",
+    "eval error",
+    "predicted",
+)
+_TITLES = ("signals: variance of z", "error signals: variance of dL/dz")
+
+
+@dataclass(frozen=True)
+class SignalRow:
+    """The signals at one weight layer.
+
+    Attributes:
+        name: the layer's name in the graph.
+        predicted: mean squares by `propagate`, for weights of the variance that they have.
+        measured: mean squares over the batches.
+    """
+
+    name: str
+    predicted: MeanSquares
+    measured: MeanSquares
+
+
+class SignalReport(Rows[SignalRow]):
+    """Predicted and measured signals of every weight layer, in execution order; `str()` is the table.
+
+    Attributes:
+        rows: one a weight layer.
+        samples: how many samples were measured.
+    """
+
+    def __init__(self, rows: Iterable[SignalRow], samples: int) -> None:
+        super().__init__(rows)
+        self.samples = samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain numbers, strings and lists, for JSON."""
+        return {"samples": self.samples, "rows": [without_nan(asdict(row)) for row in self.rows]}
+
+    def plot(self, path: str | Path) -> None:
+        """Draw both variances against the layers, and write the picture.
+
+        Args:
+            path: of the file; its suffix says the format, such as .svg or .png. Needs matplotlib.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        places = range(1, len(self) + 1)
+        for axes, title, quantity in zip(figure.subplots(1, 2), _TITLES, ("variance", "error"), strict=True):
+            for mode, colour in (("train", "C0"), ("eval", "C1")):
+                of = f"{mode}_{quantity}"
+                axes.plot(places, [getattr(r.measured, of) for r in self], "o", color=colour, label=f"{mode}, measured")
+                axes.plot(places, [getattr(r.predicted, of) for r in self], "-", color=colour, label="predicted")
+            axes.set(title=title, xlabel="weight layer", yscale="log")
+            axes.axhline(1, color="0.8", zorder=0)
+            axes.legend()
+        with atomic_write(Path(path)) as temporary:
+            figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png")
+
+    def __str__(self) -> str:
+        return plain(self, width=140)
+
+    def __repr__(self) -> str:
+        return f"SignalReport({len(self)} weight layers, {self.samples} samples)"
+
+    def __rich__(self) -> Table:
+        rows = [
+            (
+                row.name,
+                *(f"{v:.3g}" for pair in zip(astuple(row.measured), astuple(row.predicted), strict=True) for v in pair),
+            )
+            for row in self.rows
+        ]
+        return table(_COLUMNS, rows, [f"means over {self.samples} samples; predicted without data"], words=("layer",))
+
+
+def check_signals(
+    model: nn.Module,
+    example: Any,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Forward | None = None,
+    max_batches: int | None = None,
+    draws: int = 4,
+) -> SignalReport:
+    """Measure the variance of signals and error signals at every weight layer, beside what propagation predicts.
+
+    Signals are the outputs z of weight layers, E z^2 over units, positions and samples; error signals are dL/dz for
+    independent errors of variance 1 at the model's outputs, under autograd. Both in train mode, dropout on and norms by
+    their batch, and in eval mode. What is predicted are means over weights of the variance that they have, as after
+    `init_`, and over standard normal inputs: other inputs, trained weights, and operations that are not understood
+    show as a difference. The model is given back as found.
+
+    Args:
+        model: the model.
+        example: as for `trace`. Without batches, standard normal tensors of its shapes are fed (tensors that are not
+            floating as they are), so it should hold enough samples for norms to work on.
+        batches: real inputs to feed instead; see `variance_shift`.
+        forward: how to run a batch that is no tensor, tuple, list or mapping.
+        max_batches: how many batches to use; all if None.
+        draws: how many times normal inputs are drawn.
+
+    Returns:
+        The report: `print` it, or `plot` it.
+
+    Raises:
+        TraceError: the model's forward pass raises.
+        ModelError: the model has no weight layer, or its backward pass raises.
+        BatchError: the batches raised, ran short or were empty.
+
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 256))
+    >>> report = check_signals(net, torch.ones(512, 256))
+    >>> [(row.name, round(row.measured.train_variance, 1), round(row.predicted.train_variance, 1)) for row in report]
+    [('0', 0.3, 0.3), ('3', 0.1, 0.1)]
+    """
+    with unwrapped(model) as plainly, restored(plainly, parameters=False):
+        graph = trace(plainly, example)
+        if not graph.of(Kind.WEIGHT):
+            raise ModelError(f"{type(plainly).__name__} has no weight layer: there is no signal to check")
+        predicted, _ = predict_mean_squares(graph, frozen=frozen_in(plainly))
+        meter = _Meter(graph, plainly)
+        if batches is None:
+            for _ in range(draws):
+                meter.read(_normal(example, plainly), _call_on_example)
+        else:
+            run = call if forward is None else forward
+            for batch in each(batches, plainly, max_batches):
+                meter.read(batch, run)
+    rows = [SignalRow(layer.name, powers, meter.powers(layer)) for layer, powers in predicted.items()]
+    return SignalReport(rows, meter.samples)
+
+
+class _Meter:
+    """Sums of squares of every weight layer's output, and of the errors there, in train and in eval mode."""
+
+    def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
+        self.model = model
+        self.frozen = frozen_in(model)
+        self.norms: list[Any] = [module for module in model.modules() if has_running_statistics(module)]
+        self.batches = 0
+        self.samples = 0
+        self.sums: dict[tuple[Layer, str], float] = defaultdict(float)
+        self.counts: Counter[tuple[Layer, str]] = Counter()
+        self.calls: dict[tuple[int, str], list[Layer]] = defaultdict(list)  # in order, by parameter and function
+        for layer in graph.of(Kind.WEIGHT):
+            weights = weights_of(layer)
+            if weights is not None:
+                self.calls[id(weights.parameter), layer.function].append(layer)
+
+    @torch.inference_mode(False)
+    def read(self, batch: Any, run: Forward) -> None:
+        """Run the model on a batch in both modes, forward and backward."""
+        self.batches += 1
+        self.samples += samples(batch)
+        for mode in ("train", "eval"):
+            self.model.train(mode == "train")
+            for module in self.frozen:
+                module.training = False
+            for norm in self.norms:
+                norm.momentum = 0.0  # or what train mode stores would reach the measurement in eval mode
+            batch = map_tensors(lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), batch)
+            tap = _Tap(self.calls)
+            with torch.enable_grad(), tap:
+                outputs = [t for t in tensors(forward_pass(self.model, batch, self.batches, run)) if t.requires_grad]
+            errors = self._errors(outputs, tap.outputs)
+            for layer, z, error in zip(tap.layers, tap.outputs, errors, strict=True):
+                self._add(layer, f"{mode}_variance", z)
+                self._add(layer, f"{mode}_error", error)
+
+    def _errors(self, outputs: list[Tensor], wanted: list[Tensor]) -> Sequence[Tensor]:
+        """What comes back of independent errors of variance 1 at the outputs."""
+        if not (outputs and wanted):
+            return [torch.zeros_like(t) for t in wanted]
+        noise = [torch.randn_like(t) for t in outputs]
+        try:
+            return torch.autograd.grad(outputs, wanted, noise, allow_unused=True, materialize_grads=True)
+        except RuntimeError as error:  # such as what is written to in place, although its gradient needs it
+            raise ModelError(f"the backward pass of {type(self.model).__name__} raised {brief(error)}") from error
+
+    def powers(self, layer: Layer) -> MeanSquares:
+        """The mean squares at a layer; nan where it was never called, or weights are computed from others."""
+        names = (field.name for field in fields(MeanSquares))
+        return MeanSquares(
+            *(self.sums[layer, n] / self.counts[layer, n] if self.counts[layer, n] else math.nan for n in names)
+        )
+
+    def _add(self, layer: Layer, name: str, values: Tensor) -> None:
+        self.sums[layer, name] += float(values.detach().double().square().sum())
+        self.counts[layer, name] += values.numel()
+
+
+class _Tap(TorchFunctionMode):
+    """Keeps what the weight layers return, in a copy that no activation writes into."""
+
+    def __init__(self, calls: dict[tuple[int, str], list[Layer]]) -> None:
+        super().__init__()
+        self.waiting = {key: iter(layers) for key, layers in calls.items()}
+        self.layers: list[Layer] = []
+        self.outputs: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = function_name(func)
+        operands = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        keys = ((id(value if value._base is None else value._base), name) for value in operands)
+        key = next((key for key in keys if key in self.waiting), None)
+        layer = None if key is None else next(self.waiting[key], None)
+        if layer is None or not result.requires_grad:
+            return result
+        self.layers.append(layer)
+        self.outputs.append(result)
+        return result.clone()
+
+
+def _normal(example: Any, model: nn.Module) -> Any:
+    """The example with standard normal values in its floating tensors, in the model's dtype and on its device."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    device = device_of(model)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        floating = tensor.is_floating_point()
+        return torch.randn(tensor.shape, device=device, dtype=dtype) if floating else tensor.to(device)
+
+    return map_tensors(drawn, example)
+
+
+def _call_on_example(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -1,0 +1,119 @@
+"""Lightning: a callback that re-estimates the norms' statistics at the end of fit, or for every validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from evenkeel.errors import EvenkeelError
+from evenkeel.integrations.dataloaders import MappedLoader, undisturbed
+from evenkeel.model.batches import Forward, call, inputs
+from evenkeel.model.flags import flagged
+from evenkeel.statistics.reestimation import Reestimation, reestimate_
+
+
+class ReestimationCallback(Callback):
+    """Calls `reestimate_` on the LightningModule, with the trainer's precision, on all of the trainer's processes.
+
+    List it behind callbacks that average weights, which write statistics of their own.
+
+    Args:
+        when: "fit_end", once, to stay; or "validation", before each one, whereafter the statistics gathered in training
+            are put back, and are what checkpoints hold.
+        batches: what to measure on; the trainer's training loader if None, which training does not notice, with its
+            limits and transfer hooks, and of an endless one as many batches as training took.
+        forward: how to run a batch b, if not by `module(b[0])` or as `reestimate_` does.
+        options: of `reestimate_`, such as `tolerance=0.01`.
+
+    Attributes:
+        reestimation: what the last `reestimate_` returned.
+
+    Raises:
+        EvenkeelError: no such time; or, when training starts, the trainer has several training loaders.
+
+    >>> from lightning.pytorch import Trainer
+    >>> trainer = Trainer(callbacks=[ReestimationCallback(tolerance=0.01)], logger=False, accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        when: Literal["fit_end", "validation"] = "fit_end",
+        *,
+        batches: Iterable[Any] | None = None,
+        forward: Forward | None = None,
+        **options: Any,
+    ) -> None:
+        if when not in ("fit_end", "validation"):
+            raise EvenkeelError(f"when must be 'fit_end' or 'validation', not {when!r}")
+        self.when = when
+        self.reestimation: Reestimation | None = None
+        self._batches = batches
+        self._run = forward or call
+        self._options = options
+        self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which tell what is frozen
+        self._undo: Callable[[], None] | None = None  # of a validation under way
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what would fail when training is over."""
+        if self._batches is None and isinstance(trainer.train_dataloader, (Mapping, list, tuple)):
+            raise EvenkeelError("the trainer has several training loaders: pass ReestimationCallback(batches=...)")
+        self._remember(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the train/eval flags."""
+        self._remember(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Re-estimate, if this is when to."""
+        if self.when == "fit_end":
+            self.reestimation = self._reestimate_(trainer, pl_module)
+        self._flags = {}
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Re-estimate for this validation, if it is one of a training under way."""
+        if self.when == "validation" and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.reestimation = self._reestimate_(trainer, pl_module)
+            self._undo = self.reestimation.undo
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the statistics of training back."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the statistics of training back, if it was a validation that failed."""
+        self.on_validation_end(trainer, pl_module)
+
+    def _remember(self, pl_module: LightningModule) -> None:
+        self._flags = {module: module.training for module in pl_module.modules()}
+
+    def _reestimate_(self, trainer: Trainer, pl_module: LightningModule) -> Reestimation:
+        precision = trainer.precision_plugin
+        of_trainer = self._batches is None
+
+        def read(batch: Any) -> Any:
+            batch = precision.convert_input(batch)
+            if of_trainer:  # as training does
+                batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            return inputs(batch) if self._run is call else batch
+
+        def forward(model: nn.Module, batch: Any) -> Any:
+            with precision.forward_context():
+                return self._run(model, batch)
+
+        with flagged(self._flags), undisturbed(trainer.train_dataloader if of_trainer else self._batches) as loader:
+            batches = MappedLoader(loader, read, _limit(trainer) if of_trainer else None)
+            return reestimate_(pl_module, batches, forward=forward, **self._options)
+
+
+def _limit(trainer: Trainer) -> int:
+    """How many batches a trainer takes in an epoch; of a loader that does not tell, how many it took so far."""
+    most = trainer.num_training_batches
+    return int(most) if most < math.inf else trainer.fit_loop.total_batch_idx + 1

@@ -1,0 +1,1 @@
+"""Reading and writing: models by name, checkpoints, data sets."""

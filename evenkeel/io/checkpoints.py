@@ -1,0 +1,300 @@
+"""Weights files: read safely, loaded strictly, written back with nothing but the statistics changed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import EvenkeelError, brief
+from evenkeel.output.files import atomic_write
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict, most usual first
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # what DDP, torch.compile and Lightning put before every key
+_AVERAGED = "n_averaged"  # the one key that AveragedModel adds without a prefix
+_STATISTICS = ("running_mean", "running_var")
+_FEW = 3  # keys named in an error
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A weights file, read.
+
+    Attributes:
+        path: where it was read from.
+        content: all that the file holds, tensors on the CPU.
+        wrapper: the key of the content under which the state dict lies; None if the content is the state dict.
+        metadata: the texts in the header of a safetensors file; None for other files.
+
+    >>> import tempfile
+    >>> model = nn.BatchNorm1d(2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"state_dict": model.state_dict(), "epoch": 3}, Path(folder, "old.pt"))
+    ...     checkpoint = Checkpoint.read(Path(folder, "old.pt"))
+    ...     checkpoint.apply_(model)
+    ...     _ = model.running_var.fill_(2.0)
+    ...     checkpoint.write(Path(folder, "new.pt"), model)
+    ...     new = torch.load(Path(folder, "new.pt"))
+    >>> new["epoch"], new["state_dict"]["running_var"].tolist()
+    (3, [2.0, 2.0])
+    """
+
+    path: Path
+    content: Mapping[str, Any] = field(repr=False)
+    wrapper: str | None = None
+    metadata: dict[str, str] | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Checkpoint:
+        """Read a weights file without running any code that it may hold.
+
+        Args:
+            path: a `.safetensors` file, or anything that `torch.load(weights_only=True)` reads: a state dict, or a
+                dictionary with one in it, such as `{"state_dict": ..., "epoch": 3}`.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            EvenkeelError: no such file, damaged, more than tensors in it, or no state dict in it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
+            raise EvenkeelError(f"{path} {what}: name a .safetensors file or one that torch.save wrote")
+        content, metadata = _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), None)
+        return cls(path, content, _find_wrapper(path, content), metadata)
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """The state dict, with the keys as they are in the file."""
+        return self.content if self.wrapper is None else self.content[self.wrapper]
+
+    def apply_(self, model: nn.Module) -> None:
+        """Load the weights into a model, every one of them, or none.
+
+        Prefixes such as `module.` and `_orig_mod.` may differ, and of tied weights one may be left out of the file.
+
+        Args:
+            model: the model, changed in place.
+
+        Raises:
+            EvenkeelError: keys are missing, unexpected, or of another shape; the model is then as it was.
+        """
+        ours: dict[str, Any] = model.state_dict()
+        pairs, rest = self._match(ours)
+        rest.pop(_AVERAGED, None)
+        state: Any = OrderedDict((name, self.state[key]) for name, key in (pairs | rest).items())
+        if all(name == key for name, key in pairs.items()):
+            state._metadata = getattr(self.state, "_metadata", None)  # the versions of the modules' layouts, by path
+        before = copy.deepcopy(ours)
+        try:
+            model.load_state_dict(state, strict=True)
+        except Exception as error:
+            _restore(model, before)
+            reason = self._mismatch(pairs, ours, list(rest)) or brief(error)
+            raise EvenkeelError(
+                f"{self.path} does not fit the model {type(model).__name__}: {reason}; "
+                "build the model with the arguments that it was trained with"
+            ) from error
+
+    def write(self, path: str | Path, model: nn.Module) -> None:
+        """Write the file again with the buffers that changed in the model since `apply_`, and all else as it was read.
+
+        Keys, dtypes and, in files of torch.save, whatever lies beside the state dict are kept. The file appears at
+        once and whole, or not at all.
+
+        Args:
+            path: where to; the suffix `.safetensors` asks for that format, which holds the state dict alone, any other
+                for that of torch.save.
+            model: the model, after `apply_`.
+
+        Raises:
+            EvenkeelError: the folder does not exist, writing failed, or the file was read for another model.
+        """
+        path = Path(path)
+        state = copy.copy(self.state)  # keeps the type, and the attributes that torch puts on a state dict
+        cast("dict[str, Any]", state).update(self._changed(model))
+        try:
+            with atomic_write(path) as temporary:
+                if _is_safetensors(path):
+                    _write_safetensors(temporary, state, {"format": "pt"} if self.metadata is None else self.metadata)
+                else:
+                    torch.save(state if self.wrapper is None else _with(self.content, self.wrapper, state), temporary)
+        except EvenkeelError:
+            raise
+        except Exception as error:
+            raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
+
+    def _match(self, ours: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+        """The file's keys by the model's, tied weights sharing one, and the rest of the file's keys by their names."""
+        bare = _without_prefixes(self.state)
+        direct = {key: key for key in ours if key in self.state}
+        pairs = {key: bare[name] for name, key in _without_prefixes(ours).items() if name in bare}
+        if len(pairs) <= len(direct):
+            pairs, bare = direct, {key: key for key in self.state}
+        paired = set(pairs.values())
+        rest = {name: key for name, key in bare.items() if key not in paired}
+        places = {place: pairs[key] for key in pairs if (place := _place(ours[key]))}
+        tied = {key: places[place] for key in ours if key not in pairs and (place := _place(ours[key])) in places}
+        return pairs | tied, rest
+
+    def _mismatch(self, pairs: Mapping[str, str], ours: Mapping[str, Any], unexpected: list[str]) -> str:
+        """What keeps the file from fitting, with numbers and the first few keys."""
+        missing = [key for key in ours if key not in pairs and not key.endswith("num_batches_tracked")]
+        shapes = [
+            f"{key} {_shape(self.state[theirs])} in the file, {_shape(ours[key])} in the model"
+            for key, theirs in pairs.items()
+            if _shape(self.state[theirs]) != _shape(ours[key])
+        ]
+        found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        return ", ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in found.items() if keys)
+
+    def _changed(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's buffers that differ from the file's entries, by the file's keys and in the file's dtypes."""
+        ours: dict[str, Any] = model.state_dict()
+        pairs, _ = self._match(ours)
+        changed: dict[str, Tensor] = {}
+        for key, buffer in model.named_buffers(remove_duplicate=False):
+            if key not in pairs:
+                if key in ours and key.endswith(_STATISTICS):
+                    raise EvenkeelError(f"{self.path} has no entry for {key!r}: write what was read for this model")
+                continue
+            entry: Tensor = self.state[pairs[key]]
+            if entry.numel() != buffer.numel():
+                shapes = f"{_shape(entry)} in the file, {_shape(buffer)} in the model"
+                raise EvenkeelError(f"{key} is {shapes}: write what {self.path} was read for")
+            if not _is_same(entry, buffer):
+                changed[pairs[key]] = buffer.detach().to("cpu", entry.dtype).clone().reshape(entry.shape)
+        return changed
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names: list[str] = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except Exception as error:
+        raise EvenkeelError(
+            f"{path} of {path.stat().st_size:,} bytes is damaged or no safetensors file ({brief(error)}): "
+            "download or save it again"
+        ) from error
+
+
+def _write_safetensors(path: Path, state: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{key!r} is a {type(value).__name__}, and safetensors holds tensors only")
+        tensor = value.detach().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if memory in seen else tensor  # the format refuses shared memory
+        seen.add(memory)
+    save_file(tensors, path, metadata or None)
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old protocols and TorchScript, which the errors below speak of
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if asked:
+            raise EvenkeelError(
+                f"{path} holds more than tensors ({asked[1]}), and loading that may run code: "
+                "save model.state_dict() where the file comes from"
+            ) from error
+        raise EvenkeelError(
+            f"{path} of {path.stat().st_size:,} bytes is damaged or no weights file ({brief(error)}): "
+            "download it again, or save model.state_dict() with torch.save"
+        ) from error
+
+
+def _find_wrapper(path: Path, content: Any) -> str | None:
+    if _is_state(content):
+        return None
+    entries = cast("Mapping[Any, Any]", content) if isinstance(content, Mapping) else {}
+    found = [key for key, value in entries.items() if isinstance(key, str) and _is_state(value)]
+    usual = [key for key in _WRAPPERS if key in found]
+    if usual or len(found) == 1:
+        return (usual or found)[0]
+    if found:
+        raise EvenkeelError(f"{path} holds {len(found)} state dicts ({_first(found)}): save the one that counts alone")
+    what = f" with {len(entries)} entries ({_first(entries)})" if entries else ""
+    raise EvenkeelError(f"{path} holds a {type(content).__name__}{what}, no state dict: save model.state_dict()")
+
+
+def _is_state(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    items = cast("Mapping[Any, Any]", value).items()
+    return all(isinstance(k, str) and (isinstance(v, Tensor) or k.endswith("_extra_state")) for k, v in items)
+
+
+def _without_prefixes(keys: Iterable[str]) -> dict[str, str]:
+    """The keys by the names that they have in the bare model."""
+    names = {key: key for key in keys}
+    bare = [name for name in names if name != _AVERAGED]
+    while bare and (prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in bare)), None)):
+        names = {name.removeprefix(prefix): key for name, key in names.items()}
+        bare = [name.removeprefix(prefix) for name in bare]
+    whole = {name.replace("_orig_mod.", ""): key for name, key in names.items()}  # parts may be compiled too
+    return whole if len(whole) == len(names) else names
+
+
+def _place(value: Any) -> tuple[object, ...] | None:
+    """What two tensors have in common exactly if they are one: their place in memory and their layout."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or not value.numel():
+        return None
+    return (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+
+
+def _is_same(entry: Tensor, buffer: Tensor) -> bool:
+    """Whether loading the entry into the buffer, whatever its dtype, would change nothing."""
+    left, right = entry.to(buffer.dtype).flatten(), buffer.detach().cpu().flatten()
+    return bool(((left == right) | (left.isnan() & right.isnan())).all())
+
+
+def _with(content: Mapping[str, Any], key: str, value: Any) -> Any:
+    changed: Any = copy.copy(content)
+    changed[key] = value
+    return changed
+
+
+def _restore(model: nn.Module, before: Mapping[str, Any]) -> None:
+    """Write a copy of the state back in place, without the model's own loading, which may just have failed."""
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            value.copy_(before[key])
+    for path, module in model.named_modules():
+        key = f"{path}._extra_state".lstrip(".")
+        if key in before:
+            module.set_extra_state(before[key])
+
+
+def _shape(value: Any) -> list[int] | None:
+    return list(value.shape) if isinstance(value, Tensor) else None
+
+
+def _first(keys: Iterable[Any]) -> str:
+    names = [str(key) for key in keys]
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")

@@ -1,0 +1,230 @@
+"""The data that a name stands for: image sets read from their standard files, as batches to go over again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenkeel.errors import EvenkeelError, brief, raised
+from evenkeel.io.readers import SETS, by, channel_moments, read_set
+from evenkeel.io.resolving import resolve
+from evenkeel.model.nested import tensors
+
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# channels: Pillow's mode, and the usual mean and deviation of such images, of pixels from 0 to 255
+_PIXELS = {1: ("L", (127.5,), (127.5,)), 3: ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set.
+
+    Attributes:
+        name: what it was asked for by.
+        train: training batches: pairs of images (float32, NCHW) and labels (int64), images alone for a flat folder,
+            or whatever a callable yields.
+        test: test batches, if there are any.
+        shape: shape of one image, CHW, where known.
+        classes: number of classes, where known.
+    """
+
+    name: str
+    train: Iterable[Any]
+    test: Iterable[Any] | None = None
+    shape: tuple[int, ...] | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Standardized batches of images, in a fixed order, as often as they are asked for.
+
+    Args:
+        read: gives the images of a slice: pixels, NCHW.
+        labels: int64, N; None where there are none, and a batch is the images alone.
+        mean: what is taken off each channel, in units of the pixels.
+        deviation: what each channel is then divided by.
+        count: number of images, N.
+        batch_size: images in a batch; the last one may hold fewer, or one more where one would be left over, which no
+            norm can be given alone.
+
+    >>> pixels = torch.tensor([0, 4, 8]).view(3, 1, 1, 1)
+    >>> batches = Batches(pixels.__getitem__, None, torch.tensor([4.0]), torch.tensor([2.0]), count=3, batch_size=2)
+    >>> [images.flatten().tolist() for images in batches]
+    [[-2.0, 0.0, 2.0]]
+    """
+
+    read: Callable[[slice], Tensor]
+    labels: Tensor | None
+    mean: Tensor
+    deviation: Tensor
+    count: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[Any]:
+        mean, deviation = self.mean.view(-1, 1, 1), self.deviation.view(-1, 1, 1)
+        starts = self._starts()
+        for start, end in zip(starts, (*starts[1:], self.count), strict=True):
+            part = slice(start, end)
+            images = (self.read(part).float() - mean) / deviation
+            yield images if self.labels is None else (images, self.labels[part])
+
+    def _starts(self) -> range:
+        one_is_left = self.count > self.batch_size > 1 and self.count % self.batch_size == 1
+        return range(0, self.count - one_is_left, self.batch_size)
+
+
+def load_data(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    shape: tuple[int, ...] | None = None,
+    batch_size: int = 128,
+    download: bool = False,
+) -> Data:
+    """Load the data set of that name.
+
+    Images of the named sets are standardized by their training split's mean and deviation, channel by channel; those
+    of a folder by ImageNet's (3 channels), or by .5 and .5 of pixels from 0 to 1 (1 channel).
+
+    Args:
+        name: `digits` (from scikit-learn, 1,000 to train and 797 to test), `mnist`, `fashion-mnist`, `cifar10`,
+            `cifar100`, `svhn`, `folder:PATH` (images, in one sub-folder a class or without labels), or
+            `package.module:callable` (called without arguments; returns batches, or a tuple of training and test
+            batches).
+        data_dir: folder with the files of a named set; the environment's EVENKEEL_DATA if None, and without that the
+            cache that downloads go to.
+        shape: CHW, to which images of a folder are resized; images of other sets are checked against it.
+        batch_size: images in a batch, except of a callable.
+        download: whether files of a named set that are missing are downloaded; by default, nothing is.
+
+    Returns:
+        The data.
+
+    Raises:
+        EvenkeelError: no such set, files missing or damaged, the wrong shape, or a download failed; names file and
+            remedy in one line.
+
+    >>> data = load_data("digits", batch_size=100)
+    >>> len(data.train), len(data.test), data.shape, data.classes
+    (10, 8, (1, 8, 8), 10)
+    """
+    if batch_size < 1:
+        raise EvenkeelError(f"batch_size must be at least 1, not {batch_size}")
+    kind, _, rest = name.partition(":")
+    if kind == "folder" and rest:
+        return _load_folder(name, Path(rest), shape, batch_size)
+    if name in SETS:
+        return _load_set(name, data_dir, shape, batch_size, download)
+    if kind and rest:
+        return _load_callable(name, shape)
+    raise EvenkeelError(f"no data set {name!r}: name {', '.join(SETS)}, folder:PATH or package.module:callable")
+
+
+def _load_set(
+    name: str, data_dir: str | Path | None, shape: tuple[int, ...] | None, batch_size: int, download: bool
+) -> Data:
+    images = read_set(name, data_dir=data_dir, download=download)
+    found = tuple(images.train.images.shape[1:])
+    if shape is not None and shape != found:
+        raise EvenkeelError(f"images of {name} are {by(found)}, not {by(shape)}: name a model for {by(found)}")
+    moments = channel_moments(images.train.images)
+    loaders = [
+        Batches(split.images.__getitem__, split.labels, *moments, count=len(split.labels), batch_size=batch_size)
+        for split in (images.train, images.test)
+    ]
+    return Data(name, *loaders, shape=found, classes=images.classes)
+
+
+def _load_folder(name: str, folder: Path, shape: tuple[int, ...] | None, batch_size: int) -> Data:
+    if shape is None or len(shape) != 3 or shape[0] not in _PIXELS:
+        asked = "no shape" if shape is None else f"shape {by(shape)}"
+        raise EvenkeelError(f"{name} with {asked}: give one of 1 or 3 channels to resize to, such as --input 3x224x224")
+    if not folder.is_dir():
+        raise EvenkeelError(f"{name}: there is no folder {folder}; name one that holds images")
+    loose = _images_in(folder.iterdir())
+    classes = [files for sub in sorted(folder.iterdir()) if sub.is_dir() and (files := _images_in(sub.rglob("*")))]
+    if bool(loose) == bool(classes):
+        found = f"{len(loose):,} images and {len(classes):,} sub-folders with images"
+        raise EvenkeelError(f"{folder} holds {found}: put images into it or into one sub-folder a class, not both")
+    files = loose or [file for part in classes for file in part]
+    labels = torch.tensor([label for label, part in enumerate(classes) for _ in part]) if classes else None
+    mode, *moments = _PIXELS[shape[0]]
+    read = partial(_read_images, files, mode, shape[1:])
+    loader = Batches(read, labels, *map(torch.tensor, moments), count=len(files), batch_size=batch_size)
+    return Data(name, loader, shape=shape, classes=len(classes) or None)
+
+
+def _images_in(paths: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file())
+
+
+def _read_images(files: Sequence[Path], mode: str, size: tuple[int, ...], part: slice) -> Tensor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock, so that threads serve
+        images = np.stack(list(pool.map(partial(_read_image, mode=mode, size=size), files[part])))
+    return torch.from_numpy(images).view(*images.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+def _read_image(path: Path, mode: str, size: tuple[int, ...]) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    except Exception as error:
+        raise EvenkeelError(f"{path} is no image that can be read ({brief(error)}): mend or remove it") from error
+
+
+@dataclass(frozen=True)
+class _Remade:
+    """Batches from a generator, which can be gone over only once, and so is made anew every time."""
+
+    make: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
+
+
+def _load_callable(name: str, shape: tuple[int, ...] | None) -> Data:
+    function = resolve(name)
+    try:
+        made: Any = function()
+    except (Exception, SystemExit) as error:
+        raise EvenkeelError(f"data {name!r} {raised(error)}: name a callable that returns batches") from error
+    pair: tuple[Any, ...] = made if isinstance(made, tuple) else ()
+    if isinstance(made, tuple) and len(pair) != 2:
+        raise EvenkeelError(f"data {name!r} returned a tuple of {len(pair)}: return batches, or (train, test)")
+    if pair:
+        train, test = (_reiterable(name, part, lambda i=i: function()[i]) for i, part in enumerate(pair))
+    else:
+        train, test = _reiterable(name, made, function), None
+    if shape is not None:
+        _check_first(name, train, shape)
+    return Data(name, train, test)
+
+
+def _check_first(name: str, batches: Iterable[Any], shape: tuple[int, ...]) -> None:
+    """Refuse data whose first batch is of another shape than asked for."""
+    found = next((tuple(tensor.shape[1:]) for tensor in tensors(next(iter(batches), ()))), shape)
+    if found != shape:
+        raise EvenkeelError(f"inputs of {name} are {by(found)}, not {by(shape)}: name a model for {by(found)}")
+
+
+def _reiterable(name: str, made: Any, again: Callable[[], Any]) -> Iterable[Any]:
+    if not isinstance(made, Iterable) or isinstance(made, (str, Tensor, Mapping)):
+        raise EvenkeelError(f"data {name!r} returned a {type(made).__name__}, not batches: return [batch] or a loader")
+    return _Remade(again) if isinstance(made, Iterator) else made

@@ -1,0 +1,1 @@
+"""Rules on where dropout belongs: `lint` and `explain`."""

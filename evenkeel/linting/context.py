@@ -1,0 +1,103 @@
+"""Context: a model as lint's rules look at it: its graph in both modes, and what is predicted of it, each on demand."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from evenkeel.errors import EvenkeelError
+from evenkeel.graph.branches import Branch, branches_of, gating
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.tracing import record, runner, trace
+from evenkeel.linting.dropout_reach import Exposure, exposures_of
+from evenkeel.model.flags import frozen_in
+from evenkeel.model.norms import has_running_statistics, norms_of
+from evenkeel.prediction.anchors import distrust
+from evenkeel.prediction.sampling import SamplingPlan
+from evenkeel.prediction.shift_prediction import Prediction, predict
+from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
+
+
+class Context:
+    """A model and an example, read and predicted at most once.
+
+    Args:
+        model: the model, as the caller gave it, without what wraps it.
+        example: as for `trace`.
+
+    Attributes:
+        unpredicted: what could not be predicted that was asked for, and why.
+
+    >>> import torch
+    >>> context = Context(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)), torch.ones(2, 4))
+    >>> print(context.graph, len(context.dropouts))
+    i W D N o 1
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self.model = model
+        self.example = example
+        self.unpredicted: list[str] = []
+
+    @cached_property
+    def graph(self) -> LayerGraph:
+        """The layers in train mode."""
+        return trace(self.model, self.example)
+
+    @cached_property
+    def eval_graph(self) -> LayerGraph:
+        """The layers in eval mode."""
+        return record(self.model, *runner(self.model, self.example), training=False)
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """The residual branches."""
+        return branches_of(self.graph)
+
+    @cached_property
+    def dropouts(self) -> tuple[Layer, ...]:
+        """The layers that drop in train mode, each element or channel by itself."""
+        return tuple(layer for layer in self.graph if layer.drops and not layer.drops_samples)
+
+    @cached_property
+    def exposures(self) -> tuple[Exposure, ...]:
+        """The dropouts whose noise reaches norms."""
+        return exposures_of(self.graph, self.dropouts)
+
+    @cached_property
+    def gating(self) -> frozenset[Layer]:
+        """The layers that only compute gates."""
+        return gating(self.graph)
+
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """What norms are fed in train and in eval mode; None if there are none, or `unpredicted` says why not."""
+        if not any(has_running_statistics(module) for module in self.model.modules()):
+            return None
+        try:
+            return predict(self.model, self.example, norms_of(self.model), SamplingPlan())
+        except EvenkeelError as error:
+            self.unpredicted.append(str(error))
+            return None
+
+    @cached_property
+    def distrusted(self) -> dict[str, str]:
+        """Norms whose statistics are not those of training, by path, each with the reason."""
+        return distrust(self.model, self.graph, norms_of(self.model))
+
+    @cached_property
+    def powers(self) -> dict[Layer, MeanSquares]:
+        """Mean squares at every weight layer, in train and in eval mode, for weights as they are drawn."""
+        try:
+            return predict_mean_squares(self.graph, frozen=frozen_in(self.model))[0]
+        except EvenkeelError as error:
+            self.unpredicted.append(str(error))
+            return {}
+
+    def shift(self, norm: str) -> float | None:
+        """The variance that a norm is fed in eval mode over that in train mode; None if that would be a guess."""
+        guessed = self.prediction is None or (norm in self.prediction.unsure and norm not in self.distrusted)
+        found = None if guessed or self.prediction is None else self.prediction.channels.get(norm)
+        return float(found.eval_var.mean() / found.train_var.mean()) if found else None

@@ -1,0 +1,89 @@
+"""Exposures: the dropouts whose noise reaches norms, and what takes them behind all norms, as li2018 asks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import norms_behind
+from evenkeel.layers.uout import Uout
+from evenkeel.linting.dropout_module import dropout_like
+from evenkeel.linting.edits import Edit, Insert, Move, Remove
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A dropout whose noise reaches norms with running statistics.
+
+    Attributes:
+        dropout: the dropout.
+        norms: the first norms that its noise reaches.
+        direct: whether it reaches one without a weight layer in between.
+        edits: what takes it behind all norms; none if there is no weight layer behind these.
+    """
+
+    dropout: Layer
+    norms: tuple[Layer, ...]
+    direct: bool
+    edits: tuple[Edit, ...]
+
+    @property
+    def advice(self) -> str:
+        """The edits as an imperative."""
+        targets = [edit.target.name for edit in self.edits if isinstance(edit, (Move, Insert))]
+        if targets:
+            return f"Move it behind the last norm, to before {' and '.join(targets)}."
+        return "Remove it: there is, or will be, a dropout behind the last norm."
+
+
+def exposures_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[Exposure, ...]:
+    """The dropouts whose noise reaches norms, but for Uout, which is made to stand there.
+
+    The first that feeds the last weight layers behind all norms, one a head, goes before these, where no dropout is
+    yet; the others go.
+
+    Args:
+        graph: the graph.
+        dropouts: its dropouts.
+    """
+    noisy = [layer for layer in dropouts if not isinstance(layer.module, Uout)]
+    harmless = {layer for layer in noisy if not norms_behind(graph, layer, through_weights=True)}
+    taken = {
+        weight
+        for weight in graph.of(Kind.WEIGHT)
+        if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
+    }
+    found: list[Exposure] = []
+    mover: Layer | None = None  # the last dropout that is to go before a head
+    for dropout in noisy:
+        if dropout in harmless:
+            continue
+        direct = norms_behind(graph, dropout)
+        heads = _heads(graph, dropout)
+        free = [head for head in heads if head not in taken]
+        taken.update(free)
+        mover = dropout if free else mover
+        norms = direct or norms_behind(graph, dropout, through_weights=True)
+        found.append(Exposure(dropout, norms, bool(direct), _edits(dropout, heads, free, mover)))
+    return tuple(found)
+
+
+def _heads(graph: LayerGraph, dropout: Layer) -> list[Layer]:
+    """The last weight layers that a dropout reaches, if they are behind all norms."""
+    weights = [layer for layer in graph.downstream(dropout) if layer.kind is Kind.WEIGHT]
+    last = [w for w in weights if not any(layer.kind is Kind.WEIGHT for layer in graph.downstream(w))]
+    return [weight for weight in last if not norms_behind(graph, weight)]
+
+
+def _edits(dropout: Layer, heads: Collection[Layer], free: list[Layer], mover: Layer | None) -> tuple[Edit, ...]:
+    if not heads:
+        return ()
+    if not free:
+        return (Remove(dropout, given=mover),)
+    inserts: list[Edit] = []
+    for head in free[1:]:
+        module = dropout_like(dropout, shape=head.inputs[0].shape)
+        inserts += [Insert(module, head)] if module else []
+    return (Move(dropout, free[0]), *inserts)

@@ -1,0 +1,92 @@
+"""Finding and Rule: what lint says about a model, and what it asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from evenkeel.graph.layer_graph import Layer
+from evenkeel.linting.edits import Edit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One offence against a rule.
+
+    Attributes:
+        path: the layer's name in the graph: its module's path, such as "layer1.0.drop", or the path of the module that
+            calls it, and the function, such as "layer1.0.dropout#2".
+        message: the offence, one sentence.
+        advice: what to do about it, one imperative.
+        edits: the same as data, for `fix`.
+        code: of the rule, such as "EK201".
+        guideline: the rule's.
+        file, line: where the model's source makes the call, if a source line makes it.
+        norm: path of the norm that it shows most at, if any.
+        shift: predicted there: variance in eval mode over variance in train mode; 1 is even, None is unknown.
+
+    >>> finding = Finding("drop", "dropout p=0.5 feeds bn.", "Move it.", code="EK201", guideline="li2018", shift=0.5)
+    >>> print(finding)
+    EK201 drop: dropout p=0.5 feeds bn. Move it. [predicted eval/train 0.50]
+    """
+
+    path: str
+    message: str
+    advice: str
+    edits: tuple[Edit, ...] = ()
+    code: str = ""
+    guideline: str = ""
+    file: str | None = None
+    line: int | None = None
+    norm: str | None = None
+    shift: float | None = None
+
+    @classmethod
+    def at(cls, layer: Layer, message: str, advice: str, *edits: Edit, norm: str | None = None) -> Finding:
+        """A finding at a layer; the rule adds its code and guideline."""
+        return cls(layer.name, message, advice, edits, file=layer.file, line=layer.line, norm=norm)
+
+    @property
+    def where(self) -> str | None:
+        """Source file and line, such as "densenet.py:87", if a source line makes the call."""
+        return None if self.file is None else f"{PurePath(self.file).name}:{self.line}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as plain numbers, strings and lists, for JSON."""
+        return {
+            "code": self.code,
+            "guideline": self.guideline,
+            "path": self.path,
+            "file": self.file,
+            "line": self.line,
+            "message": self.message,
+            "advice": self.advice,
+            "norm": self.norm,
+            "shift": self.shift,
+            "edits": [str(edit) for edit in self.edits],
+        }
+
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        shift = (
+            ""
+            if self.shift is None
+            else f" [predicted eval/train {self.shift:.2f}{f' at {self.norm}' if self.norm else ''}]"
+        )
+        return f"{self.code} {self.path}{where}: {self.message} {self.advice}{shift}"
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Findings in lines, the guidelines one after the other, and how many there are of each.
+
+    >>> print(summary([Finding("drop", "dropout p=0.5 feeds bn.", "Move it.", code="EK201", guideline="li2018")]))
+    EK201 drop: dropout p=0.5 feeds bn. Move it.
+    1 finding: 1 of li2018
+    """
+    counts = Counter(finding.guideline for finding in findings)
+    of_each = ", ".join(f"{count} of {guideline}" for guideline, count in counts.items())
+    total = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}" if findings else "no findings"
+    return "\n".join([*map(str, findings), f"{total}: {of_each}" if findings else total])

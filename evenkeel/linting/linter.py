@@ -1,0 +1,114 @@
+"""lint: what the guidelines have to say about a model, rule by rule."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from evenkeel.errors import EvenkeelError, UnpredictedWarning
+from evenkeel.linting.context import Context
+from evenkeel.linting.findings import Finding
+from evenkeel.linting.rule import GUIDELINES
+from evenkeel.linting.rules import ALL
+from evenkeel.linting.settings import Settings, chosen, is_asked, require_codes
+from evenkeel.linting.suppressions import is_ignored
+from evenkeel.model.wrappers import unwrapped
+
+
+def lint(
+    model: nn.Module,
+    example: Any,
+    *,
+    guideline: str | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> list[Finding]:
+    """Find what breaks the guidelines on where dropout belongs, and the traps beside it.
+
+    The guidelines contradict each other, so each finding names its own, and `fix` takes one. A source line with the
+    comment `# evenkeel: ignore[EK201]` is left alone; pyproject.toml is read by the command line only. By chen2019
+    nearly every network has findings: where that matters, ask for a guideline. The model is given back as found.
+
+    Args:
+        model: the model, in train or eval mode.
+        example: as for `trace`.
+        guideline: hendrycks2016 (traps), li2018, chen2019 or kim2023; all of them if None.
+        select: codes, or beginnings of codes such as "EK2": only these.
+        ignore: likewise: all but these.
+
+    Returns:
+        The findings, rule by rule, each with the variance shift predicted where it shows most.
+
+    Raises:
+        EvenkeelError: there is no such guideline or code.
+        TraceError: the forward pass raised.
+
+    Warns:
+        UnpredictedWarning: shifts or variances could not be predicted, with the reason.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    >>> for finding in lint(model, torch.zeros(2, 4), guideline="li2018"):
+    ...     print(finding.code, finding.path, finding.message)
+    EK201 1 dropout p=0.5 is fed to the norm 2 with no weight layer in between.
+    >>> lint(model, torch.zeros(2, 4), guideline="kim2023")
+    []
+    """
+    return findings_of(model, example, wanted(guideline, select, ignore))
+
+
+def wanted(guideline: str | None, select: Iterable[str], ignore: Iterable[str]) -> Settings:
+    """The settings that a caller's arguments make.
+
+    Raises:
+        EvenkeelError: there is no such guideline or code.
+    """
+    known = [rule.code for rule in ALL]
+    if guideline is not None and guideline not in GUIDELINES:
+        raise EvenkeelError(f"there is no guideline {guideline!r}: choose {', '.join(GUIDELINES)}")
+    return Settings(
+        guideline, require_codes(select, known, place="select"), require_codes(ignore, known, place="ignore")
+    )
+
+
+def findings_of(model: nn.Module, example: Any, settings: Settings) -> list[Finding]:
+    """What `lint` finds, by settings.
+
+    Args:
+        model: the model.
+        example: as for `trace`.
+        settings: what is asked for.
+    """
+    with unwrapped(model) as plain:
+        context = Context(plain, example)
+        found = [
+            finding if finding.norm is None else replace(finding, shift=context.shift(finding.norm))
+            for finding in examine(context, settings)
+        ]
+    if context.unpredicted:
+        reasons = "; ".join(context.unpredicted)
+        warnings.warn(UnpredictedWarning(f"findings may be missing, or lack their shift: {reasons}"), stacklevel=3)
+    return found
+
+
+def examine(context: Context, settings: Settings) -> list[Finding]:
+    """The findings that settings ask for, without the shifts predicted for them.
+
+    Args:
+        context: the model.
+        settings: what is asked for.
+    """
+    rules = [r for r in ALL if settings.guideline in (None, r.guideline) and is_asked(r.code, settings)]
+    if settings.select and not rules:
+        codes, whose = ", ".join(settings.select), settings.guideline or "those not ignored"
+        raise EvenkeelError(f"select {codes}: none of these rules is of {whose}: leave one of the two out")
+    found = [finding for rule in rules for finding in rule.findings(context)]
+    return [
+        finding
+        for finding in found
+        if chosen(finding.code, finding.path, settings) and not is_ignored(finding.code, finding.file, finding.line)
+    ]

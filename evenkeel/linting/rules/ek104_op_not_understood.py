@@ -1,0 +1,78 @@
+"""EK104: an operation that is not understood between a dropout and a norm.
+
+## What it does
+Finds calls that no table knows (OPAQUE, `?` in a graph's picture) which the noise of a dropout passes on its way to a
+norm with running statistics.
+
+## Why it matters
+Whether the dropout's noise reaches the norm, and how much of it, cannot be told from the graph: what the other rules
+say of this dropout is a guess.
+
+## Who disagrees
+Nobody. Where the operation must stay, say what it is: a module that only makes this call, with the attribute
+`evenkeel_kind = evenkeel.Kind.PASS`, or whichever kind fits.
+
+## Known limits
+The fix moves the dropout behind the norm, to the next weight layer, which no guideline asks for by itself: it needs
+`unsafe=True`.
+
+## References
+Li et al. 2018, section 3: what follows is derived for weights and identities between dropout and norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.queries import norms_behind
+from evenkeel.linting.context import Context
+from evenkeel.linting.edits import Move
+from evenkeel.linting.findings import Finding
+from evenkeel.linting.placement import label
+from evenkeel.linting.rule import rule
+
+EXAMPLE = (2, 8)
+
+
+@rule("EK104", guideline="hendrycks2016")
+def op_not_understood(context: Context) -> Iterator[Finding]:
+    """OPAQUE calls between a dropout and a norm."""
+    graph = context.graph
+    for layer in graph.of(Kind.OPAQUE):
+        before = [d for d in graph.upstream(layer, until=Kind.NORM) if d in context.dropouts]
+        norms = norms_behind(graph, layer, through_weights=True)
+        if before and norms:
+            weights = [x for x in graph.downstream(norms[-1]) if x.kind is Kind.WEIGHT]
+            edits = [Move(dropout, weights[0], safe=False) for dropout in before] if weights else []
+            yield Finding.at(
+                layer,
+                f"{layer.function or 'a call'} is not understood, and stands between {before[-1].name} "
+                f"({label(before[-1])}) and the norm {norms[0].name}.",
+                "Move the dropout behind the norm, or wrap the call in a module that declares evenkeel_kind.",
+                *edits,
+                norm=norms[0].path,
+            )
+
+
+def bad() -> nn.Module:
+    """A Fourier transform between dropout and norm."""
+
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).abs()
+
+    return nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), Spectrum(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def good() -> nn.Module:
+    """Dropout behind both."""
+
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).abs()
+
+    return nn.Sequential(nn.Linear(8, 8), Spectrum(), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))

@@ -1,0 +1,62 @@
+"""EK202: dropout that reaches a norm through weights.
+
+## What it does
+Finds dropouts with a weight layer, and behind it a norm with running statistics.
+
+## Why it matters
+`Var_train(w x) = Var_eval(w x) + p / (1 - p) sum_i w_i^2 E x_i^2`: the norm stores the sum and meets the first term.
+How much it is depends on the weights, least in wide layers, so read the predicted shift before you act: Wide ResNets
+do well with .1 to .3 here.
+
+## Who disagrees
+kim2023 prescribes this very place in residual branches, after the last norm and before the last weight layer, where
+the shortcut dilutes the shift. chen2019 has a dropout before each weight layer, at the small rate of .05.
+
+## Known limits
+As for EK201.
+
+## References
+Li et al. 2018, section 3, case (b), equations 12 and 14, and section 5: dropout after all norms, before the softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from evenkeel.linting.context import Context
+from evenkeel.linting.findings import Finding
+from evenkeel.linting.placement import label
+from evenkeel.linting.rule import rule
+
+EXAMPLE = (2, 4)
+
+
+@rule("EK202", guideline="li2018")
+def dropout_reaches_norm(context: Context) -> Iterator[Finding]:
+    """Dropouts with weights between them and a norm."""
+    for exposure in context.exposures:
+        if not exposure.direct and exposure.edits:
+            dropout, norm = exposure.dropout, exposure.norms[0]
+            yield Finding.at(
+                dropout,
+                f"{label(dropout)} reaches the norm {norm.name} through weights.",
+                exposure.advice,
+                *exposure.edits,
+                norm=norm.path,
+            )
+
+
+def bad() -> nn.Module:
+    """Dropout, weights, norm."""
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)
+    )
+
+
+def good() -> nn.Module:
+    """Dropout behind the last norm."""
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)
+    )

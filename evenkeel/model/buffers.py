@@ -1,0 +1,79 @@
+"""Buffers written in place, with the way back and a mark that tells that they were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+_MARK = "evenkeel_written"  # attribute of modules: by buffer, the sum of what was written
+
+
+def write_(tensor: Tensor, value: Tensor) -> None:
+    """Write values into a tensor in place, of the same shape, whether or not it was made in inference mode."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(value)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What modules held before `write_buffers_`.
+
+    Attributes:
+        buffers: what each buffer held, by module and name.
+        marks: of every module, what it knew to have been written before; None if nothing.
+    """
+
+    buffers: Mapping[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
+    marks: Mapping[nn.Module, dict[str, float] | None] = field(default_factory=dict)
+
+
+def write_buffers_(values: Mapping[tuple[nn.Module, str], Tensor]) -> Held:
+    """Write values into modules' buffers in place, leave a mark there, and return what they held.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
+    >>> is_as_written(norm)
+    True
+    >>> put_back_(held)
+    >>> norm.running_mean, is_as_written(norm)
+    (tensor([0., 0.]), False)
+    """
+    held = Held(
+        {(module, name): getattr(module, name).clone() for module, name in values},
+        {module: getattr(module, _MARK, None) for module, _ in values},
+    )
+    for (module, name), value in values.items():
+        write_(getattr(module, name), value)
+    for module in held.marks:
+        written = {name: _sum(getattr(module, name)) for owner, name in values if owner is module}
+        module.__dict__[_MARK] = (held.marks[module] or {}) | written
+    return held
+
+
+def put_back_(held: Held) -> None:
+    """Undo `write_buffers_`, in place."""
+    for (module, name), value in held.buffers.items():
+        write_(getattr(module, name), value)
+    for module, mark in held.marks.items():
+        module.__dict__.pop(_MARK, None)
+        if mark is not None:
+            module.__dict__[_MARK] = mark
+
+
+def is_as_written(module: nn.Module) -> bool:
+    """Whether a module's buffers hold what `write_buffers_` wrote there.
+
+    `copy.deepcopy` and pickle keep the mark that tells; a state dict does not.
+    """
+    mark: dict[str, float] | None = getattr(module, _MARK, None)
+    return mark is not None and all(
+        math.isclose(_sum(getattr(module, name)), written, rel_tol=1e-3, abs_tol=1e-6) for name, written in mark.items()
+    )
+
+
+def _sum(tensor: Tensor) -> float:
+    return float(tensor.detach().double().sum())

@@ -1,0 +1,78 @@
+"""Nested structures of tensors: tuples, lists, mappings, dataclasses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nested structure with every tensor replaced by the function's value of it.
+
+    Enters tuples, named tuples, lists, mappings and dataclasses; leaves everything else as it is.
+
+    >>> import torch
+    >>> map_tensors(lambda t: t + 1, {"x": torch.zeros(2), "y": [3]})
+    {'x': tensor([1., 1.]), 'y': [3]}
+    """
+    return map_together(lambda leaves: function(leaves[0]) if isinstance(leaves[0], Tensor) else leaves[0], [value])
+
+
+def map_together(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> Any:
+    """The nested structure that all values have, with the function's value of the leaves at every place.
+
+    A list of words is a leaf.
+
+    >>> map_together(sum, [(1, {"x": 2}), (10, {"x": 20})])
+    (11, {'x': 22})
+    """
+    first = values[0]
+
+    def entered(items: Iterable[Sequence[Any]]) -> list[Any]:
+        return [map_together(function, column) for column in items]
+
+    if isinstance(first, Mapping):
+        mapped = dict(zip(first, entered([v[key] for v in values] for key in first), strict=True))
+        if not isinstance(first, MutableMapping):
+            return mapped
+        result = copy.copy(first)  # of the same type: a tokenizer's batch has its entries as attributes too
+        for key, item in mapped.items():
+            result[key] = item
+        return result
+    if isinstance(first, (tuple, list)) and not is_words(first):
+        items = entered(zip(*values, strict=True))
+        return type(first)(*items) if hasattr(first, "_fields") else tuple(items) if isinstance(first, tuple) else items
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in fields(first) if field.init]
+        items = entered([getattr(v, name) for v in values] for name in names)
+        return replace(first, **dict(zip(names, items, strict=True)))
+    return function(values)
+
+
+def is_words(value: Any) -> bool:
+    """Whether the value is a list or tuple of words, such as the samples' names."""
+    return type(value) in (tuple, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a nested structure, in order.
+
+    >>> import torch
+    >>> len(tensors((torch.ones(1), {"mask": torch.ones(1)}, "text")))
+    2
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        items: Iterable[Any] = value.values()
+    elif isinstance(value, (tuple, list)):
+        items = cast("Iterable[Any]", value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, field.name) for field in fields(value)]
+    else:  # of other objects, the attributes that are tensors
+        items = [item for item in getattr(value, "__dict__", {}).values() if isinstance(item, Tensor)]
+    return [tensor for item in items for tensor in tensors(item)]

@@ -1,0 +1,73 @@
+"""Wrappers: DDP, torch.compile and FSDP2 taken off a model, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from evenkeel.errors import ModelError
+
+
+@contextmanager
+def unwrapped(model: nn.Module) -> Generator[nn.Module]:
+    """Lend out a model without what runs it: compiled parts as plain Python, parallel replicas and shards as one whole.
+
+    So hooks and recorders see every call, and no call waits for other processes.
+
+    Args:
+        model: a model, perhaps one that `torch.compile`, DistributedDataParallel or DataParallel returned, or with
+            parts that `fully_shard` (FSDP2) shards; then every process must call this.
+
+    Yields:
+        The model inside.
+
+    Raises:
+        ModelError: a part is wrapped by FullyShardedDataParallel, whose shards each forward pass gathers by itself.
+    """
+    original = model
+    while (inner := _inside(original)) is not None:
+        original = inner
+    if sharded := [path for path, m in original.named_modules() if type(m).__name__ == "FullyShardedDataParallel"]:
+        raise ModelError(
+            f"{sharded[0] or 'the model'!r} is wrapped by FullyShardedDataParallel, whose ranks must all run each "
+            "forward pass: shard it by torch.distributed.fsdp.fully_shard, or load its weights into a plain model"
+        )
+    with _eager(original, original is not model), _gathered(original):
+        yield original
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return model.module
+    return getattr(model, "_orig_mod", None)
+
+
+@contextmanager
+def _eager(model: nn.Module, wrapped: bool) -> Generator[None]:
+    if wrapped or any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        with torch.compiler.set_stance("force_eager"):  # imports the compiler: only where it may be in use already
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _gathered(model: nn.Module) -> Generator[None]:
+    """Hold whole, meanwhile, the parameters that FSDP2 shards."""
+    sharded: list[Any] = [module for module in model.modules() if hasattr(type(module), "set_reshard_after_forward")]
+    groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
+    before = [group.post_forward_mesh_info for group in groups]
+    for module in sharded:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for group, info in zip(groups, before, strict=True):
+            group.post_forward_mesh_info = info
+        for module in sharded:
+            module.reshard()

@@ -1,0 +1,1 @@
+"""Norm statistics predicted without data: `predict_shift` and `correct_`."""

@@ -1,0 +1,105 @@
+"""What running statistics tell of the layers before their norm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.model.norms import Norm, pools_batch
+
+_LEAST = 1e-3  # of what a norm stores: what its dropout was fed at least, where a moving average says less
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The mean and variance, per channel, of a signal in training."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def before(self, noise: float) -> Stored:
+        """The statistics of x, given those of x times independent noise of mean 1 and variance `noise`.
+
+        `Var_after = Var + s2 (Var + mean^2)`, s2 = p / (1 - p) for dropout: case (a) of Li et al. 2018, equation 7.
+
+        >>> Stored(torch.zeros(1), torch.full((1,), 2.0)).before(noise=1.0).variance
+        tensor([1.])
+        """
+        variance = (self.variance - noise * self.mean**2) / (1 + noise)
+        return Stored(self.mean, torch.maximum(variance, _LEAST * self.variance))
+
+
+def distrust(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
+    """Norms whose statistics cannot be trusted, by path, each with the reason."""
+    calls = Counter(layer.module for layer in graph.of(Kind.NORM))
+    reasons: dict[str, str] = {}
+    for path, norm in norms.items():
+        if is_untrained(norm):
+            reasons[path] = "untrained: it stores no statistics yet"
+        elif not pools_batch(norm):
+            reasons[path] = "its statistics are of single instances, not of the batch"
+        elif calls[norm] > 1:
+            reasons[path] = f"its statistics are of {calls[norm]} calls together"
+        elif model.training and not norm.training:
+            reasons[path] = "frozen: in eval mode while the model is in train mode"
+    return reasons
+
+
+def is_untrained(norm: nn.Module) -> bool:
+    """Whether a norm's running statistics are still those it was built with.
+
+    >>> is_untrained(nn.BatchNorm1d(2))
+    True
+    """
+    count, mean, variance = (getattr(norm, name) for name in ("num_batches_tracked", "running_mean", "running_var"))
+    return not (count is not None and count > 0) and not mean.any() and bool((variance == 1).all())
+
+
+def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Stored]:
+    """The statistics of what dropouts right before a trusted norm read, by the name of the layer that they read.
+
+    Args:
+        graph: the graph.
+        trusted: the norms that store what they were fed in training.
+    """
+    found: dict[str, Stored] = {}
+    for layer in graph.of(Kind.NORM):
+        norm = layer.module
+        if not isinstance(norm, Norm) or norm not in trusted:
+            continue
+        assert norm.running_mean is not None and norm.running_var is not None
+        stored, source = Stored(norm.running_mean.double(), norm.running_var.double()), layer.inputs[0]
+        while source.kind is Kind.DROPOUT and _is_factor(source):
+            assert source.p is not None
+            stored, source = stored.before(source.p / (1 - source.p)), source.inputs[0]
+            found[source.name] = stored
+    return found
+
+
+def unanchored_dropouts(graph: LayerGraph, known: Mapping[str, Stored]) -> set[Layer]:
+    """Dropouts that act on a signal of unknown strength: the model's input, with no norm in between.
+
+    Args:
+        graph: the graph.
+        known: what `stored_before` found.
+    """
+    return {
+        layer
+        for layer in graph
+        if (layer.kind is Kind.DROPOUT or layer.p)
+        and not any(source.name in known for source in layer.inputs)
+        and any(source.kind is Kind.INPUT for source in graph.upstream(layer, until=Kind.NORM))
+    }
+
+
+def _is_factor(layer: Layer) -> bool:
+    """Whether a dropout multiplies by noise of mean 1 whose variance is known."""
+    by_mask = kind_of_function(layer.function) is Kind.GATE or hasattr(layer.module, "evenkeel_kind")
+    multiplies = by_mask or layer.function in MULTIPLYING_DROPOUT
+    return layer.scaled and layer.p is not None and layer.p < 1 and multiplies

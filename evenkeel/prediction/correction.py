@@ -1,0 +1,176 @@
+"""correct_: take out of the running statistics what dropout put in, without data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from evenkeel.errors import EvenkeelError, ModelError
+from evenkeel.model.buffers import Held, put_back_, write_buffers_
+from evenkeel.model.norms import Norm, foreign_norms, norms_of
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.output.tables import Rows, plain, table
+from evenkeel.prediction.replicas import Channels
+from evenkeel.prediction.sampling import SamplingPlan
+from evenkeel.prediction.shift_prediction import Prediction, predict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
+_ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts
+
+
+@dataclass(frozen=True)
+class CorrectionRow:
+    """What was done to one norm layer.
+
+    Attributes:
+        path: the norm's path in the model.
+        before, after: its running variance, averaged over channels.
+        moved: the largest move of a channel's running mean, in standard deviations as stored before.
+
+    >>> CorrectionRow("bn1", before=2.0, after=1.0, moved=0.0).ratio
+    0.5
+    """
+
+    path: str
+    before: float
+    after: float
+    moved: float
+
+    @property
+    def ratio(self) -> float:
+        """The new variance over the old one."""
+        return self.after / self.before if self.before else math.nan
+
+
+class Correction(Rows[CorrectionRow]):
+    """What `correct_` did, a row a norm in execution order, and the way back; `str()` is the table.
+
+    Attributes:
+        rows: one a norm corrected.
+        untouched: norms left as they were, by path, each with the reason.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[CorrectionRow],
+        untouched: dict[str, str],
+        before: Held | None = None,
+    ) -> None:
+        super().__init__(rows)
+        self.untouched = untouched
+        self._before = before or Held()
+
+    def undo(self) -> None:
+        """Put the statistics found before back, in place."""
+        put_back_(self._before)
+
+    @property
+    def summary(self) -> str:
+        """How many norms were corrected, and how many not, in words."""
+        left = f", {len(self.untouched)} left as they were" if self.untouched else ""
+        return f"{len(self)} norm{'' if len(self) == 1 else 's'} corrected without data{left}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The correction as plain numbers, strings and lists, for JSON."""
+        rows = [
+            {"path": r.path, "before": r.before, "after": r.after, "ratio": r.ratio, "moved": r.moved} for r in self
+        ]
+        return {"rows": rows, "untouched": self.untouched}
+
+    def __repr__(self) -> str:
+        untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
+        return f"Correction({len(self)} norms{untouched})"
+
+    def __str__(self) -> str:
+        return plain(self)
+
+    def __rich__(self) -> Table:
+        rows = [(r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}") for r in self]
+        notes = [f"{path} untouched: {reason}" for path, reason in self.untouched.items()]
+        columns = ("norm", "running var", "corrected", "ratio", "mean moved, deviations")
+        return table(columns, rows, [self.summary, *notes], words=columns[:1])
+
+
+def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = "both", seed: int = 0) -> Correction:
+    """Replace the running statistics of every norm layer by those predicted with dropout off, without data.
+
+    Of the variance that training stored, the noise of dropout is taken out, and what it damped of the signal is given
+    back: `predict_shift` says how, but here every norm normalises by its own new statistics, in execution order, as it
+    will in eval mode (the shift as a checkpoint stands is another question). Running means are moved by what
+    activations make of the noise.
+
+    Nothing is written where something would have to be guessed: norms that store nothing yet, statistics of several
+    calls together, frozen norms, noise as large as all that is stored, and dropout on a signal whose strength no norm
+    before it tells. These are named in `untouched`. On any error the model is exactly as it was.
+
+    With data at hand, `reestimate_` is exact; this is for a checkpoint without.
+
+    Args:
+        model: the model, changed in place. It must not have been corrected or re-estimated before: what is taken out
+            is what training with dropout put in, and nothing in the statistics tells whether that has been done.
+        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
+            floating tensors do not.
+        stats: which statistics to write: both, or var.
+        seed: of the random inputs and masks that it is predicted by.
+
+    Returns:
+        A `Correction`, whose `undo()` takes it all back.
+
+    Raises:
+        ModelError: the model has no norm with running statistics, or weights or statistics that are not finite.
+        TraceError: the forward pass raised, in train mode with a batch of random inputs.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=1.0))
+    >>> _ = model(torch.randn(4096, 8))
+    >>> done = correct_(model, torch.zeros(1, 8))
+    >>> torch.allclose(model[1].running_var, torch.ones(8), atol=0.2)
+    True
+    >>> done.undo()
+    >>> model[1].running_var.mean().round()
+    tensor(2.)
+    """
+    if stats not in _STORED:
+        raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
+    with unwrapped(model) as whole:
+        norms = norms_of(whole)
+        found = _settle(whole, example, norms, stats, seed)
+        untouched = found.unsure | foreign_norms(whole)
+    channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
+    values: dict[tuple[nn.Module, str], Tensor] = {
+        (norms[path], name): value.to(getattr(norms[path], name).dtype)
+        for path, moments in channels.items()
+        for name, value in (("running_var", moments.eval_var), ("running_mean", moments.eval_mean))
+        if name in _STORED[stats]
+    }
+    for (norm, name), value in values.items():
+        if not value.isfinite().all():
+            path = next(path for path, other in norms.items() if other is norm)
+            raise ModelError(f"{name} of {path!r} is predicted to overflow {value.dtype}: nothing was changed")
+    rows = [_row(path, moments, stats) for path, moments in channels.items()]
+    return Correction(rows, untouched, write_buffers_(values))
+
+
+def _settle(model: nn.Module, example: Any, norms: Mapping[str, Norm], stats: str, seed: int) -> Prediction:
+    """Predict what norms are fed once those before them that can be corrected are, and the others are as they were."""
+    settled = set(norms.values())
+    while True:
+        plan = SamplingPlan(settled=settled, stats=stats, elements=_ELEMENTS, fewest=_FEWEST, seed=seed)
+        found = predict(model, example, norms, plan)
+        left = settled - {norms[path] for path in found.unsure}
+        if left == settled:
+            return found
+        settled = left
+
+
+def _row(path: str, moments: Channels, stats: str) -> CorrectionRow:
+    moves = (moments.eval_mean - moments.train_mean).abs() / moments.train_var.clamp_min(1e-300).sqrt()
+    moved = float(moves.max()) if stats == "both" else 0.0
+    return CorrectionRow(path, float(moments.train_var.mean()), float(moments.eval_var.mean()), moved)

@@ -1,0 +1,246 @@
+"""Replicas: random inputs, each sent through a model three times at once, and what they tell of every channel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+COUNT = 3  # of each input: one replica without noise, as in eval mode, and two as in train mode, each with its masks
+_LEAST = 0.01  # of a stored variance, left for the signal at least; of the signal without noise, passed on beside noise
+_MOVING_AVERAGE_ERROR = 0.02  # relative standard error of what a norm stores
+_STRENGTH = 0.5  # of the variance that the inputs' signals have: how far from it that of the data may be
+_SPREAD = 0.3  # of channels' shares of noise, and of their damping, around those of all together: what is expected
+_SILENT = 1e-8  # of a variance: what varies less tells nothing
+_CHANNELS, _PLACES = 64, 8  # at most, along each further dimension, of which a signal's energies are taken
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The moments of a signal's channels, over inputs, positions and masks; all of shape (channels,), in float64.
+
+    Attributes:
+        train_mean, train_var: of the replicas in train mode.
+        eval_mean, eval_var: of the replica without noise.
+        covariance: of two train replicas of one input: the variance of what their masks leave of the signal.
+        crossed: covariance of a train replica and the one without noise.
+    """
+
+    train_mean: Tensor
+    train_var: Tensor
+    eval_mean: Tensor
+    eval_var: Tensor
+    covariance: Tensor
+    crossed: Tensor
+
+    @property
+    def noise(self) -> Tensor:
+        """Variance of what two train replicas of one input do not share."""
+        return self.train_var - self.covariance
+
+
+@dataclass(frozen=True)
+class Energies:
+    """What a signal's replicas share and do not, averaged over its elements.
+
+    Attributes:
+        noise: variance of what two train replicas of one input do not share.
+        shared: variance of what they share.
+        noise_free: variance of the replica without noise.
+        second: mean square of the train replicas.
+    """
+
+    noise: float
+    shared: float
+    noise_free: float
+    second: float
+
+
+def row_dim(x: Tensor, samples: int) -> int | None:
+    """The dimension along which replicas lie one after the other; None if none does.
+
+    >>> row_dim(torch.zeros(5, 12, 7), samples=4)
+    1
+    """
+    return next((dim for dim, size in enumerate(x.shape) if size and size % (COUNT * samples) == 0), None)
+
+
+def noise_free_rows(x: Tensor, samples: int) -> Tensor | None:
+    """A view of the replica without noise; None if the tensor holds no replicas."""
+    dim = row_dim(x, samples)
+    return None if dim is None else x.narrow(dim, 0, x.shape[dim] // COUNT)
+
+
+def channels_of(x: Tensor) -> Channels:
+    """The moments of a signal of shape (replicas x samples, channels, ...).
+
+    >>> found = channels_of(torch.tensor([[1.0], [3.0], [2.0], [4.0], [0.0], [6.0]]))
+    >>> float(found.eval_var), float(found.covariance), float(found.train_var)
+    (1.0, 3.0, 5.0)
+    """
+    parts = x.unflatten(0, (COUNT, -1)).movedim(2, 0).flatten(2)  # channels, replicas, values
+    parts = parts.float() if x.dtype.itemsize < 4 else parts
+    mean = parts.mean(2, keepdim=True)
+    centered = parts - mean
+    products = torch.bmm(centered, centered.mT).double() / parts.shape[2]
+    (noise_free, first, second), (noise_free_mean, *train_means) = (
+        products.unbind(1),
+        mean.squeeze(2).double().unbind(1),
+    )
+    return Channels(
+        train_mean=(train_means[0] + train_means[1]) / 2,
+        train_var=(first[:, 1] + second[:, 2]) / 2,
+        eval_mean=noise_free_mean,
+        eval_var=noise_free[:, 0],
+        covariance=first[:, 2],
+        crossed=(noise_free[:, 1] + noise_free[:, 2]) / 2,
+    )
+
+
+def pooled(calls: Sequence[Channels]) -> Channels:
+    """The moments of what several calls are fed in turn."""
+    if len(calls) == 1:
+        return calls[0]
+    train_mean, eval_mean = (torch.stack([getattr(c, n) for c in calls]).mean(0) for n in ("train_mean", "eval_mean"))
+    apart = [(c.train_mean - train_mean, c.eval_mean - eval_mean) for c in calls]
+    terms = [
+        (c.train_var + t**2, c.eval_var + e**2, c.covariance + t**2, c.crossed + t * e)
+        for c, (t, e) in zip(calls, apart, strict=True)
+    ]
+    train_var, eval_var, covariance, crossed = (torch.stack(term).mean(0) for term in zip(*terms, strict=True))
+    return Channels(train_mean, train_var, eval_mean, eval_var, covariance, crossed)
+
+
+def match_(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Channels, Tensor]:
+    """Give a signal, in place, the moments that training stored, and return the moments that it then has.
+
+    What random inputs make of a signal is right in its noise, which comes from weights and norms, but not in its
+    strength, which depends on how the data's features correlate. With N the noise, what replicas share must have the
+    variance V - N, V being stored. It and the replica without noise are scaled by the same factor:
+    `Var_eval = (V - N) noise_free / shared`, where noise_free and shared are the variances that the random inputs
+    gave. That is more than V where noise has damped the signal.
+
+    Args:
+        x: the signal, shape (replicas x samples, channels, ...).
+        mean: what training stored, per channel.
+        variance: likewise.
+
+    Returns:
+        The moments, and of each channel whether the noise is more than all that is stored.
+    """
+    found, (mean, variance) = channels_of(x), (t.double().clone() for t in (mean, variance))
+    error = 1 / math.sqrt(len(x) / COUNT * math.sqrt(x[0, 0].numel()))  # relative, of a variance; neighbours are alike
+    noise, shared = _noise(found, variance, error), _shared(found, error)
+    signal = _signal(variance, noise, shared, error)
+    silent = found.eval_var <= _SILENT * variance  # nothing in the inputs excites the channel, as the data did
+    eval_var = torch.where(silent, signal, signal * found.eval_var / shared.clamp_min(1e-300))
+    eval_mean = mean + _shift(found, variance, error)
+    _rescale_(x, found, Channels(mean, variance, eval_mean, eval_var, signal, found.crossed), silent)
+    crossed = (_alike(found, signal, silent) * eval_var).sqrt()
+    return Channels(mean, variance, eval_mean, eval_var, signal, crossed), noise > variance
+
+
+def _rescale_(x: Tensor, found: Channels, wanted: Channels, silent: Tensor) -> None:
+    """Give replicas the moments wanted, in place.
+
+    Half the sum of the train replicas is a multiple of the noise-free one, plus a rest; half their difference is noise
+    alone. Each of these three is scaled by itself.
+    """
+    alike, noise = _alike(found, wanted.covariance, silent), wanted.noise.clamp_min(0)
+    slope = _ratio(found.crossed, found.eval_var)
+    rest = found.covariance + found.noise / 2 - slope**2 * found.eval_var
+    rest_scale = _ratio((wanted.covariance - alike).masked_fill(silent, 0) + noise / 2, rest).sqrt()
+    noise_scale = _ratio(noise, found.noise).sqrt()
+    noise_free_scale = _ratio(wanted.eval_var, found.eval_var).sqrt().masked_fill(silent, 0)
+    along_noise_free = _ratio(alike, found.eval_var).sqrt() - rest_scale * slope
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    noise_free, first, second = wide.chunk(COUNT)
+
+    def along(t: Tensor) -> Tensor:
+        return t.to(wide.dtype).view(1, -1, *(1,) * (x.dim() - 2))
+
+    common = (first + second) * along(rest_scale / 2) + noise_free * along(along_noise_free)
+    common += along(wanted.train_mean - rest_scale * found.train_mean - along_noise_free * found.eval_mean)
+    difference = (first - second) * along(noise_scale / 2)
+    noise_free_new = noise_free * along(noise_free_scale) + along(wanted.eval_mean - noise_free_scale * found.eval_mean)
+    if silent.any():
+        excitement = torch.randn_like(noise_free) * along((wanted.covariance * silent).sqrt())
+        common, noise_free_new = common + excitement, noise_free_new + excitement
+    x.copy_(torch.cat([noise_free_new, common + difference, common - difference]))
+
+
+def _alike(found: Channels, signal: Tensor, silent: Tensor) -> Tensor:
+    """Variance of what of the signal in train mode is a multiple of the one without noise."""
+    squared = _ratio(found.crossed.clamp_min(0) ** 2, found.eval_var * found.covariance).clamp(
+        0, 1
+    )  # their correlation's square
+    return squared * signal.masked_fill(silent, 0)
+
+
+def _noise(found: Channels, variance: Tensor, error: float) -> Tensor:
+    """Variance of the noise: what the channel shows, shrunk to the share that it has in all noisy ones together."""
+    noise = found.noise.clamp_min(0)
+    noisy = noise > _SILENT * found.train_var
+    expected = variance * _ratio(noise[noisy].sum(), variance[noisy].sum())
+    return _shrunk(noise, math.sqrt(2) * error * (noise * expected).sqrt(), expected, _SPREAD * expected) * noisy
+
+
+def _shared(found: Channels, error: float) -> Tensor:
+    """Variance of what train replicas share: what the channel shows, shrunk to the damping that all channels show.
+
+    Theirs is shrunk to none, in turn: beside much noise even all channels together tell little.
+    """
+    noise_free, noise = found.eval_var, found.noise.clamp_min(0)
+    error_of_each = error * (2 * noise_free * noise + noise**2).sqrt()
+    whole, error_of_all = noise_free.sum(), error_of_each.square().sum().sqrt()
+    together = _shrunk(found.covariance.sum(), error_of_all, whole, _SPREAD * whole)
+    expected = noise_free * _ratio(together, whole)
+    return torch.maximum(_shrunk(found.covariance, error_of_each, expected, _SPREAD * expected), _LEAST * noise_free)
+
+
+def _signal(variance: Tensor, noise: Tensor, shared: Tensor, error: float) -> Tensor:
+    """Variance of the data's signal: what the noise leaves of what is stored, shrunk to that of the inputs' signal.
+
+    Where the noise is nearly all that is stored, the difference tells less than random inputs do.
+    """
+    left, error_of_noise = variance - noise, (_MOVING_AVERAGE_ERROR + math.sqrt(2) * error) * noise
+    signal = _shrunk(left, error_of_noise, shared, _STRENGTH * torch.maximum(shared, left))
+    return torch.maximum(signal, _LEAST * variance)
+
+
+def _shift(found: Channels, variance: Tensor, error: float) -> Tensor:
+    """By how much the mean without noise is larger, shrunk to 0 by how much channels' means differ by chance."""
+    shift = found.eval_mean - found.train_mean
+    apart = found.eval_var - 2 * found.crossed + found.covariance + found.noise / 2  # variance between replicas
+    chance = error**2 * apart.clamp_min(0)
+    spread = _ratio((shift**2 - chance).sum(), variance.sum()) * variance
+    return _shrunk(shift, chance.sqrt(), shift * 0, spread.sqrt())
+
+
+def _shrunk(estimate: Tensor, error: Tensor, expected: Tensor, spread: Tensor) -> Tensor:
+    """Precision-weighted mean of an estimate, with its standard error, and of what is expected, with its deviation."""
+    weight = torch.where(error > 0, spread**2 / (spread**2 + error**2).clamp_min(1e-300), 1.0)
+    return weight * estimate + (1 - weight) * expected
+
+
+def _ratio(x: Tensor, y: Tensor) -> Tensor:
+    """X / y where both are above 0, and 0 elsewhere."""
+    return torch.where(y > 0, x.clamp_min(0) / y.clamp_min(1e-300), 0.0)
+
+
+def energies_of(x: Tensor, samples: int) -> Energies | None:
+    """What is shared in a signal of any layout, and what is not, from some of its places; None without replicas."""
+    dim = row_dim(x, samples)
+    if dim is None or not x.is_floating_point():
+        return None
+    limits = [size if d == dim else _CHANNELS if d == 1 else _PLACES for d, size in enumerate(x.shape)]
+    thinned = [slice(None, None, max(math.ceil(size / limit), 1)) for size, limit in zip(x.shape, limits, strict=True)]
+    parts = x[tuple(thinned)].movedim(dim, 0).unflatten(0, (COUNT, -1)).float()
+    mean = parts.mean([d for d in range(1, parts.dim()) if d != 2], keepdim=True)  # of channels
+    flat = (parts - mean).flatten(1)
+    products = (flat @ flat.T / max(flat.shape[1], 1)).tolist()
+    total, shared = (products[1][1] + products[2][2]) / 2, products[1][2]
+    return Energies(total - shared, max(shared, 0.0), products[0][0], total + float(mean[1:].square().mean()))

@@ -1,0 +1,199 @@
+"""predict_shift: the variance shift of every norm layer, from weights and statistics alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from evenkeel.errors import ModelError
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import feeding
+from evenkeel.graph.tracing import prepared, record, runner
+from evenkeel.model.flags import set_modes
+from evenkeel.model.norms import Norm, foreign_norms, norms_of
+from evenkeel.model.restoring import restored
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.prediction.anchors import distrust, stored_before, unanchored_dropouts
+from evenkeel.prediction.attribution import Shares, causes_of
+from evenkeel.prediction.mode_agreement import contradictions
+from evenkeel.prediction.replicas import Channels, pooled
+from evenkeel.prediction.sampling import ReplicaRecorder, SamplingPlan, sample
+from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
+
+_UNREACHED = "never reached, or not with samples first and channels second"
+_GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
+_DROWNED = 0.05  # share of a norm's channels in which noise may exceed what is stored
+_NEARLY_ALL = 0.95  # share of a norm's variance that noise may have
+_ROUNDING = 1e-5  # share of it that may be no noise at all
+_SMALL = 0.005  # log ratio of a shift that needs no cause
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted of a model's norms.
+
+    Attributes:
+        graph: the model's layers.
+        channels: of every norm reached, by path, what it is fed in train and in eval mode.
+        causes: by path, the share of every dropout in what noise does to the norm's input, the largest first.
+        unsure: norms of which something had to be guessed, or nothing can be told, by path, each with the reason.
+    """
+
+    graph: LayerGraph
+    channels: dict[str, Channels]
+    causes: dict[str, Shares]
+    unsure: dict[str, str]
+
+
+def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftReport:
+    """Predict the rows of `variance_shift` without data, and which dropouts cause each shift.
+
+    Random inputs are sent through the model, each in three replicas: one without noise, as in eval mode, and two in
+    train mode with dropout masks of their own, so that noise is what these two do not share (the two-replica picture
+    of mean-field theory). At every norm, what it stored in training tells how strong the data's signal is there:
+    `Var_eval = (V - N) noise_free / shared`, with V the variance stored and N that of the noise; noise_free and
+    shared are the variances of what random inputs give without noise and of what their train replicas share. The first
+    is the larger one where activations pass less of the signal because of the noise. For one weight layer behind dropout this is the
+    identity `Var_train(w.x) = Var_eval(w.x) + p / (1 - p) sum_i w_i^2 E x_i^2`, of which Li et al. (2018), equations 8
+    and 14, are special cases. Norms that store nothing yet are predicted from the initialization: `running_var` is
+    then what they would store of standardized inputs. The model is given back as found.
+
+    What is assumed: that inputs are smooth random fields of varying contrast, as images are about; of what comes after
+    the first norm that says little, since its statistics are those of the data.
+
+    Args:
+        model: the model, in train or eval mode.
+        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
+            floating tensors do not.
+        seed: of the random inputs and masks; what several seeds make of a row shows how sure it is.
+
+    Returns:
+        A `ShiftReport` like that of `variance_shift`, each row with `causes`: the dropouts, and their share in percent
+        of what noise does to the norm's input, the largest first. Norms for which something had to be guessed are in
+        `unsure`, by path, each with the reason; operations that no table knows (OPAQUE), which are run as they are,
+        are named in the notes.
+
+    Raises:
+        ModelError: the model has no norm with running statistics, or weights or statistics that are not finite.
+        TraceError: the forward pass raised, in train mode with a batch of random inputs.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=1.0))
+    >>> _ = model(torch.randn(4096, 8))
+    >>> row = predict_shift(model, torch.zeros(1, 8))[0]
+    >>> round(row.ratio, 1), row.causes
+    (0.5, ((Layer('0', DROPOUT, p=0.5), 100.0),))
+    """
+    with unwrapped(model) as plain:
+        norms = norms_of(plain)
+        found = predict(plain, example, norms, SamplingPlan(seed=seed))
+        unsure = found.unsure | foreign_norms(plain)
+    rows = [
+        ShiftRow(
+            path,
+            float(channels.train_var.mean()),
+            float(channels.eval_var.mean()),
+            feeding(found.graph, norms[path]),
+            tuple((layer, 100 * share) for layer, share in found.causes[path].items()),
+        )
+        for path, channels in found.channels.items()
+    ]
+    return ShiftReport(rows, _opaque(found, norms), unsure=unsure)
+
+
+def _opaque(found: Prediction, norms: Mapping[str, Norm]) -> list[str]:
+    """A line for every operation that is not understood, with the norms that it feeds."""
+    paths: dict[nn.Module | None, str] = {norm: path for path, norm in norms.items()}
+    fed = {
+        layer: [paths[n.module] for n in found.graph.downstream(layer, until=Kind.NORM) if n.module in paths]
+        for layer in found.graph.of(Kind.OPAQUE)
+    }
+    return [
+        f"{', '.join(to)}: fed by {_name(layer)}, not understood and run as it is" for layer, to in fed.items() if to
+    ]
+
+
+def predict(model: nn.Module, example: Any, norms: Mapping[str, Norm], plan: SamplingPlan) -> Prediction:
+    """Predict what every norm is fed in train and in eval mode; the model is given back as found.
+
+    Args:
+        model: the model.
+        example: as for `trace`.
+        norms: its norms with running statistics, by path.
+        plan: how.
+
+    Raises:
+        ModelError: no norm is reached, or weights or statistics are not finite.
+        TraceError: the forward pass raised.
+    """
+    run, inputs = runner(model, example)
+    graph = record(model, run, inputs)
+    distrusted = distrust(model, graph, norms)
+    known = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
+    inputs = prepared(inputs, model)
+    with restored(model):
+        contradicted = contradictions(model, run, inputs, graph, norms)
+        set_modes(model, training=True)
+        seen, graph = sample(model, run, inputs, graph, norms=norms, known=known, plan=plan)
+    channels = {path: pooled([channels for channels, _ in seen.arrivals[path]]) for path in seen.calls}
+    if not channels:
+        raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
+    for path, found in channels.items():
+        if not (found.eval_var + found.eval_mean).isfinite().all():
+            raise ModelError(f"what {path!r} is fed is not finite: check weights, running statistics and their dtype")
+    shares = _shares(seen, graph, channels)
+    unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
+    unanchored = unanchored_dropouts(graph, known)
+    reasons = {path: _guess(path, shares[path], seen, graph, unanchored) for path in channels}
+    guesses = {path: reason for path, reason in reasons.items() if reason}
+    return Prediction(graph, channels, shares, guesses | contradicted | distrusted | unreached)
+
+
+def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:
+    causes = causes_of(graph, seen.energies, seen.unresolved)
+    shares = {
+        path: causes[seen.calls[path]].shares(float(found.noise.mean() / found.train_var.mean()))
+        for path, found in channels.items()
+    }
+    return {path: dict(sorted(found.items(), key=lambda item: -item[1])) for path, found in shares.items()}
+
+
+def _guess(
+    path: str, shares: Shares, seen: ReplicaRecorder, graph: LayerGraph, unanchored: Collection[Layer]
+) -> str | None:
+    """Why the prediction for a norm is no more than a guess, if so."""
+    found, _ = seen.arrivals[path][-1]
+    drowned = torch.stack([drowned for _, drowned in seen.arrivals[path]]).any(0)
+    noise = float(found.noise.mean() / found.train_var.mean())
+    reasons = list[str]()
+    if drowned.sum() > _DROWNED * len(drowned):
+        count = f"{int(drowned.sum())} of {len(drowned)}"
+        reasons.append(f"the noise predicted exceeds the variance stored in {count} channels")
+    if noise > _NEARLY_ALL:
+        reasons.append(f"noise is {noise:.0%} of what it stores, and the rest too little to tell")
+    for layer in graph.upstream(seen.calls[path], until=Kind.NORM):
+        if layer in seen.unresolved:
+            reasons.append(f"nothing tells what the noise of {_name(layer)} is in eval mode")
+        if layer.kind is Kind.DROPOUT and layer.p is not None and layer.p >= 1:
+            reasons.append(f"{_name(layer)} drops everything")
+    for layer, share in shares.items() if noise > _ROUNDING else ():
+        what = f"{share:.0%} of what noise does to it comes from {_name(layer)}"
+        if share > _GUESSED and (layer in seen.unresolved or (layer.kind is not Kind.DROPOUT and not layer.p)):
+            reasons.append(f"{what}, and nothing tells what that is in eval mode")
+        if share > _GUESSED and layer in unanchored and abs(_departure(found)) > _SMALL:
+            reasons.append(f"{what}, on a signal whose strength no norm tells")
+    return reasons[0] if reasons else None
+
+
+def _name(layer: Layer) -> str:
+    return f"{layer.name} ({layer.where})" if layer.where else layer.name
+
+
+def _departure(found: Channels) -> float:
+    return math.log(float(found.eval_var.mean() / found.train_var.mean()))

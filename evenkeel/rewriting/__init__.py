@@ -1,0 +1,1 @@
+"""Edits carried out on a copy of a model: `fix`."""

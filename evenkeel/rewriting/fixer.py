@@ -1,0 +1,263 @@
+"""fix: a copy of a model with the edits of one guideline's findings carried out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import EvenkeelError, ModelError, TraceError, UnappliedWarning
+from evenkeel.graph.tracing import prepared, runner
+from evenkeel.linting.context import Context
+from evenkeel.linting.findings import Finding
+from evenkeel.linting.linter import examine, wanted
+from evenkeel.model.nested import map_tensors, tensors
+from evenkeel.model.restoring import restored
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.rewriting.operations import EditPlan, Operation, SurgeryError, operate_
+from evenkeel.rewriting.source_calls import file_of
+
+_ROUNDS = 8
+_NO_EDIT = "nothing does it by itself"
+_UNSAFE = "it changes what the model computes in eval mode, or is a guess, which needs unsafe=True"
+_UNEQUAL = "the model would compute something else in eval mode, or hold other keys"
+_MISSED = "there would be more or fewer dropouts afterwards than there are to be"
+_NO_USE = "it is still there after the edit"
+_ENDLESS = f"{_ROUNDS} rounds of edits did not come to an end"
+
+Key = tuple[str, str, str, int | None]
+Reasons = dict[Key, str]  # why findings are left
+
+
+def fix(
+    model: nn.Module,
+    example: Any,
+    *,
+    guideline: str,
+    unsafe: bool = False,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> nn.Module:
+    """Copy a model, and move, remove, insert or swap dropout in the copy as one guideline's findings say.
+
+    What the copy computes in eval mode is the same, bit for bit, which is checked on the example with random values;
+    its state dict has the same keys, train() and eval() switch every dropout, and it can be copied, pickled and
+    compiled. A dropout that is a module gives way to `nn.Identity`; one inserted is a child of the layer that it acts
+    on, run by a hook. One that is called as a function is taken out of the source of the one method that calls it, and
+    the module gets a class of its own, derived from its class, with that method. Like `lint`, it heeds comments in the
+    source, and not pyproject.toml.
+
+    Args:
+        model: the model, which stays as it is.
+        example: as for `trace`.
+        guideline: whose findings are fixed: hendrycks2016, li2018, chen2019 or kim2023.
+        unsafe: also carry out edits that change what the model computes in eval mode: all of chen2019's, which also
+            change the state dict, and of the traps EK101 to EK103.
+        select: codes, or beginnings of codes: only these.
+        ignore: likewise: all but these.
+
+    Returns:
+        The copy, without what wraps the model (DistributedDataParallel, torch.compile).
+
+    Raises:
+        EvenkeelError: there is no such guideline or code; the model cannot be copied; or there are findings, all of
+            which need `unsafe=True`.
+        ModelError: parameters or buffers are on the meta device.
+        TraceError: the forward pass raised.
+
+    Warns:
+        UnappliedWarning: there are findings left, each named with its edit, to be done by hand, and the reason.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    >>> fixed = fix(model, torch.zeros(2, 4), guideline="li2018")
+    >>> fixed[1], fixed[3]
+    (Identity(), Linear(
+      in_features=8, out_features=2, bias=True
+      (input_dropout): Dropout(p=0.5, inplace=False)
+    ))
+    >>> torch.equal(fixed.eval()(torch.ones(2, 4)), model.eval()(torch.ones(2, 4)))
+    True
+    """
+    settings = wanted(guideline, select, ignore)
+    with unwrapped(model) as plain:
+        _require_values(plain)
+        context, left, applied, changed = Context(_copy(plain), example), Reasons(), Counter[Key](), False
+        found: list[Finding] = []
+        for _ in range(_ROUNDS):
+            found = examine(context, settings)
+            counts = Counter(map(_key, found))
+            for finding in found:
+                useless = counts[_key(finding)] >= applied.get(_key(finding), math.inf)
+                if reason := _NO_USE if useless else _obstacle(finding, unsafe=unsafe):
+                    left.setdefault(_key(finding), reason)
+            open_ = [finding for finding in found if _key(finding) not in left]
+            if not open_:
+                break
+            todo = [finding for finding in open_ if _is_safe(finding)] or open_  # these can be checked by themselves
+            context, failed = _apply(context, todo)
+            left |= failed
+            done = [_key(finding) for finding in todo if _key(finding) not in failed]
+            changed |= bool(done)
+            applied = Counter({key: counts[key] for key in done})
+    _report([(finding, left.get(_key(finding), _ENDLESS)) for finding in found], changed=changed)
+    return context.model
+
+
+def _obstacle(finding: Finding, *, unsafe: bool) -> str | None:
+    """Why a finding cannot be fixed, as far as that can be told before trying."""
+    if not finding.edits:
+        return _NO_EDIT
+    return None if unsafe or _is_safe(finding) else _UNSAFE
+
+
+def _is_safe(finding: Finding) -> bool:
+    return all(edit.safe for edit in finding.edits)
+
+
+def _apply(context: Context, findings: list[Finding]) -> tuple[Context, Reasons]:
+    """Carry out the edits of findings on a copy, all together, or, if that goes wrong, those that go well."""
+    together, failed, reason = _attempt(context, findings)
+    if not reason:
+        return together, failed
+    good: list[Finding] = []
+    result, failed = context, Reasons()
+    for finding in findings:
+        tried, unplanned, reason = _attempt(context, [*good, finding])
+        if unplanned or reason:
+            failed |= unplanned or {_key(finding): reason}
+        else:
+            good.append(finding)
+            result = tried
+    return result, failed
+
+
+def _attempt(context: Context, findings: list[Finding]) -> tuple[Context, Reasons, str]:
+    """Carry out edits on a copy.
+
+    Returns:
+        The copy; why findings were left out whose edits nothing carries out; and what is wrong with the copy.
+    """
+    plan, operations, failed = _planned(context, findings)
+    copied = Context(_copy(context.model), context.example)
+    try:
+        operate_(copied.model, operations, context.example)
+        reason = "" if plan.holds(copied.graph) else _MISSED
+    except (SurgeryError, TraceError) as error:
+        return copied, failed, str(error)
+    agree = not all(map(_is_safe, findings)) or _agree(context.model, copied.model, context.example)
+    return copied, failed, reason or ("" if agree else _UNEQUAL)
+
+
+def _planned(context: Context, findings: list[Finding]) -> tuple[EditPlan, list[Operation], Reasons]:
+    """The operations for findings, without those that cannot be carried out, on which others may depend."""
+    failed = Reasons()
+    while True:
+        active = [finding for finding in findings if _key(finding) not in failed]
+        plan = EditPlan(context.model, context.graph, [edit for finding in active for edit in finding.edits])
+        operations: list[Operation] = []
+        for finding in active:
+            try:
+                operations += [operation for edit in finding.edits for operation in plan.operations(edit)]
+            except SurgeryError as error:
+                failed[_key(finding)] = str(error)
+                break
+        else:
+            return plan, operations, failed
+
+
+def _agree(before: nn.Module, after: nn.Module, example: Any) -> bool:
+    """Whether two models have the same keys and return the same bits in eval mode."""
+    if list(before.state_dict()) != list(after.state_dict()):
+        return False
+    return _same(_evaluated(before, example), _evaluated(after, example))
+
+
+def _evaluated(model: nn.Module, example: Any) -> list[Tensor]:
+    """What a model returns in eval mode for the example's tensors, floating ones filled with random values."""
+    run, inputs = runner(model, example)
+    with restored(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        generator = torch.Generator().manual_seed(0)
+        given = map_tensors(
+            lambda t: torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t,
+            prepared(inputs, model),
+        )
+        model.eval()
+        return tensors(run(given))
+
+
+def _same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(
+        x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
+        for x, y in zip(first, second, strict=True)
+    )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        EvenkeelError: there is none, or it would run layers of the original.
+    """
+    modules = set(model.modules())
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType) and modules.intersection(_enclosed(value)):
+                raise EvenkeelError(
+                    f"{f'{path}.{name}'.lstrip('.')} is a function ({file_of(value.__code__.co_filename)}:"
+                    f"{value.__code__.co_firstlineno}) that holds the module, and a copy would call the original's "
+                    "layers: make it a method"
+                )
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise EvenkeelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and fix edits a copy: "
+            "detach tensors that it keeps from earlier passes"
+        ) from error
+
+
+def _require_values(model: nn.Module) -> None:
+    meta = [path for path, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if meta:
+        raise ModelError(
+            f"{meta[0]!r} and {len(meta) - 1} more are on the meta device, and fix compares what the model computes: "
+            "load the weights first"
+        )
+
+
+def _enclosed(function: FunctionType) -> list[nn.Module]:
+    """The modules that a function got hold of where it was defined."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    return [value for value in (*cells, *(function.__defaults__ or ())) if isinstance(value, nn.Module)]
+
+
+def _report(left: list[tuple[Finding, str]], *, changed: bool) -> None:
+    """Warn of what could not be fixed; raise if that is all, for want of `unsafe=True`."""
+    if not left:
+        return
+    if not changed and all(reason == _UNSAFE for _, reason in left):
+        (finding, _), *rest = left
+        more = f" and {len(rest)} more" if rest else ""
+        raise EvenkeelError(f"{finding.code} at {finding.path}{more} cannot be fixed: {_UNSAFE}")
+    lines = [_by_hand(finding, reason) for finding, reason in left]
+    count = f"{len(left)} finding{'' if len(left) == 1 else 's'} left to do by hand:"
+    warnings.warn(UnappliedWarning("\n".join([count, *lines])), stacklevel=3)
+
+
+def _by_hand(finding: Finding, reason: str) -> str:
+    where = f" ({file_of(finding.file)}:{finding.line})" if finding.file else ""
+    edits = "; ".join(map(str, finding.edits)) or finding.advice.rstrip(".")
+    return f"{finding.code} {finding.path}{where}: {edits}, since {reason}"
+
+
+def _key(finding: Finding) -> Key:
+    """What a finding is known by from round to round: calls that go give their number to those that follow."""
+    return finding.code, finding.path.partition("#")[0], file_of(finding.file or ""), finding.line

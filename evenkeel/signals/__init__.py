@@ -1,0 +1,1 @@
+"""Closed-form propagation of moments through a model whose weights are random."""

@@ -1,0 +1,199 @@
+"""Signal: what is known of one tensor of a model whose weights are random: moments, maps over its elements, levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenkeel.signals.marginals import Marginal, gaussian, hidden
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """Moments of a signal x over random weights, inputs and dropout masks.
+
+    Moments are maps: tensors of the signal's shape, in which every dimension along which they do not vary has size 1.
+
+    Attributes:
+        shape: of the signal.
+        second: E x^2.
+        position: E x x' of two positions of one sample, in the same channel of one network.
+        sample: E x x' of two samples, in the same channel of one network.
+        mean: E x.
+        marginal: the law of one element, in units of the root of the mean of `second`.
+        flow: what reaches the element of a unit sent in at the model's inputs, every layer replaced by its expected
+            squared derivative, by level; its gradient is the second moment of error signals. Shape (levels, *map).
+        radial: what reaches the logarithm of the sample's mean square of that unit, squared: activations that are no
+            multiple of ReLU pass a change of strength on by another factor than other changes. Shape (levels,).
+        local: the `flow` of a unit sent in at the latest weight layer, norm, join or opaque call; shape (levels,).
+        known: whether all that it was computed from is understood.
+    """
+
+    shape: tuple[int, ...]
+    second: Tensor
+    position: Tensor
+    sample: Tensor
+    mean: Tensor
+    marginal: Marginal
+    flow: Tensor
+    radial: Tensor
+    local: Tensor
+    known: bool = True
+
+    @property
+    def power(self) -> float:
+        """Mean of E x^2 over all elements."""
+        return float(self.second.mean())
+
+    @property
+    def size(self) -> int:
+        """How many elements one sample has."""
+        return math.prod(self.shape[1:] if len(self.shape) > 1 else self.shape)
+
+    @property
+    def correlation(self) -> float:
+        """Mean correlation of the normal variables behind two positions of one sample."""
+        return float(self.hidden(self.position, together=self.marginal.together).mean())
+
+    def hidden(self, common: Tensor, *, together: bool = False) -> Tensor:
+        """The correlation of the normal variables behind two elements of which E x x' is known; see `hidden`."""
+        if self.marginal.normal:
+            return (common - self.mean**2) / (self.second - self.mean**2).clamp_min(1e-300)
+        return hidden(self.marginal, common / self.second.clamp_min(1e-300), together)
+
+    def mapped(self, change: Function, shape: tuple[int, ...], **changes: Any) -> Signal:
+        """The signal with one and the same change made to each of its maps."""
+        maps = {
+            name: squeeze_constant(change(getattr(self, name))) for name in ("second", "position", "sample", "mean")
+        }
+        return replace(self, shape=shape, flow=by_level(change, self.flow), **(maps | changes))
+
+    @property
+    def varies(self) -> bool:
+        """Whether any map varies."""
+        maps = (self.second, self.position, self.sample, self.mean, self.flow[0])
+        return any(t.numel() > 1 for t in maps)
+
+    def averaged(self, keep: int | None = None) -> Signal:
+        """The signal with its maps' means in place of the maps, but along the dimension to keep."""
+
+        def mean(t: Tensor) -> Tensor:
+            return t.mean([dim for dim in range(t.dim()) if dim != keep], keepdim=True)
+
+        return self.mapped(mean, self.shape)
+
+    def mixed(self, masses: Tensor) -> Tensor:
+        """The flow of all levels together, handed out to levels of these masses."""
+        together = self.flow.sum(0)
+        return masses.view(-1, *(1,) * together.dim()) * together
+
+    def aligned(self, dims: int) -> Signal:
+        """The signal with as many leading dimensions as it takes for broadcasting."""
+        missing = dims - len(self.shape)
+        if missing <= 0:
+            return self
+        ones = (1,) * missing
+        return self.mapped(lambda t: t.reshape(*ones, *t.shape), (*ones, *self.shape))
+
+    def spread(self, shape: tuple[int, ...]) -> Signal:
+        """The signal broadcast to a shape: one position over many is what these share."""
+        x = self.aligned(len(shape))
+        alone = len(shape) > 2 and math.prod(x.shape[2:]) == 1 < math.prod(shape[2:])
+        return replace(x, position=x.second) if alone else x
+
+    def scaled(self, factor: float) -> Signal:
+        """The signal times a number."""
+        second, position, sample, flow, local = (
+            t * factor**2 for t in (self.second, self.position, self.sample, self.flow, self.local)
+        )
+        sign, law = math.copysign(1, factor), self.marginal
+        law = replace(law, values=sign * law.values, mean=sign * law.mean)
+        mean = self.mean * factor
+        return replace(
+            self, second=second, position=position, sample=sample, mean=mean, flow=flow, local=local, marginal=law
+        )
+
+    def added(self, value: Tensor) -> Signal:
+        """The signal plus a map of constants."""
+        second, position, sample = (
+            t + 2 * self.mean * value + value**2 for t in (self.second, self.position, self.sample)
+        )
+        mean, law = self.mean + value, self.marginal
+        if law.normal:
+            law = gaussian(law.levels, law.masses, ratio(mean, second))
+        else:
+            law, _ = law.mapped(law.values * math.sqrt(self.power) + float(value.mean()))
+        return replace(self, second=second, position=position, sample=sample, mean=mean, marginal=law)
+
+    def forgotten(self, shape: tuple[int, ...]) -> Signal:
+        """The signal after an operation that is not understood: of second moment 1/2, as the paper takes it."""
+        half, law = constant(0.5, shape), gaussian()
+        flow = 0.5 * (self.flow.sum() / self.flow[0].numel()).reshape((1,) * (len(shape) + 1))
+        return Signal(
+            shape, half, half / 2, half / 2, half * 0, law, flow, 0 * law.masses, 0.5 * law.masses, known=False
+        )
+
+
+def ratio(mean: Tensor, second: Tensor) -> float:
+    """The mean of a signal over the root of its second moment, short of 1."""
+    found = float(mean.mean()) / math.sqrt(max(float(second.mean()), 1e-300))
+    return max(-0.999, min(found, 0.999))
+
+
+def constant(value: float, shape: tuple[int, ...]) -> Tensor:
+    """A map that has one value everywhere.
+
+    >>> constant(2.0, (3, 4)).shape
+    torch.Size([1, 1])
+    """
+    return torch.full((1,) * len(shape), value, dtype=torch.float64)
+
+
+def standard(shape: tuple[int, ...]) -> Signal:
+    """The signal of a standardized input: independent elements of mean 0 and variance 1."""
+    one = constant(1.0, shape)
+    flow = torch.ones((1, *one.shape), dtype=torch.float64, requires_grad=True)
+    law = gaussian()
+    return Signal(shape, one, one * 0, one * 0, one * 0, law, flow, 0 * law.masses, law.masses)
+
+
+def by_level(change: Callable[..., Tensor], *flows: Tensor) -> Tensor:
+    """A change of maps made to flows, at each of their levels."""
+    if len(flows[0]) == 1:
+        result = change(*(flow[0] for flow in flows))[None]
+    else:
+        try:
+            result = torch.vmap(change)(*flows)
+        except RuntimeError:  # not every function can be called on all levels at once
+            result = torch.stack([change(*levels) for levels in zip(*flows, strict=True)])
+    return squeeze_constant(result, first=1)
+
+
+def squeeze_constant(full: Tensor, first: int = 0) -> Tensor:
+    """A map without the dimensions, from the first one asked for, along which it does not vary.
+
+    >>> squeeze_constant(torch.tensor([[1.0, 2.0], [1.0, 2.0]]))
+    tensor([[1., 2.]])
+    """
+    for dim in range(first, full.dim()):
+        start = full.narrow(dim, 0, 1)
+        if full.shape[dim] == 1:
+            continue
+        if full.stride(dim) == 0:
+            full = start
+        elif bool((full.detach() == start.detach()).all()):
+            full = full.mean(dim, keepdim=True)  # not the first: the gradient belongs to all
+    return full
+
+
+def received(signal: Signal) -> Tensor:
+    """What reaches all elements of a signal of a unit sent in at the inputs: its flow, and the changes of strength."""
+    flow = signal.flow.sum() / max(signal.flow[0].numel(), 1)
+    return math.prod(signal.shape) * (flow + signal.power * (signal.radial @ signal.marginal.levels) / 4)

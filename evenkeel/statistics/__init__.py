@@ -1,0 +1,1 @@
+"""Norm statistics measured on data: `variance_shift` and `reestimate_`."""

@@ -1,0 +1,86 @@
+"""variance_shift: how far the variance that a norm stores is from the one that it meets in eval mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from evenkeel.errors import TraceError
+from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.queries import feeding
+from evenkeel.graph.tracing import record
+from evenkeel.model.batches import Forward, call, each
+from evenkeel.model.norms import foreign_norms, norms_of
+from evenkeel.model.restoring import restored
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.statistics.measurement import Measurement
+from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
+
+if TYPE_CHECKING:
+    pass
+
+
+def variance_shift(
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, max_batches: int | None = None
+) -> ShiftReport:
+    """Measure, at every norm layer, the variance met in eval mode against the one stored in training.
+
+    Both are averaged over channels, and their ratio is `Delta = mean_c Var_eval / mean_c running_var` (Li et al. 2018,
+    section 4). The eval variance is the unbiased variance over all values that the batches send through a channel,
+    with the whole model in eval mode, where upstream norms normalise by what they store: the shift as the model
+    stands. A healthy network without dropout reads up to about 1.07. The model is given back as found.
+
+    Args:
+        model: the model, in train or eval mode.
+        batches: an iterable; a tensor b is run as `model(b)`, a tuple or list as `model(b[0])`, a mapping as
+            `model(**b)`.
+        forward: how to run anything else: `lambda model, batch: ...`.
+        max_batches: how many batches to use; all if None.
+
+    Returns:
+        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes.
+
+    Raises:
+        ModelError: the model has no norm with running statistics.
+        BatchError: the batches raised, ran short, were empty or not finite; says which batch and layer.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=1.0))
+    >>> data = [torch.randn(4096, 8)]
+    >>> _ = model(data[0])
+    >>> report = variance_shift(model, data)
+    >>> round(report.worst, 1), report[0].dropouts
+    (2.0, (Layer('0', DROPOUT, p=0.5),))
+    """
+    with unwrapped(model) as plain, restored(plain), torch.no_grad():
+        norms = norms_of(plain)
+        stream = each(batches, plain, max_batches)
+        first = next(stream)
+        notes: list[str] = []
+        try:
+            graph = record(plain, lambda batch: call(plain, batch) if forward is None else forward(plain, batch), first)
+        except TraceError as error:
+            graph = LayerGraph(())
+            notes.append(f"which dropouts feed a norm is not known: {error}")
+        measurement = Measurement(plain, norms, forward=forward)
+        for group in measurement.groups(chain([first], stream)):
+            measurement.add(group)
+            measurement.arrivals = {}
+    populations = measurement.populations
+    notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
+    notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
+    rows = [
+        ShiftRow(path, _mean(norms[path].running_var), _mean(population.variance), feeding(graph, norms[path]))
+        for path, population in populations.items()
+    ]
+    return ShiftReport(rows, notes)
+
+
+def _mean(channels: torch.Tensor | None) -> float:
+    """The mean over channels; NaN if there are none."""
+    return math.nan if channels is None else float(channels.double().mean())

@@ -1,0 +1,181 @@
+"""Lightning's callback: the statistics that validations, or the model after fit, have; training never notices."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from smallnet import SmallNet, same, samples, worst_shift
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import evenkeel as ek
+
+lightning = pytest.importorskip("lightning.pytorch")
+from evenkeel.integrations.lightning import ReestimationCallback  # noqa: E402
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+# Lightning's advice on workers and frozen layers, and its own use of torch
+pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|in eval mode|LeafSpec)")
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, frozen=False, fails=False):
+        super().__init__()
+        self.net = SmallNet()
+        self.frozen, self.fails = frozen, fails
+        self.validated = []  # copies of the net as it was validated
+        self.batches = []  # that training saw
+        self.autocast = set()
+        self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen:
+            self.net[1].eval()
+        return self
+
+    def forward(self, x):
+        self.autocast.add(torch.is_autocast_enabled("cpu"))
+        return self.net(x)
+
+    def training_step(self, batch, _):
+        self.batches.append(batch[0])
+        return F.cross_entropy(self(batch[0]).float(), batch[1])
+
+    def validation_step(self, batch, index):
+        if index == 0:
+            self.validated.append(copy.deepcopy(self.net))
+        if self.fails:
+            raise ArithmeticError("validation fails")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+X, Y = samples(64)
+
+
+def loader(batch_size=16, **options):
+    return DataLoader(TensorDataset(X, Y), batch_size, **options)
+
+
+def fit(module, callback, data=None, **options):
+    torch.manual_seed(3)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(
+        max_epochs=2, callbacks=[callback] if callback else [], enable_model_summary=False, **quiet | options
+    )
+    shuffled = loader(shuffle=True, generator=torch.Generator().manual_seed(4))
+    trainer.fit(module, shuffled if data is None else data, loader())
+    return module
+
+
+def test_at_the_end_of_fit_the_statistics_are_those_of_the_training_data():
+    callback = ReestimationCallback()
+    module, without = fit(Module(), callback), fit(Module(), None)
+    assert worst_shift(module.net, X) < 1 + 1e-5 and worst_shift(without.net, X) > 1.1
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), without.parameters(), strict=True))
+    assert callback.reestimation.samples == 64
+    callback.reestimation.undo()
+    assert same(module, without)
+
+
+@pytest.mark.parametrize("interval", [0.5, 1.0])
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "persistent_workers": True}], ids=["none", "stay"])
+def test_validation_sees_new_statistics_and_training_none_of_it(interval, workers):
+    data = [loader(shuffle=True, generator=torch.Generator().manual_seed(4), **workers) for _ in range(2)]
+    module = fit(Module(), ReestimationCallback("validation"), data[0], val_check_interval=interval)
+    without = fit(Module(), None, data[1], val_check_interval=interval)
+    assert len(module.validated) == 1 + 2 / interval  # the first is the sanity check
+    assert all(worst_shift(net, X) < 1 + 1e-5 for net in module.validated[1:])
+    assert all(worst_shift(net, X) > 1.1 for net in without.validated[1:])
+    assert all(torch.equal(a, b) for a, b in zip(module.batches, without.batches, strict=True))
+    assert same(module, without)
+
+
+def test_the_sanity_check_and_validation_without_training_leave_the_statistics():
+    module = fit(Module(), callback := ReestimationCallback("validation"))
+    found = copy.deepcopy(module.validated[0])
+    assert same(found, Module().net)
+    lightning.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", callbacks=[callback]).validate(
+        module, loader(), verbose=False
+    )
+    assert same(module.validated[-1], module.net)
+
+
+def test_frozen_norms_stay_as_they_are_in_validation_too():
+    module = fit(Module(frozen=True), callback := ReestimationCallback("validation"))
+    for net in module.validated:
+        assert torch.equal(net[1].running_var, torch.ones(8))
+    assert list(callback.reestimation.untouched) == ["net.1"]
+    assert not torch.equal(module.validated[1][5].running_var, torch.ones(8))
+
+
+def test_a_validation_that_fails_leaves_the_statistics_of_training():
+    module = Module(fails=True)
+    with pytest.raises(ArithmeticError):
+        fit(module, ReestimationCallback("validation"), num_sanity_val_steps=0)
+    assert not same(module.validated[0], module.net)
+    without = Module(fails=True)
+    with pytest.raises(ArithmeticError):
+        fit(without, None, num_sanity_val_steps=0)
+    assert same(module, without)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_the_trainers_precision_is_used(precision, dtype):
+    module = fit(Module(), callback := ReestimationCallback(), precision=precision)
+    assert module.net[1].running_var.dtype == dtype
+    assert module.autocast == {precision == "bf16-mixed"}
+    assert callback.reestimation.samples == 64
+
+
+def test_batches_and_forward_of_ones_own():
+    callback = ReestimationCallback(
+        batches=[{"value": torch.randn(32, 4)}] * 3,
+        forward=lambda module, batch: module.net(batch["value"]),
+        max_batches=2,
+    )
+    fit(Module(), callback)
+    assert (callback.reestimation.batches, callback.reestimation.samples) == (2, 64)
+
+
+class Shifting(Module):
+    """Its batches are shifted on their way to the device."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0] + 5, batch[1]
+
+
+def test_batches_pass_through_the_hooks_that_training_has():
+    module = fit(Shifting(), ReestimationCallback())
+    assert worst_shift(module.net, X + 5) < 1 + 1e-5
+    assert torch.allclose(module.net[1].running_mean, module.net[0](X + 5).mean(0), atol=1e-5)
+
+
+def test_the_trainers_limit_on_batches_holds():
+    fit(Module(), callback := ReestimationCallback(), limit_train_batches=3)
+    assert callback.reestimation.batches == 3
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from zip(X, Y, strict=True)
+
+
+def test_of_an_endless_loader_as_many_batches_count_as_training_took():
+    fit(Module(), callback := ReestimationCallback(), DataLoader(Endless(), 16), max_steps=6)
+    assert callback.reestimation.batches == 6
+
+
+def test_several_training_loaders_are_refused_before_training():
+    with pytest.raises(ek.EvenkeelError, match="several training loaders"):
+        fit(module := Module(), ReestimationCallback(), {"a": loader(), "b": loader()})
+    assert not module.batches
+
+
+def test_another_time_is_refused():
+    with pytest.raises(ek.EvenkeelError, match="when must be"):
+        ReestimationCallback("train_end")

@@ -1,0 +1,396 @@
+"""The prediction law: what is predicted without data is what data show, within Monte Carlo error."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, stdev
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from snapshots import Snapshot
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import evenkeel as ek
+from evenkeel.io.datasets import load_data
+from evenkeel.prediction.random_inputs import random_field
+
+RATES = st.sampled_from([0.1, 0.3, 0.5])
+
+
+def train_(model: nn.Module, shape: tuple[int, ...], batches: int = 6, size: int = 2048) -> nn.Module:
+    """Let every norm store the average of what large batches of random inputs feed it in train mode."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.normal_(module.bias, 0, 0.5)
+    model.train()
+    with torch.no_grad():
+        for _ in range(batches):
+            model(random_field((size, *shape)))
+    return model
+
+
+def measured(model: nn.Module, shape: tuple[int, ...], size: int = 4096) -> list[dict[str, float]]:
+    """Log ratios of eval to running variance, by path, in independent draws of inputs."""
+    reports = (ek.variance_shift(model, [random_field((size, *shape))]) for _ in range(4))
+    return [{row.path: math.log(row.ratio) for row in report} for report in reports]
+
+
+def errors(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+    """By path, how far the prediction is from what is measured, and the standard error of that."""
+    draws, result = measured(model, shape), {}
+    reports = [ek.predict_shift(model, torch.zeros(2, *shape), seed=seed) for seed in range(4)]
+    for rows in zip(*reports, strict=True):
+        found = [draw[rows[0].path] for draw in draws], [math.log(row.ratio) for row in rows]
+        means, deviations = ([function(values) for values in found] for function in (fmean, stdev))
+        result[rows[0].path] = means[1] - means[0], math.hypot(*deviations) / 2
+    return result
+
+
+# Layers of width 16 for the generated nets, each a function of a drop probability.
+NOISES = {
+    "dropout": nn.Dropout,
+    "uout": lambda p: ek.Uout(2 * p),
+    "channel": nn.Dropout1d,
+    "none": lambda p: nn.Identity(),
+}
+
+
+class Block(nn.Module):
+    """norm, activation, weights with dropout somewhere, joined to its input in one of four ways."""
+
+    def __init__(self, noise, place, p, activation, join, conv):
+        super().__init__()
+        norm = nn.BatchNorm1d(16)
+        weights = nn.Conv1d(16, 16, 3, padding=1) if conv else nn.Linear(16, 16)
+        noise = NOISES["dropout" if noise == "channel" and not conv else noise](p)
+        parts = [norm, activation(), weights]
+        parts.insert(place, noise)
+        self.branch, self.join = nn.Sequential(*parts), join
+        if join == "concat":
+            self.mix = nn.Conv1d(32, 16, 1) if conv else nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        if self.join == "add":
+            return x + y
+        if self.join == "concat":
+            return self.mix(torch.cat([x, y], 1))
+        if self.join == "gate":
+            return x * torch.sigmoid(y)
+        return y
+
+
+@st.composite
+def nets(draw):
+    conv = draw(st.booleans())
+    blocks = [
+        Block(
+            draw(st.sampled_from(list(NOISES))),
+            draw(st.integers(0, 3)),
+            draw(RATES),
+            draw(st.sampled_from([nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU])),
+            draw(st.sampled_from(["chain", "add", "concat", "gate"])),
+            conv,
+        )
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    torch.manual_seed(draw(st.integers(0, 100)))
+    first = nn.Conv1d(4, 16, 3, padding=1) if conv else nn.Linear(4, 16)
+    pool = [nn.AvgPool1d(2)] if conv and draw(st.booleans()) else []
+    for module in (first, *blocks):
+        module.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+    return nn.Sequential(first, nn.BatchNorm1d(16), nn.ReLU(), *pool, *blocks, nn.BatchNorm1d(16)), (
+        (4, 8) if conv else (4,)
+    )
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(nets())
+def test_the_prediction_law(net):
+    model, shape = net
+    for path, (error, standard_error) in errors(train_(model, shape), shape).items():
+        assert abs(error) < 4 * math.hypot(standard_error, 0.01), f"{path} of {model}"
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_right_before_a_norm_it_is_li_equation_8(p, mean):
+    model = nn.Sequential(nn.Dropout(p), nn.BatchNorm1d(64))
+    s2 = p / (1 - p)
+    model[1].num_batches_tracked.fill_(1)
+    model[1].running_mean.fill_(mean)
+    model[1].running_var.fill_(1 + s2 * (1 + mean**2))
+    (row,) = ek.predict_shift(model, torch.zeros(1, 64))
+    assert row.ratio == pytest.approx(1 / (1 + s2 * (1 + mean**2)), rel=0.05)
+
+
+@pytest.mark.parametrize("noise", [nn.Dropout(0.4), ek.Uout(0.9)])
+def test_through_weights_it_is_the_exact_identity_channel_by_channel(noise):
+    torch.manual_seed(0)
+    norm, weights = nn.BatchNorm1d(32), nn.Linear(32, 8, bias=False)
+    model = nn.Sequential(norm, noise, weights, nn.BatchNorm1d(8))
+    norm.num_batches_tracked.fill_(1), nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.normal_(norm.bias)
+    added = noise.p / (1 - noise.p) * weights.weight.square() @ (norm.weight.square() + norm.bias.square())
+    model[3].num_batches_tracked.fill_(1), model[3].running_var.copy_(3 * added)
+    done = ek.correct_(model, torch.zeros(1, 32))
+    assert torch.allclose(model[3].running_var, 2 * added, rtol=0.15)
+    assert done[1].ratio == pytest.approx(2 / 3, rel=0.02)
+
+
+def test_channel_dropout_adds_what_a_channel_makes_of_all_its_positions():
+    torch.manual_seed(0)
+    norm, weights = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, bias=False)
+    norm.num_batches_tracked.fill_(1), norm.bias.data.fill_(3.0), norm.weight.data.fill_(1e-3)  # constant maps
+    model = nn.Sequential(norm, nn.Dropout2d(0.5), weights, nn.BatchNorm2d(8))
+    added = weights.weight.sum((2, 3)).square() @ torch.full((4,), 9.0)
+    model[3].num_batches_tracked.fill_(1), model[3].running_var.copy_(4 * added)
+    rows = ek.predict_shift(model, torch.zeros(1, 4, 12, 12))
+    assert rows[1].ratio == pytest.approx(0.75, abs=0.02)
+
+
+def test_noise_damps_the_signal_so_that_deep_norms_read_above_one():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 256)]
+    for _ in range(2):
+        layers += [nn.BatchNorm1d(256), nn.Dropout(0.5), nn.Tanh(), nn.Linear(256, 256)]
+    model = train_(nn.Sequential(*layers, nn.BatchNorm1d(256)), (4,))
+    for path, (error, standard_error) in errors(model, (4,)).items():
+        assert abs(error) < 4 * math.hypot(standard_error, 0.01), path
+    assert ek.predict_shift(model, torch.zeros(1, 4))[-1].ratio > 1.05, "each dropout by itself would make it .5"
+
+
+def test_an_untrained_model_is_predicted_from_its_initialization():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 64), nn.BatchNorm1d(64)
+    )
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    x = random_field((8192, 8))
+    trained = train_(model, (8,))
+    with torch.no_grad():
+        for norm in (trained[1], trained[5]):
+            norm.weight.fill_(1), norm.bias.zero_(), norm.reset_running_stats()
+        trained(x)
+    for row, other in zip(report, ek.variance_shift(trained, [x]), strict=True):
+        assert row.running_var == pytest.approx(other.running_var, rel=0.1)
+        assert row.ratio == pytest.approx(other.ratio, rel=0.05)
+    assert set(report.unsure) == {"1", "5"} and all("untrained" in reason for reason in report.unsure.values())
+
+
+def test_causes_split_a_shift_by_the_noise_each_dropout_adds():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 64, bias=False), nn.Dropout(0.2), nn.BatchNorm1d(64)
+    )
+    train_(model, (64,))
+    nn.init.zeros_(model[0].bias), nn.init.ones_(model[0].weight)
+    rows = ek.predict_shift(model, torch.zeros(1, 64))
+    (first, share), (second, rest) = rows[1].causes
+    assert (first.name, second.name) == ("1", "3")
+    # Of 1 + 1 + s2 (1 + 1) of variance, the first dropout adds 1, the second a quarter of the two before it.
+    assert share == pytest.approx(100 / 1.5, abs=6) and rest == pytest.approx(50 / 1.5, abs=6)
+    assert rows[0].causes == ()
+    assert f"1 p=0.5 {share:.0f} %" in str(rows)
+    assert rows.to_dict()["rows"][1]["causes"][0]["percent"] == share
+
+
+def test_rows_are_those_of_variance_shift():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.BatchNorm1d(8)
+    )
+    train_(model, (4,))
+    predicted, found = ek.predict_shift(model, torch.zeros(1, 4)), ek.variance_shift(model, [torch.randn(64, 4)])
+    for row, other in zip(predicted, found, strict=True):
+        assert (row.path, row.running_var) == (other.path, pytest.approx(other.running_var))
+        assert [d.name for d in row.dropouts] == [d.name for d in other.dropouts]
+
+
+def test_what_has_to_be_guessed_is_said():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8))
+    for norm in model[2:]:
+        norm.num_batches_tracked.fill_(1)
+    model[2].running_var.fill_(2.0)
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    assert "whose strength no norm tells" in report.unsure["2"] and any("no norm tells" in n for n in report.notes)
+    model[2].running_var.fill_(1e-3)
+    assert "exceeds the variance stored in 8 of 8" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
+    assert ek.predict_shift(model, torch.zeros(1, 8)).to_dict()["unsure"]["2"]
+
+
+def test_noise_that_may_stay_on_is_said():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x) if self.training else x
+
+    model = train_(nn.Sequential(nn.Linear(8, 8), Noisy(), nn.BatchNorm1d(8)), (8,))
+    assert "eval mode feeds it something else" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
+
+
+def test_operations_that_are_not_understood_are_run_and_named():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.drop, self.second = nn.BatchNorm1d(8), nn.Dropout(0.5), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            x = self.drop(self.first(x))
+            return self.second(torch.einsum("nc,nd->nc", x, x))
+
+    torch.manual_seed(0)
+    model = train_(Attending(), (8,))
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    (note,) = report.notes
+    assert note.startswith("second: fed by einsum (test_shift_prediction.py:") and "not understood" in note
+    assert report.unsure == {}
+    assert report[1].ratio < 0.4 and measured(model, (8,))[0]["second"] < math.log(0.4)
+
+
+def test_norms_by_function_are_norms_too():
+    class ByFunction(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            x = F.dropout(x, 0.5, self.training)
+            return F.batch_norm(x, self.norm.running_mean, self.norm.running_var)
+
+    model = ByFunction()
+    model.norm.num_batches_tracked.fill_(1), model.norm.running_var.fill_(2.0)
+    assert ek.predict_shift(model, torch.zeros(1, 8))[0].ratio == pytest.approx(0.5, abs=0.05)
+
+
+def test_real_images_are_predicted_though_they_are_no_random_fields():
+    digits = torch.cat([images for images, _ in load_data("digits").train])
+    torch.manual_seed(0)
+    steps = [nn.Flatten(), nn.Linear(64, 128)]
+    for _ in range(3):
+        steps += [nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 128)]
+    model = nn.Sequential(*steps, nn.BatchNorm1d(128))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = None
+    with torch.no_grad():
+        for _ in range(10):
+            model(digits)
+    predicted, found = ek.predict_shift(model, torch.zeros(1, 1, 8, 8)), ek.variance_shift(model, [digits])
+    for row, other in zip(predicted, found, strict=True):
+        assert math.log(row.ratio) == pytest.approx(math.log(other.ratio), abs=0.15)
+    assert found.worst > 1.5
+
+
+def test_norms_that_the_pass_does_not_reach_are_named():
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    report = ek.predict_shift(Partly(), torch.zeros(2, 4))
+    assert [row.path for row in report] == ["used"]
+    assert any(note.startswith("unused: never reached") for note in report.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 16), nn.BatchNorm1d(16)
+    )
+    train_(model, (8,))
+    expected = ek.predict_shift(model, torch.zeros(1, 8))
+    found = ek.predict_shift(model.to(dtype), torch.zeros(1, 8))
+    assert [row.ratio for row in found] == pytest.approx([row.ratio for row in expected], rel=0.02)
+
+
+class Sampled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm2d(4), nn.Dropout2d(0.3)
+
+    def forward(self, image, factor, flag=None):
+        return self.norm(F.conv2d(self.drop(image), torch.ones(4, 3, 1, 1)) * factor)
+
+
+def test_examples_are_tuples_and_mappings_too():
+    torch.manual_seed(0)
+    model = Sampled()
+    one = ek.predict_shift(model, (torch.zeros(1, 3, 8, 8), 2.0))
+    other = ek.predict_shift(model, {"image": torch.zeros(1, 3, 8, 8), "factor": 2.0, "flag": None})
+    assert one[0].ratio == other[0].ratio == pytest.approx(0.7, abs=0.05)
+
+
+class Unreached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "error", "message"),
+    [
+        (nn.Linear(4, 4), torch.zeros(1, 4), ek.ModelError, "no norm layer with running statistics"),
+        (nn.BatchNorm1d(4), torch.zeros(1, 5), ek.TraceError, "check that the example"),
+        (
+            nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+            torch.zeros(1, 4),
+            ek.ModelError,
+            "'1' is fed is not finite",
+        ),
+    ],
+)
+def test_faults_say_what_and_where(model, example, error, message):
+    if message.endswith("finite"):
+        nn.init.constant_(model[0].weight, math.nan)
+    with pytest.raises(error, match=message):
+        ek.predict_shift(model, example)
+
+
+def test_the_same_seed_gives_the_same_bits_and_others_scatter():
+    torch.manual_seed(0)
+    model = train_(
+        nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 16), nn.BatchNorm1d(16)),
+        (8,),
+    )
+    ratios = [ek.predict_shift(model, torch.zeros(1, 8), seed=seed)[1].ratio for seed in (0, 0, 1)]
+    assert ratios[0] == ratios[1] != ratios[2] == pytest.approx(ratios[0], rel=0.05)
+
+
+def test_it_leaves_a_compiled_model_and_the_world_as_found():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    compiled = torch.compile(model)
+    before = Snapshot(model)
+    ek.predict_shift(compiled, torch.zeros(1, 4))
+    assert before.changes() == []
+
+
+def test_fifty_layers_take_little_memory():
+    """Signals are let go as soon as nothing reads them: what stays is a small part of what passes."""
+    import gc
+    import weakref
+
+    alive: list[weakref.ref[Tensor]] = []
+
+    class Watch(nn.Module):
+        def forward(self, x):
+            alive.append(weakref.ref(x))
+            gc.collect()
+            counts.append(sum(ref() is not None for ref in alive))
+            return F.relu_(x)
+
+    counts: list[int] = []
+    layers = [nn.Conv2d(3, 8, 3, padding=1)]
+    for _ in range(12):
+        layers += [nn.BatchNorm2d(8), Watch(), nn.Dropout(0.1), nn.Conv2d(8, 8, 3, padding=1)]
+    ek.predict_shift(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+    assert max(counts) <= 3

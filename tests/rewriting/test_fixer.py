@@ -1,0 +1,194 @@
+"""The eval law: what fix makes computes the same bits in eval mode, and behaves in every way as the model did."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import Phase, given, seed, settings
+from residuals import dropouts_of, specs
+from torch import nn
+from torch.nn import functional as F
+from widenets import PreActBasic, PreActBottleneck, PreResNet, WideResNet
+
+import evenkeel as ek
+from benchmarks.torchvision_cpu import import_torchvision
+from evenkeel.linting.context import Context
+from evenkeel.linting.linter import examine, wanted
+from evenkeel.model.nested import tensors
+
+PLACEMENT = ("li2018", "kim2023")
+
+
+def torchvision(name, **options):
+    return lambda: import_torchvision().models.get_model(name, weights=None, **options)
+
+
+def timm(name, **rates):
+    def build():
+        import_torchvision()
+        import timm
+
+        return timm.create_model(name, **rates)
+
+    return build
+
+
+RATES = {"drop_rate": 0.2, "drop_path_rate": 0.1}
+# Each with the size of its images, and how many findings each guideline has.
+NETS = {
+    "torchvision densenet121": (torchvision("densenet121", drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
+    "torchvision efficientnet_b0": (torchvision("efficientnet_b0"), 64, {"kim2023": 1}),
+    "torchvision mobilenet_v3": (torchvision("mobilenet_v3_large"), 64, {}),
+    "torchvision vgg16_bn": (torchvision("vgg16_bn"), 64, {}),
+    "torchvision googlenet": (torchvision("googlenet", init_weights=False), 64, {"kim2023": 1}),
+    "torchvision inception_v3": (torchvision("inception_v3", init_weights=False), 299, {"kim2023": 1}),
+    "timm densenet121": (timm("densenet121", drop_rate=0.2), 64, {"kim2023": 1}),
+    "timm densenet121 inside": (timm("densenet121", proj_drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
+    "timm wide_resnet50_2": (timm("wide_resnet50_2", **RATES), 64, {"kim2023": 1}),
+    "timm resnetv2_50": (timm("resnetv2_50", **RATES), 64, {"kim2023": 1}),
+    "timm efficientnet_b0": (timm("efficientnet_b0", **RATES), 64, {"kim2023": 1}),
+    "timm regnety_002": (timm("regnety_002", **RATES), 64, {"kim2023": 1}),
+    "timm convnext_atto": (timm("convnext_atto", **RATES), 64, {}),
+    "hand-written WRN": (WideResNet, 16, {"li2018": 3, "kim2023": 4}),
+    "hand-written PreResNet, basic": (lambda: PreResNet(PreActBasic), 16, {"li2018": 5, "kim2023": 4}),
+    "hand-written PreResNet, bottleneck": (lambda: PreResNet(PreActBottleneck), 16, {"li2018": 3, "kim2023": 4}),
+}
+
+
+def check_laws(model: nn.Module, fixed: nn.Module, x: torch.Tensor) -> None:
+    """All that holds of a fixed model, whatever was fixed."""
+    expected = evaluated(model, x)
+    assert torch.equal(evaluated(fixed, x), expected)
+    assert list(fixed.state_dict()) == list(model.state_dict())
+    fixed.load_state_dict(model.state_dict())
+    for training in (True, False):
+        fixed.train(training)
+        assert all(dropout.training is training for dropout in dropouts_of(fixed))
+    for twin in (copy.deepcopy(fixed), pickle.loads(pickle.dumps(fixed))):
+        assert torch.equal(evaluated(twin, x), expected)
+        assert same_in_training(fixed, twin, x)
+
+
+def check_compiled(model: nn.Module, fixed: nn.Module, x: torch.Tensor) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(fixed.eval(), backend="eager")
+    assert torch.equal(evaluated(compiled, x), evaluated(model, x))
+
+
+def codes(model: nn.Module, x: torch.Tensor, guideline: str) -> list[str]:
+    """The codes of the findings; what lint predicts for them is not needed."""
+    return [finding.code for finding in examine(Context(model, x), wanted(guideline, (), ()))]
+
+
+def evaluated(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+def same_in_training(first: nn.Module, second: nn.Module, x: torch.Tensor) -> bool:
+    outputs = []
+    for model in (first, second):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            outputs.append(next(iter(tensors(copy.deepcopy(model).train()(x)))))
+    return torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_eval_law_on_nets_in_use(name):
+    build, size, expected = NETS[name]
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(2, 3, size, size)
+    for guideline in PLACEMENT:
+        model.train()
+        assert len(codes(model, x, guideline)) == expected.get(guideline, 0)
+        fixed = ek.fix(model, x, guideline=guideline)
+        if expected.get(guideline):
+            assert codes(fixed, x, guideline) == []
+            check_laws(model, fixed, x)
+            check_compiled(model, fixed, x)
+        else:
+            assert torch.equal(evaluated(fixed, x), evaluated(model, x))
+
+
+@pytest.mark.parametrize("guideline", PLACEMENT)
+@pytest.mark.parametrize("form", ["vector", "image"])
+def test_a_net_without_dropout_stays_as_it_is(guideline, form):
+    layers = {"vector": (nn.Linear(4, 4), nn.BatchNorm1d(4)), "image": (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))}[form]
+    model, x = nn.Sequential(*layers), torch.ones(2, 4, *([3, 3] if form == "image" else []))
+    fixed = ek.fix(model, x, guideline=guideline)
+    assert repr(fixed) == repr(model)
+
+
+# By hypothesis: 200 residual nets, in four parts that can run side by side
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_the_laws_on_residual_nets(part):
+    @seed(part)
+    @settings(max_examples=50, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes: the spec is printed
+    @given(spec=specs)
+    def check(spec):
+        model, x = spec.build(), spec.example()
+        for guideline in PLACEMENT:
+            fixed = ek.fix(model.train(), x, guideline=guideline)
+            assert codes(fixed, x, guideline) == []
+            check_laws(model, fixed, x)
+        assert str(ek.trace(ek.fix(fixed, x, guideline=guideline), x)) == str(ek.trace(fixed, x))
+        check_compiled(model, fixed, x)
+
+    check()
+
+
+# What looks like one dropout moved, and would be none or two
+
+
+class Chained(nn.Sequential):
+    """Runs its children in a chain, and so any new child, too."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x).mean((2, 3)), 0.5, self.training)
+
+
+class TwoReaders(nn.Module):
+    """Hands out what its pool returns, beside dropout of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.drop = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.pool(self.conv(x)).flatten(1)
+        return self.drop(x), x
+
+
+@pytest.mark.parametrize("build", [lambda: Chained(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), TwoReaders])
+def test_a_dropout_that_would_multiply_or_reach_others_stays(build):
+    model, x = build(), torch.randn(2, 3, 8, 8)
+    with pytest.warns(ek.UnappliedWarning, match=r"EK404 .*\(test_fixer.py:\d+\)"):
+        fixed = ek.fix(model, x, guideline="kim2023")
+    assert repr(fixed) == repr(model)
+
+
+def test_a_copy_that_would_run_the_original_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model.again = lambda x: model[0](x).relu()
+    with pytest.raises(ek.EvenkeelError, match=r"again is a function \(test_fixer.py:\d+\) that holds the module"):
+        ek.fix(model, torch.randn(2, 4), guideline="li2018")
+
+
+def test_what_is_inserted_has_the_model_s_dtype():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    assert ek.fix(model, x, guideline="chen2019", unsafe=True)(x).dtype == torch.float64
+
+
+def test_reading_a_model_leaves_what_it_keeps_of_earlier_passes():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
+    model.kept = model[0](torch.randn(2, 4))
+    origin = model.kept.grad_fn
+    ek.lint(model, torch.randn(2, 4))
+    assert model.kept.grad_fn is origin
