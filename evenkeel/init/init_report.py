@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from evenkeel.model.buffers import write_
-from evenkeel.output.tables import Rows, plain, table, without_nan
+from evenkeel.output.tables import Cells, Report
 from evenkeel.signals.propagation import MeanSquares
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 
 _COLUMNS = ("layer", "before", "after", "gain", "train var", "eval var", "train error", "eval error")
@@ -44,7 +44,7 @@ class InitRow:
     note: str = ""
 
 
-class InitReport(Rows[InitRow]):
+class InitReport(Report[InitRow]):
     """What `init_` did and what it predicts, layer by layer in execution order; `str()` is the table.
 
     Attributes:
@@ -53,11 +53,12 @@ class InitReport(Rows[InitRow]):
         mode, weights: as asked for.
     """
 
+    _width = 140
+
     def __init__(
         self, rows: Iterable[InitRow], notes: Iterable[str], mode: str, weights: str, before: dict[nn.Parameter, Tensor]
     ) -> None:
-        super().__init__(rows)
-        self.notes = tuple(notes)
+        super().__init__(rows, notes=notes)
         self.mode = mode
         self.weights = weights
         self._before = before
@@ -67,18 +68,13 @@ class InitReport(Rows[InitRow]):
         for parameter, values in self._before.items():
             write_(parameter, values)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain numbers, strings and lists, for JSON."""
-        rows = [without_nan(asdict(row)) for row in self.rows]
-        return {"mode": self.mode, "weights": self.weights, "rows": rows, "notes": list(self.notes)}
-
-    def __str__(self) -> str:
-        return plain(self, width=140)
+    def _figures(self) -> dict[str, Any]:
+        return {"mode": self.mode, "weights": self.weights}
 
     def __repr__(self) -> str:
         return f"InitReport({len(self)} weight layers, mode={self.mode!r}, weights={self.weights!r})"
 
-    def __rich__(self) -> Table:
+    def _cells(self) -> Cells:
         rows = [
             (
                 *(row.name, row.before, row.after, f"{row.gain:.4f}"),
@@ -87,4 +83,4 @@ class InitReport(Rows[InitRow]):
             for row in self.rows
         ]
         notes = [f"{row.name}: {row.note}" for row in self.rows if row.note]
-        return table(_COLUMNS, rows, [*notes, *self.notes], words=_COLUMNS[:3])
+        return Cells(_COLUMNS, rows, [*notes, *self.notes], words=_COLUMNS[:3])

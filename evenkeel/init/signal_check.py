@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,12 @@ from evenkeel.model.norms import has_running_statistics
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.files import atomic_write
-from evenkeel.output.tables import Rows, plain, table, without_nan
+from evenkeel.output.tables import Cells, Report
 from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
 from evenkeel.signals.weights import weights_of
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 _COLUMNS = (
     "layer",
@@ -60,7 +60,7 @@ class SignalRow:
     measured: MeanSquares
 
 
-class SignalReport(Rows[SignalRow]):
+class SignalReport(Report[SignalRow]):
     """Predicted and measured signals of every weight layer, in execution order; `str()` is the table.
 
     Attributes:
@@ -68,13 +68,14 @@ class SignalReport(Rows[SignalRow]):
         samples: how many samples were measured.
     """
 
+    _width = 140
+
     def __init__(self, rows: Iterable[SignalRow], samples: int) -> None:
         super().__init__(rows)
         self.samples = samples
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain numbers, strings and lists, for JSON."""
-        return {"samples": self.samples, "rows": [without_nan(asdict(row)) for row in self.rows]}
+    def _figures(self) -> dict[str, Any]:
+        return {"samples": self.samples}
 
     def plot(self, path: str | Path) -> None:
         """Draw both variances against the layers, and write the picture.
@@ -97,13 +98,10 @@ class SignalReport(Rows[SignalRow]):
         with atomic_write(Path(path)) as temporary:
             figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png")
 
-    def __str__(self) -> str:
-        return plain(self, width=140)
-
     def __repr__(self) -> str:
         return f"SignalReport({len(self)} weight layers, {self.samples} samples)"
 
-    def __rich__(self) -> Table:
+    def _cells(self) -> Cells:
         rows = [
             (
                 row.name,
@@ -111,7 +109,7 @@ class SignalReport(Rows[SignalRow]):
             )
             for row in self.rows
         ]
-        return table(_COLUMNS, rows, [f"means over {self.samples} samples; predicted without data"], words=("layer",))
+        return Cells(_COLUMNS, rows, [f"means over {self.samples} samples; predicted without data"], words=("layer",))
 
 
 def check_signals(

@@ -1,11 +1,14 @@
-"""Tables: what rich draws, as plain text."""
+"""Report: rows that count, index and iterate, shown as one table in text, in a notebook and as plain data."""
 
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+from evenkeel.output.files import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,7 +17,7 @@ Row_co = TypeVar("Row_co", covariant=True)
 
 
 class Rows(Sequence[Row_co]):
-    """What a report is made of, in execution order: it counts, indexes and iterates over its rows.
+    """Rows in execution order, that count, index and iterate.
 
     >>> list(Rows("ab")), len(Rows("ab")), Rows("ab")[0]
     (['a', 'b'], 2, 'a')
@@ -33,17 +36,87 @@ class Rows(Sequence[Row_co]):
         return iter(self.rows)
 
 
-def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], caption: Sequence[str], *, words: Sequence[str]
-) -> Table:
-    """A table of figures in the project's one style.
+class Cells(NamedTuple):
+    """What a table shows.
 
-    Args:
-        columns: headings.
-        rows: cells.
+    Attributes:
+        columns: the headings.
+        rows: the cells, as text.
         caption: lines below.
         words: headings of the columns that hold words, not figures.
     """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: Sequence[str]
+    words: Sequence[str]
+
+
+class Report(Rows[Row_co]):
+    """What a verb found or did, row by row; `str()` is its table.
+
+    Attributes:
+        rows: one a layer, in execution order.
+        untouched: what was left as it was, by path, each with the reason.
+        unsure: what could only be guessed, or not be told at all, by path, each with the reason.
+        notes: what else the reader must know.
+    """
+
+    _width: ClassVar[int] = 110
+
+    def __init__(
+        self,
+        rows: Iterable[Row_co],
+        *,
+        untouched: Mapping[str, str] | None = None,
+        unsure: Mapping[str, str] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        super().__init__(rows)
+        self.untouched = dict(untouched or {})
+        self.unsure = dict(unsure or {})
+        self.notes = tuple(notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain numbers, strings and lists, for JSON: None stands for what is not finite."""
+        rows = [row.to_dict() if hasattr(row, "to_dict") else asdict(row) for row in self.rows]  # type: ignore[call-overload,attr-defined]
+        found = {"rows": rows, "untouched": self.untouched, "unsure": self.unsure, "notes": list(self.notes)}
+        return finite(self._figures() | found)
+
+    def _figures(self) -> dict[str, Any]:
+        """What holds for all rows together."""
+        return {}
+
+    def _cells(self) -> Cells:
+        raise NotImplementedError
+
+    def __rich__(self) -> Table:
+        return table(self._cells())
+
+    def __str__(self) -> str:
+        return plain(self, width=self._width)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._cells())
+
+
+def grouped(reasons: Mapping[str, str], what: str = "") -> list[str]:
+    """A line for every reason, with the paths that it holds for.
+
+    >>> grouped({"bn1": "frozen", "bn2": "frozen"}, "untouched")
+    ['bn1 and 1 more: untouched: frozen']
+    """
+    paths: dict[str, list[str]] = {}
+    for path, reason in reasons.items():
+        paths.setdefault(reason, []).append(path)
+    return [
+        ": ".join(filter(None, (f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}", what, reason)))
+        for reason, found in paths.items()
+    ]
+
+
+def table(cells: Cells) -> Table:
+    """A table of figures in the project's one style."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -52,23 +125,40 @@ def table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        caption=Text("\n".join(caption)),
+        caption=Text("\n".join(cells.caption)),
         caption_justify="left",
     )
-    for heading in columns:
-        if heading in words:
+    for heading in cells.columns:
+        if heading in cells.words:
             result.add_column(heading, overflow="fold")
         else:
             result.add_column(heading, justify="right")
-    for row in rows:
+    for row in cells.rows:
         result.add_row(*(Text(cell) for cell in row))
     return result
+
+
+def html_table(cells: Cells) -> str:
+    """The same as HTML, for a notebook.
+
+    >>> html_table(Cells(["norm"], [["a<b"]], ["1 norm"], ["norm"])).count("a&lt;b")
+    1
+    """
+    sides = ["left" if heading in cells.words else "right" for heading in cells.columns]
+
+    def line(tag: str, texts: Sequence[str]) -> str:
+        found = (f'<{tag} style="text-align:{side}">{escape(t)}</{tag}>' for t, side in zip(texts, sides, strict=True))
+        return f"<tr>{''.join(found)}</tr>"
+
+    head, body = line("th", cells.columns), "".join(line("td", row) for row in cells.rows)
+    below = "<br>".join(map(escape, cells.caption))
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{below}</p>"
 
 
 def plain(renderable: Any, width: int = 110) -> str:
     """What rich would print, without colour and trailing blanks.
 
-    >>> print(plain(table(["norm", "ratio"], [["bn1", "1.00"]], [], words=["norm"])))
+    >>> print(plain(table(Cells(["norm", "ratio"], [["bn1", "1.00"]], [], words=["norm"]))))
     norm   ratio
     ────────────
     bn1     1.00
@@ -79,16 +169,3 @@ def plain(renderable: Any, width: int = 110) -> str:
     with console.capture() as capture:
         console.print(renderable)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
-
-
-def without_nan(value: Any) -> Any:
-    """A nested structure with None for what is not a number, which JSON has no word for.
-
-    >>> without_nan({"x": float("nan"), "y": [1.0]})
-    {'x': None, 'y': [1.0]}
-    """
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in cast("dict[Any, Any]", value).items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in cast("list[Any]", value)]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -13,13 +13,13 @@ from evenkeel.errors import EvenkeelError, ModelError
 from evenkeel.model.buffers import Held, put_back_, write_buffers_
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.output.tables import Rows, plain, table
+from evenkeel.output.tables import Cells, Report
 from evenkeel.prediction.replicas import Channels
 from evenkeel.prediction.sampling import SamplingPlan
 from evenkeel.prediction.shift_prediction import Prediction, predict
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
 _ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts
@@ -48,8 +48,12 @@ class CorrectionRow:
         """The new variance over the old one."""
         return self.after / self.before if self.before else math.nan
 
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain numbers and strings."""
+        return asdict(self) | {"ratio": self.ratio}
 
-class Correction(Rows[CorrectionRow]):
+
+class Correction(Report[CorrectionRow]):
     """What `correct_` did, a row a norm in execution order, and the way back; `str()` is the table.
 
     Attributes:
@@ -63,8 +67,7 @@ class Correction(Rows[CorrectionRow]):
         untouched: dict[str, str],
         before: Held | None = None,
     ) -> None:
-        super().__init__(rows)
-        self.untouched = untouched
+        super().__init__(rows, untouched=untouched)
         self._before = before or Held()
 
     def undo(self) -> None:
@@ -77,25 +80,15 @@ class Correction(Rows[CorrectionRow]):
         left = f", {len(self.untouched)} left as they were" if self.untouched else ""
         return f"{len(self)} norm{'' if len(self) == 1 else 's'} corrected without data{left}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The correction as plain numbers, strings and lists, for JSON."""
-        rows = [
-            {"path": r.path, "before": r.before, "after": r.after, "ratio": r.ratio, "moved": r.moved} for r in self
-        ]
-        return {"rows": rows, "untouched": self.untouched}
-
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
         return f"Correction({len(self)} norms{untouched})"
 
-    def __str__(self) -> str:
-        return plain(self)
-
-    def __rich__(self) -> Table:
+    def _cells(self) -> Cells:
         rows = [(r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}") for r in self]
         notes = [f"{path} untouched: {reason}" for path, reason in self.untouched.items()]
         columns = ("norm", "running var", "corrected", "ratio", "mean moved, deviations")
-        return table(columns, rows, [self.summary, *notes], words=columns[:1])
+        return Cells(columns, rows, [self.summary, *notes], words=columns[:1])
 
 
 def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = "both", seed: int = 0) -> Correction:

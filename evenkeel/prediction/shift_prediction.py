@@ -59,7 +59,8 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     of mean-field theory). At every norm, what it stored in training tells how strong the data's signal is there:
     `Var_eval = (V - N) noise_free / shared`, with V the variance stored and N that of the noise; noise_free and
     shared are the variances of what random inputs give without noise and of what their train replicas share. The first
-    is the larger one where activations pass less of the signal because of the noise. For one weight layer behind dropout this is the
+    is the larger one where activations pass less of the signal because of the noise. For one weight layer behind
+    dropout this is the
     identity `Var_train(w.x) = Var_eval(w.x) + p / (1 - p) sum_i w_i^2 E x_i^2`, of which Li et al. (2018), equations 8
     and 14, are special cases. Norms that store nothing yet are predicted from the initialization: `running_var` is
     then what they would store of standardized inputs. The model is given back as found.

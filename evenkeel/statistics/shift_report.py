@@ -9,10 +9,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from evenkeel.graph.layer_graph import Layer
-from evenkeel.output.tables import Rows, plain, table
+from evenkeel.output.tables import Cells, Report, grouped
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 
 _LEAST_SHARE = 1.0  # percent of a shift that is worth naming
@@ -79,7 +79,7 @@ class ShiftRow:
         }
 
 
-class ShiftReport(Rows[ShiftRow]):
+class ShiftReport(Report[ShiftRow]):
     """The variance shift of every norm layer of a model, in execution order; `str()` is the table.
 
     Attributes:
@@ -95,9 +95,7 @@ class ShiftReport(Rows[ShiftRow]):
     def __init__(
         self, rows: Iterable[ShiftRow], notes: Iterable[str] = (), *, unsure: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(rows)
-        self.unsure = dict(unsure or {})
-        self.notes = (*notes, *_grouped(self.unsure))
+        super().__init__(rows, unsure=unsure, notes=(*notes, *grouped(unsure or {})))
 
     @property
     def median(self) -> float:
@@ -114,38 +112,17 @@ class ShiftReport(Rows[ShiftRow]):
         """The row with the largest folded ratio."""
         return max(self.rows, key=lambda row: row.folded)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain numbers, strings and lists, for JSON."""
-        return {
-            "median": self.median,
-            "worst": self.worst,
-            "worst_path": self.worst_row.path,
-            "rows": [row.to_dict() for row in self.rows],
-            "notes": list(self.notes),
-            "unsure": self.unsure,
-        }
-
-    def __str__(self) -> str:
-        return plain(self)
+    def _figures(self) -> dict[str, Any]:
+        return {"median": self.median, "worst": self.worst, "worst_path": self.worst_row.path}
 
     def __repr__(self) -> str:
         return f"ShiftReport({len(self)} norms, median x{self.median:.3f}, worst x{self.worst:.3f})"
 
-    def __rich__(self) -> Table:
+    def _cells(self) -> Cells:
         even = f"median x{self.median:.2f}, worst x{self.worst:.2f} at {self.worst_row.path}  (x1.00 is even)"
         rows = [
             (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", f"x{r.folded:.2f}", r.fed_by)
             for r in self.rows
         ]
         columns = (*_COLUMNS[:-1], "caused by dropouts") if any(r.causes for r in self.rows) else _COLUMNS
-        return table(columns, rows, [even, *self.notes], words=(columns[0], columns[-1]))
-
-
-def _grouped(reasons: Mapping[str, str]) -> list[str]:
-    """A line for every reason, with the norms that it holds for."""
-    paths: dict[str, list[str]] = {}
-    for path, reason in reasons.items():
-        paths.setdefault(reason, []).append(path)
-    return [
-        f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: {reason}" for reason, found in paths.items()
-    ]
+        return Cells(columns, rows, [even, *self.notes], words=(columns[0], columns[-1]))
