@@ -5,7 +5,7 @@
 Cost: every round times all contestants one after the other; the figures are medians over the rounds of a contestant's
 time over kaiming_normal_'s in the same round, with the range of the middle half. What is left: Hendrycks & Gimpel's
 20-layer network, the largest and the smallest layer's mean square over draws, in train mode (where 1 is asked for), of
-signals after mode forward and of error signals after mode backward.
+signals after mode forward and of gradients after mode backward.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measured(initialize: Init, build: Callable[[], nn.Module], draws: int) -> li
         model, example = build(), torch.zeros(500, WIDTHS[0])
         initialize(model, example)
         reports.append(ek.check_signals(model, example, draws=1).to_dict()["rows"])
-    names = ("train_variance", "eval_variance", "train_error", "eval_error")
+    names = ("train_variance", "eval_variance", "train_grad_variance", "eval_grad_variance")
     return [{n: fmean(r[layer]["measured"][n] for r in reports) for n in names} for layer in range(len(reports[0]))]
 
 
@@ -132,13 +132,13 @@ def run_cost(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_left(options: argparse.Namespace) -> dict[str, Any]:
-    """20 layers, ReLU, dropout 0.5: mean square at layer 20 in train and in eval mode; errors at layer 1."""
+    """20 layers, ReLU, dropout 0.5: mean square at layer 20 in train and in eval mode; gradients at layer 1."""
     results = {}
     for name, initialize in LEFT.items():
         layers = measured(initialize, partial(deep_net, nn.ReLU, 0.5), options.draws)
         results[name] = {"last": layers[-1], "first": layers[0]}
         last, first = layers[-1], layers[0]
-        shown = f"{last['train_variance']:10.3g} {last['eval_variance']:10.3g} {first['train_error']:10.3g}"
+        shown = f"{last['train_variance']:10.3g} {last['eval_variance']:10.3g} {first['train_grad_variance']:10.3g}"
         print(f"  {name:20} {shown}", flush=True)
     return results
 
@@ -153,7 +153,7 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
         he = measured(FAST["kaiming_normal_"], build, options.draws)
         found = {
             "forward": extremes(forward, "train_variance"),
-            "backward": extremes(backward, "train_error"),
+            "backward": extremes(backward, "train_grad_variance"),
             "he": extremes(he, "train_variance"),
         }
         results[f"{name} {p}"] = found

@@ -28,7 +28,8 @@ from evenkeel.prediction.correction import Correction, CorrectionRow, correct_
 from evenkeel.prediction.shift_prediction import predict_shift
 from evenkeel.rewriting.fixer import fix
 from evenkeel.signals.moments import Moments, activation_moments
-from evenkeel.statistics.reestimation import Reestimation, reestimate_
+from evenkeel.statistics.reestimation_report import Reestimation
+from evenkeel.statistics.reestimation import reestimate_
 from evenkeel.statistics.shift import variance_shift
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 

@@ -40,7 +40,8 @@ from evenkeel.output.progress import Bar
 from evenkeel.papers import commands
 from evenkeel.prediction.correction import correct_
 from evenkeel.prediction.shift_prediction import predict_shift
-from evenkeel.statistics.reestimation import Reestimation, reestimate_
+from evenkeel.statistics.reestimation_report import Reestimation
+from evenkeel.statistics.reestimation import reestimate_
 from evenkeel.statistics.shift import variance_shift
 from evenkeel.statistics.shift_report import ShiftReport
 

@@ -1,4 +1,4 @@
-"""Branches: the residual branches of a graph, found by how signals part and meet, never by the names of classes."""
+"""Branches: the residual branches of a graph, found by how signals part and meet, not by the names of classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from evenkeel.graph.kinds import Kind
+from evenkeel.graph.kinds import CONVOLUTIONS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 _SHORTCUT_WEIGHTS = 1  # a projection; what has more on both sides is two branches
@@ -18,9 +18,9 @@ class Branch:
 
     Attributes:
         join: where the branch and its shortcut meet.
-        layers: what lies on the branch alone, in execution order, without what only computes a gate (squeeze and
+        layers: those on the branch alone, in execution order, without those that only compute a gate (squeeze and
             excitation).
-        shortcut: what lies on the shortcut alone; nothing if it is the identity.
+        shortcut: those on the shortcut alone; none if it is the identity.
     """
 
     join: Layer
@@ -46,10 +46,9 @@ class Branch:
 def branches_of(graph: LayerGraph) -> tuple[Branch, ...]:
     """The residual branches of a graph, in the order in which they end.
 
-    A branch belongs to a join with a shortcut that is the identity, a pool or a projection, or to a concatenation with
-    its own input (a dense block); in both, signals that parted meet again. Beside a shortcut without weights there may
-    be several. What shrinks a map to grow it again (a U-Net) is no
-    branch.
+    A branch ends in a join, beside a shortcut that is the identity, a pool or a projection, or in a concatenation with
+    its own input (a dense block). There may be several beside a shortcut without weights. What makes maps smaller and
+    larger again (a U-Net) is no branch.
 
     Args:
         graph: the graph.
@@ -78,7 +77,7 @@ def innermost(branches: Iterable[Branch], layer: Layer) -> Branch | None:
 
 
 class _Histories:
-    """What each layer's signal comes from, as sets of bits: a bit a layer, in execution order."""
+    """The layers that each layer's signal comes from, as sets of bits, one a layer, in execution order."""
 
     def __init__(self, graph: LayerGraph) -> None:
         self.layers = tuple(graph)
@@ -90,7 +89,7 @@ class _Histories:
                 self.of[layer] |= self.of[source]
 
     def alone(self, sources: Sequence[Layer]) -> list[int]:
-        """Of each signal, what it comes from and the others do not; nothing if they share no origin."""
+        """What each signal comes from and the others do not; nothing if they share no origin."""
         shared = -1
         for source in sources:
             shared &= self.of[source]
@@ -117,7 +116,7 @@ def gating(graph: LayerGraph) -> frozenset[Layer]:
 
 
 def _branches(join: Layer, histories: _Histories) -> list[Branch]:
-    """The residual branches that end at a join or concatenation."""
+    """The residual branches that end in a join or concatenation."""
     ways = [_main(histories.members(bits), histories) for bits in histories.alone(_meeting(join))]
     ways.sort(key=_weights)
     if len(ways) < 2 or _weights(ways[-1]) <= _weights(ways[0]):
@@ -129,11 +128,11 @@ def _branches(join: Layer, histories: _Histories) -> list[Branch]:
     if any(_weights(way) > _SHORTCUT_WEIGHTS for way in others):
         return []
     shortcut = tuple(layer for way in others for layer in way)
-    return [Branch(join, way, shortcut) for way in branches if not _is_hourglass(way)]
+    return [Branch(join, way, shortcut) for way in branches if not _is_hourglass(way, histories)]
 
 
 def _meeting(join: Layer) -> list[Layer]:
-    """The signals that meet at a join: of sums of sums, those that are summed first, too."""
+    """The signals that meet in a join; of sums of sums, all terms."""
     sources: list[Layer] = []
     for source in join.inputs:
         sources += _meeting(source) if join.kind is Kind.JOIN and _is_partial(source) else [source]
@@ -161,15 +160,24 @@ def _weights(layers: Iterable[Layer]) -> int:
     return sum(layer.kind is Kind.WEIGHT for layer in layers)
 
 
-def _is_hourglass(layers: tuple[Layer, ...]) -> bool:
-    """Whether the maps are smaller in the midst of the layers than before and behind them."""
-    sizes = [_positions(source.shape) for layer in layers[:1] for source in layer.inputs[:1]]
-    sizes += [_positions(layer.shape) for layer in layers]
-    return min(sizes) < min(sizes[0], sizes[-1])
+def _is_hourglass(layers: tuple[Layer, ...], histories: _Histories) -> bool:
+    """Whether all goes through a convolution or pool whose map is smaller than those at both ends of the layers."""
+    size, dims = min(_positions(layers[0].inputs[0]), _positions(layers[-1])), len(layers[-1].shape)
+    maps = (x for x in layers if (x.kind is Kind.POOL or x.function in CONVOLUTIONS) and len(x.shape) == dims)
+    return any(_positions(x) < size and not _is_bypassed(x, layers, histories) for x in maps)
 
 
-def _positions(shape: tuple[int, ...]) -> int:
-    return math.prod(shape[2:])
+def _is_bypassed(middle: Layer, layers: tuple[Layer, ...], histories: _Histories) -> bool:
+    """Whether a signal gets from one end of the layers to the other around one of them."""
+    own, around = _union(map(histories.bit, layers)), set[Layer]()
+    for layer in layers:
+        if layer is not middle and any(x in around or not histories.of[x] & own for x in layer.inputs):
+            around.add(layer)
+    return layers[-1] in around
+
+
+def _positions(layer: Layer) -> int:
+    return math.prod(layer.shape[2:])
 
 
 def _union(sets: Iterable[int]) -> int:

@@ -75,9 +75,35 @@ _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name i
 
 # Products of two tensors: a weight layer if one of them is a parameter, not understood if both are signals.
 PRODUCTS = frozenset("matmul mm mv bmm addmm addmv baddbmm einsum tensordot rmatmul imatmul".split())
-# Functions that add, scale or blank out one signal by constants, and of two make what is not understood.
+# Weight layers: convolutions, those among them that are transposed, and lookups in a table.
+CONVOLUTIONS = frozenset(name for name in _FUNCTIONS[Kind.WEIGHT].split() if name.startswith("conv"))
+TRANSPOSED = frozenset(name for name in CONVOLUTIONS if "transpose" in name)
+EMBEDDINGS = frozenset("embedding embedding_bag".split())
+# Norms whose statistics are those of a batch.
+BATCH_NORMS = frozenset("batch_norm sync_batch_norm native_batch_norm".split())
+# Activations that mix the elements of a dimension.
+SOFTMAXES = frozenset("softmax log_softmax softmin".split())
+# Pools, their names without "_with_indices": the largest or smallest value, and maps made larger or smaller.
+_POOLS = frozenset(name.removesuffix("_with_indices") for name in _FUNCTIONS[Kind.POOL].split())
+MAXIMA = frozenset(name for name in _POOLS if "max" in name)
+MINIMA = frozenset("min amin".split())
+REDUCTIONS = frozenset("mean sum max min amax amin".split())  # over dimensions, not windows
+RESIZES = frozenset(name for name in _POOLS if name.startswith(("interpolate", "upsample")))
+# Pools over windows, by how many dimensions these have, and those whose windows follow from the size asked for.
+WINDOWED_POOLS = {f"{which}_pool{n}d": n for which in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
+ADAPTIVE_POOLS = frozenset(name for name in WINDOWED_POOLS if name.startswith("adaptive"))
+# Pools that sum where indices say, or take a norm.
+UNPREDICTED_POOLS = frozenset("scatter_add scatter_reduce index_add lp_pool1d lp_pool2d lp_pool3d".split())
+# Joins that subtract, gates that divide, and those of both that take their operands in reverse.
+SUBTRACTIONS = frozenset("sub subtract rsub isub".split())
+DIVISIONS = frozenset("div divide true_divide truediv rdiv rtruediv itruediv".split())
+REVERSED = frozenset("rsub rdiv rtruediv".split())
+# Concatenations along a dimension that is there, and rearrangements that add elements at the borders.
+CONCATENATIONS = frozenset("cat concat concatenate".split())
+PADDINGS = frozenset("pad constant_pad_nd".split())
+# Functions that are affine in one signal; of two signals they are OPAQUE.
 AFFINE = frozenset("addcmul addcdiv lerp where masked_fill".split())
-# Functions with a dropout inside, by the place of its probability among their arguments.
+# Functions with a dropout inside, and the position of its probability among their arguments.
 HIDDEN_DROPOUT = {
     "scaled_dot_product_attention": 4,
     "multi_head_attention_forward": 10,
@@ -86,14 +112,16 @@ HIDDEN_DROPOUT = {
     "rnn_tanh": 5,
     "rnn_relu": 5,
 }
-# Dropouts that drop all positions of a channel together, and all that multiply by noise of mean 1.
+# Dropouts that drop all positions of a channel at once, those that keep SELU's moments, and those that multiply by
+# noise of mean 1.
 CHANNEL_DROPOUT = frozenset("dropout1d dropout2d dropout3d feature_dropout feature_alpha_dropout".split())
+ALPHA_DROPOUT = frozenset("alpha_dropout feature_alpha_dropout".split())
 MULTIPLYING_DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d feature_dropout native_dropout".split())
 # Functions that read the signal in their first argument and only the shape or dtype of the second.
 LIKE_SECOND = frozenset("view_as reshape_as expand_as type_as".split())
 # Functions whose result is random whatever their input: a product with such a tensor is dropout by another name.
 RANDOM = frozenset("rand randn rand_like randn_like randint_like normal bernoulli uniform exponential poisson".split())
-# Functions that take a signal out of torch's sight, and those that bring data in: what comes in may be that signal.
+# Functions that take data out of torch, where no call is seen, and those that bring data in: it may be that signal.
 LEAVING = frozenset("numpy tolist item array float int bool index complex dlpack".split())
 ENTERING = frozenset("from_numpy tensor as_tensor asarray frombuffer from_dlpack scalar_tensor".split())
 # Functions that take only shape, dtype or device from a tensor: what they return carries no signal.
@@ -164,7 +192,7 @@ def kind_of_function(name: str) -> Kind:
 
 
 def is_own_call(module: nn.Module, kind: Kind) -> bool:
-    """Whether a call of that kind made in the module's forward is what the module is for, not a container's doing.
+    """Whether a call of that kind in a module's forward is the module's own work, not that of a container.
 
     >>> is_own_call(nn.Dropout(), Kind.DROPOUT), is_own_call(nn.Sequential(nn.ReLU()), Kind.DROPOUT)
     (True, False)

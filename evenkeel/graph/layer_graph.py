@@ -12,7 +12,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from evenkeel.errors import TraceError
 from evenkeel.graph.kinds import ARGUMENTS, Kind
+from evenkeel.model.flags import frozen_in
+
+_RATES = ("p", "drop_prob", "beta", "dropout")  # attributes of modules that hold a drop rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,7 @@ class Layer:
         file, line: where the model's source makes the call.
         caller: path of the module whose forward makes the call, of the module or of the function.
         frozen: whether it is in eval mode in a model in train mode.
-        end: line and column (in bytes) where the call ends there, if Python tells (from 3.11 on).
+        end: line and column (in bytes) where the call ends there, from Python 3.11 on.
         users: the layers that read it.
 
     >>> import torch, evenkeel as ek
@@ -100,6 +104,11 @@ class Layer:
         """Source file and line of the call, such as "densenet.py:87", if a source line made it."""
         return None if self.file is None else f"{PurePath(self.file).name}:{self.line}"
 
+    @property
+    def label(self) -> str:
+        """Name and place, such as "layer1.0.drop (densenet.py:87)": how messages and tables call it."""
+        return self.name if self.where is None else f"{self.name} ({self.where})"
+
     def __repr__(self) -> str:
         rate = "" if self.p is None else f", p={self.p:g}"
         where = "" if self.where is None else f", {self.where}"
@@ -110,10 +119,13 @@ class Layer:
 class LayerGraph:
     """The layers of one forward pass, immutable and in execution order; `str()` is its picture.
 
+    Every verb that takes an example takes the graph that `trace` made of it, too: the model is then not traced again.
+    A recording shows one path: a branch that the example did not take is not in it.
+
     Attributes:
         layers: all layers.
-
-    A recording shows one path: a branch that the example did not take is not in it.
+        model: the model that it is of, without wrappers such as DistributedDataParallel.
+        example: what the model was called with.
 
     >>> import torch, evenkeel as ek
     >>> graph = ek.trace(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8)), torch.ones(2, 4))
@@ -124,10 +136,14 @@ class LayerGraph:
     """
 
     layers: tuple[Layer, ...]
+    model: nn.Module | None = None
+    example: Any = None
+    _state: dict[str, tuple[object, ...]] = field(init=False)  # of the model's modules when it was traced
     _by_name: dict[str, Layer] = field(init=False)
     _position: dict[Layer, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_state", _state_of(self.model) if self.model else {})
         object.__setattr__(self, "_by_name", {layer.name: layer for layer in self.layers})
         object.__setattr__(self, "_position", {layer: i for i, layer in enumerate(self.layers)})
         users: dict[Layer, list[Layer]] = {layer: [] for layer in self.layers}
@@ -152,6 +168,23 @@ class LayerGraph:
 
     def __repr__(self) -> str:
         return f"LayerGraph({len(self)} layers: {self})"
+
+    def require_of(self, model: nn.Module) -> None:
+        """Refuse another model than the one traced, or one that has changed since.
+
+        Raises:
+            TraceError: it is another model, or modules, drop rates or frozen modules have changed.
+        """
+        if model is not self.model:
+            raise TraceError("the graph was traced from another model: trace this one")
+        now = _state_of(model)
+        changed = [path for path in {**self._state, **now} if self._state.get(path) != now.get(path)]
+        if changed:
+            more = f" and {len(changed) - 1} more" if changed[1:] else ""
+            raise TraceError(
+                f"the graph is out of date: {changed[0] or 'the model'!r}{more} was replaced, frozen, unfrozen or got "
+                "another drop rate after the trace: trace the model again"
+            )
 
     def of(self, *kinds: Kind) -> tuple[Layer, ...]:
         """All layers of these kinds, in execution order."""
@@ -202,6 +235,15 @@ class LayerGraph:
 
     def _in_order(self, layers: Collection[Layer]) -> tuple[Layer, ...]:
         return tuple(sorted(layers, key=self._position.__getitem__))
+
+
+def _state_of(model: nn.Module) -> dict[str, tuple[object, ...]]:
+    """What a graph depends on in each module: which one it is, whether it is frozen, and its drop rate."""
+    frozen = frozen_in(model)
+    return {
+        path: (module, module in frozen, *(getattr(module, name, None) for name in _RATES))
+        for path, module in model.named_modules()
+    }
 
 
 Until = Kind | Collection[Kind] | Callable[[Layer], bool]

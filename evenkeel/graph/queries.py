@@ -1,4 +1,4 @@
-"""Queries: what several features ask of a graph."""
+"""Queries that several features make of a graph: norms behind a layer, dropouts before a norm, global pools."""
 
 from __future__ import annotations
 

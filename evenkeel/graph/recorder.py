@@ -1,4 +1,4 @@
-"""Recorder: what turns the calls of one forward pass into layers."""
+"""Recorder: turns the calls of one forward pass into layers."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from evenkeel.graph.kinds import (
     kind_of_function,
 )
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.model import hooks as attachments
+from evenkeel.model import hooks
+from evenkeel.model.flags import frozen_in
 from evenkeel.model.nested import map_tensors, tensors
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
-_MODULES_OF_OURS = ("evenkeel.layers.uout", "evenkeel.layers.ic")
 _NO_SIGNAL = SHAPE_ONLY | RANDOM
 
 
@@ -55,7 +55,7 @@ class _Noise:
 
 
 class Recorder(TorchFunctionMode):
-    """Sees every call of a torch function in one forward pass, and writes the layers down.
+    """Records every call of a torch function in one forward pass as a layer.
 
     Args:
         model: the model, as the caller gave it.
@@ -67,9 +67,9 @@ class Recorder(TorchFunctionMode):
         self.training = training
         # Code that calls, or is called, between the model's source and torch.
         self.files = {inspect.getfile(base) for base in type(self).__mro__ if base.__module__.startswith("evenkeel.")}
-        self.files.add(inspect.getfile(attachments))
-        self.files |= {inspect.getfile(type(m)) for m in model.modules() if type(m).__module__ in _MODULES_OF_OURS}
-        self.frozen = {module for module in model.modules() if model.training and not module.training}
+        self.files.add(inspect.getfile(hooks))
+        self.files |= {inspect.getfile(type(m)) for m in model.modules() if hasattr(m, "evenkeel_layer")}
+        self.frozen = frozen_in(model)
         self.layers: list[Layer] = []
         self.position: dict[Layer, int] = {}
         self.failure: tuple[BaseException | None, str] = (None, "")  # the last error seen, and the module it left first
@@ -106,12 +106,12 @@ class Recorder(TorchFunctionMode):
                 module.register_forward_hook(self._leave, always_call=True)
         with self:
             outputs = run(inputs)
-        self._admit_loss(self.model, given, outputs)
+        self._add_unseen(self.model, given, outputs)
         self._add(Kind.OUTPUT, "output", [], inputs=self._signals(outputs))
         return LayerGraph(tuple(self.layers))
 
     def explain(self, failure: Exception) -> str:
-        """What the pass died of, where, and what to do."""
+        """What the pass raised, where, and what to do."""
         seen, path = self.failure
         layer = f"in layer {path!r}" if seen is failure and path else "in the model's forward"
         frames = [f for f in extract_tb(failure.__traceback__) if not f.filename.startswith((_TORCH, PACKAGE))]
@@ -126,7 +126,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.multi_head_attention_forward and self.whole is None:
-            with _opened(), self:
+            with _attention_opened(), self:
                 return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if self.whole is None:
@@ -141,7 +141,7 @@ class Recorder(TorchFunctionMode):
     def _record(
         self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> None:
-        """Write down one call, unless what it returns carries no signal."""
+        """Record one call, unless what it returns carries no signal."""
         read = args[:1] if name in LIKE_SECOND else args[1:] if name == "copy" else (args, kwargs)
         signals = () if name in _NO_SIGNAL else self._signals(read)
         noise = [self.noise[tensor] for tensor in tensors(read) if tensor in self.noise]
@@ -219,12 +219,12 @@ class Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         with torch._C.DisableTorchFunction():  # what the recorder itself asks of tensors is no call of the model
             if not self.stack:
-                self._admit_inputs((args, kwargs))
+                self._add_inputs((args, kwargs))
             self.stack.append((module, self._signals((args, kwargs))))
         if self.whole is None and getattr(module, "evenkeel_kind", None) is not None:
             self.whole = module
 
-    def _admit_inputs(self, given: Any) -> None:
+    def _add_inputs(self, given: Any) -> None:
         """Add an INPUT for every tensor given to the model that the caller made, out of sight, of its own inputs."""
         for tensor in tensors(given):
             if self.producers.get(tensor) is None and tensor not in self.originals:
@@ -239,7 +239,7 @@ class Recorder(TorchFunctionMode):
             elif module is self.whole:
                 self._add_whole(module, self.stack[-1][1], tensors(output))
             elif self.whole is None:
-                self._admit_loss(module, self.stack[-1][1], output)
+                self._add_unseen(module, self.stack[-1][1], output)
         self.whole = None if module is self.whole else self.whole
         self.stack.pop()
 
@@ -250,11 +250,11 @@ class Recorder(TorchFunctionMode):
         shape = tuple(outputs[0].shape) if outputs else ()
         self._add(kind, name, outputs, inputs=signals, shape=shape, p=p, **self._location())
 
-    def _admit_loss(self, module: nn.Module, signals: tuple[Layer, ...], output: Any) -> None:
+    def _add_unseen(self, module: nn.Module, signals: tuple[Layer, ...], output: Any) -> None:
         """Add an OPAQUE layer for what a module returns but no torch function was seen to make."""
-        lost = [tensor for tensor in tensors(output) if tensor not in self.producers]
-        if signals and lost:
-            self._add(Kind.OPAQUE, type(module).__name__, lost, inputs=signals, shape=tuple(lost[0].shape))
+        unseen = [tensor for tensor in tensors(output) if tensor not in self.producers]
+        if signals and unseen:
+            self._add(Kind.OPAQUE, type(module).__name__, unseen, inputs=signals, shape=tuple(unseen[0].shape))
 
     def _signals(self, value: Any) -> tuple[Layer, ...]:
         found = (self._producer(tensor) for tensor in tensors(value))
@@ -353,8 +353,8 @@ def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, 
 
 
 @contextmanager
-def _opened() -> Generator[None]:
-    """Let multi-head attention, which is one function to torch, make its calls under the recorder."""
+def _attention_opened() -> Generator[None]:
+    """Make multi-head attention, one function to torch, run its inner calls under the recorder."""
     names: Any = vars(functional)
     asked = names["has_torch_function"]
     names["has_torch_function"] = lambda tensors: False  # type: ignore[misc]

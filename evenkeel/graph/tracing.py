@@ -1,4 +1,4 @@
-"""trace: read a model into a LayerGraph by recording one forward pass, on fake tensors wherever they can go."""
+"""trace: read a model into a LayerGraph by recording one forward pass, on fake tensors where possible."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ def trace(model: nn.Module, example: Any) -> LayerGraph:
 
     The pass runs on fake tensors, which have shapes but no data, with the model in train mode, so that every dropout
     is seen, functional ones too (modules in eval mode inside a model in train mode stay so: they are frozen). Where
-    that fails it is repeated in eval mode, and where fake tensors cannot go (control flow that depends on data) with
-    the example itself, in eval mode. The model is given back exactly as it was found.
+    that fails it is repeated in eval mode, and where fake tensors fail (control flow that depends on data) with
+    the example itself, in eval mode. The model is restored exactly.
 
     Args:
         model: the model, in train or eval mode, on any device, its parameters in any floating dtype.
@@ -44,7 +45,25 @@ def trace(model: nn.Module, example: Any) -> LayerGraph:
     >>> print(trace(model, torch.ones(2, 4)))
     i W A D W N o
     """
-    return record(model, *runner(model, example))
+    with unwrapped(model) as plain:
+        graph = record(plain, *runner(plain, example))
+    return replace(graph, model=plain, example=example)
+
+
+def graph_of(model: nn.Module, example: Any) -> LayerGraph:
+    """The graph of a model, traced unless it is given in the example's place.
+
+    Args:
+        model: the model, without wrappers.
+        example: as for `trace`, or what `trace` made of it.
+
+    Raises:
+        TraceError: the forward pass raised, or the graph is of another model or out of date.
+    """
+    if not isinstance(example, LayerGraph):
+        return trace(model, example)
+    example.require_of(model)
+    return example
 
 
 def runner(model: nn.Module, example: Any) -> tuple[Callable[[Any], Any], Any]:
@@ -60,7 +79,7 @@ def runner(model: nn.Module, example: Any) -> tuple[Callable[[Any], Any], Any]:
 
 
 def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any, *, training: bool = True) -> LayerGraph:
-    """Record the pass that `run(inputs)` makes through the model: `trace` with the call left to the caller.
+    """Record the pass that `run(inputs)` makes through the model.
 
     Args:
         model: the model.

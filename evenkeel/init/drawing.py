@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from evenkeel.signals.weights import Weights
 
+Distribution = Literal["sphere", "orthogonal", "normal", "uniform"]
+
 _BLOCK = 1 << 19  # elements drawn at once
 
 
-def draw_(weights: Weights, variance: float, kind: str, generator: torch.Generator) -> None:
+def draw_(weights: Weights, variance: float, distribution: Distribution, generator: torch.Generator) -> None:
     """Draw the parameter of a weight layer anew, in place: see `fill_`."""
     parameter = weights.parameter
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         rows = weights.rows()
         in_place = rows.data_ptr() == parameter.data_ptr() and rows.is_contiguous()
         if in_place and rows.dtype in (torch.float32, torch.float64):
-            fill_(rows, variance, kind, generator)
+            fill_(rows, variance, distribution, generator)
         else:
             dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-            drawn = fill_(torch.empty(rows.shape, dtype=dtype, device=rows.device), variance, kind, generator)
+            drawn = fill_(torch.empty(rows.shape, dtype=dtype, device=rows.device), variance, distribution, generator)
             target = weights.units_first()
             target.copy_(drawn.view(target.shape))
         if weights.unused is not None:
             parameter[weights.unused] = 0
 
 
-def fill_(matrix: Tensor, variance: float, kind: str, generator: torch.Generator) -> Tensor:
+def fill_(matrix: Tensor, variance: float, distribution: Distribution, generator: torch.Generator) -> Tensor:
     """Fill a matrix, a row an output unit, with random weights of the given mean square.
 
     Args:
         matrix: shape (output units, weights of each).
         variance: mean square of its entries.
-        kind: "sphere" (every row uniform on the sphere of squared norm columns * variance), "orthogonal" (rows, or
-            columns if there are more rows, orthogonal; the rows' mean square as given), "normal" or "uniform".
+        distribution: "sphere" (every row uniform on the sphere of squared norm columns * variance), "orthogonal"
+            (orthogonal rows, or columns if there are more rows than columns), "normal" or "uniform".
         generator: of the matrix's device.
 
     Returns:
@@ -46,12 +49,12 @@ def fill_(matrix: Tensor, variance: float, kind: str, generator: torch.Generator
     >>> fill_(torch.empty(4, 9), 2.0, "sphere", torch.Generator().manual_seed(0)).square().sum(1)
     tensor([18.0000, 18.0000, 18.0000, 18.0000])
     """
-    return FILLS[kind](matrix, math.sqrt(variance), generator)
+    return FILLS[distribution](matrix, math.sqrt(variance), generator)
 
 
 def _sphere(matrix: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     length = scale * math.sqrt(matrix.shape[1])
-    for rows in matrix.split(max(_BLOCK // max(matrix.shape[1], 1), 1)):  # which stay in the cache meanwhile
+    for rows in matrix.split(max(_BLOCK // max(matrix.shape[1], 1), 1)):  # small enough for the cache
         rows.normal_(generator=generator)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(torch.finfo(matrix.dtype).tiny)
         rows.mul_(length / norms)
@@ -71,7 +74,7 @@ def _uniform(matrix: Tensor, scale: float, generator: torch.Generator) -> Tensor
     return matrix.uniform_(-math.sqrt(3) * scale, math.sqrt(3) * scale, generator=generator)
 
 
-FILLS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
+FILLS: dict[Distribution, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "sphere": _sphere,
     "orthogonal": _orthogonal,
     "normal": _normal,

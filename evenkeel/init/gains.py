@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import ActivationError
-from evenkeel.graph.kinds import Kind
+from evenkeel.graph.kinds import EMBEDDINGS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.signals.activations import activation_of
 from evenkeel.signals.marginals import Sum
@@ -23,28 +24,32 @@ from evenkeel.signals.signal import Signal
 from evenkeel.signals.transfers import along, strengthening
 from evenkeel.signals.weights import Weights
 
-MODES = ("forward", "backward", "mean", "hendrycks2016")
+Mode = Literal["forward", "backward", "mean", "hendrycks2016"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 _ROUNDS = 25  # of settling variances that depend on each other
 _STEP = 0.5  # of the way, in logarithm, that a variance goes in one round
 _SETTLED = 1e-3  # relative change of a variance that ends them
-_LEAST = 0.2  # of the errors: what weights are left to pass on where most comes by changes of strength
+_LEAST = 0.2  # of the gradients: what weights are left to pass on where most comes by changes of strength
 _SOURCES = (Kind.WEIGHT, Kind.NORM, Kind.JOIN, Kind.CONCAT, Kind.GATE, Kind.OPAQUE, Kind.INPUT)
 _SINKS = (Kind.WEIGHT, Kind.JOIN, Kind.CONCAT, Kind.GATE, Kind.OPAQUE, Kind.OUTPUT)
 _HALF = Moments(0.5, 0.5, 0.0, 0.0)  # the paper's factor where nothing is known
 _ONE = Moments(1.0, 1.0, 0.0, 1.0)  # no activation
 
-# Given a weight layer, its weights, what it is fed, and E (dx/dz)^2 on the way there: the variance of its weights.
+# The variance of a layer's weights, from the layer, its weights, its input, and E (dx/dz)^2 on the way there.
 Rule = Callable[[Layer, Weights, Signal, float], float]
 
 
 @dataclass(frozen=True)
 class _Tilt:
-    """Errors behind a layer by the level of its output, and those of the level itself, over the errors' mean."""
+    """Mean squares of gradients by the level of a layer's output, and those by strength, both over the former's mean.
+
+    A level is a sample's mean square relative to the mean over samples.
+    """
 
     levels: Tensor
-    errors: Tensor
-    strengths: Tensor
+    gradients: Tensor
+    by_strength: Tensor
 
     def at(self, values: Tensor, reached: Sum) -> Tensor:
         """Values at other levels than these, which a change of gains has moved a little."""
@@ -56,11 +61,10 @@ class _Tilt:
 def choose_variances(
     graph: LayerGraph,
     owners: Mapping[nn.Parameter, Layer],
-    mode: str,
+    mode: Mode,
     *,
     xavier: bool = False,
     scales: Mapping[Layer, float],
-    frozen: Collection[nn.Module] = (),
 ) -> dict[nn.Parameter, float]:
     """Choose the variance of each parameter's entries, by one of the modes of `init_`.
 
@@ -70,17 +74,17 @@ def choose_variances(
         mode: one of MODES.
         xavier: for hendrycks2016: its form for uniform weights, with fan_out at the second term.
         scales: extra factors of single layers' weights.
-        frozen: modules that are in eval mode while the model is in train mode.
 
     Returns:
         The variances.
     """
-    rule = {
+    rules: dict[Mode, Rule] = {
         "forward": _forward,
         "backward": _backward,
         "mean": _mean,
         "hendrycks2016": partial(_printed, graph, xavier, {}),
-    }[mode]
+    }
+    rule = rules[mode]
     variances: dict[nn.Parameter, float] = {}
     tilts: dict[Layer, _Tilt] = {}
     guessed: set[nn.Parameter] = set()
@@ -101,7 +105,7 @@ def choose_variances(
     at = tuple(owners.values()) if mode in ("backward", "mean") else ()
     for _ in range(_ROUNDS):
         before = dict(variances)
-        propagation = propagate(graph, training=True, frozen=frozen, bordered=False, choose=choose, errors_at=at)
+        propagation = propagate(graph, training=True, bordered=False, choose=choose, gradients_at=at)
         tilts = {layer: _tilt(propagation, layer) for layer in at}
         change = max((abs(variances[p] / before.get(p, math.inf) - 1) for p in variances), default=0.0)
         if change < _SETTLED or not (at or guessed):
@@ -151,7 +155,7 @@ def _printed(
     slope: float,
 ) -> float:
     """W / sqrt(E f^2 / keep + keep E f'^2), the second term read behind the weights (Hendrycks & Gimpel 2016, 2.2)."""
-    if layer.function.startswith("embedding"):
+    if layer.function in EMBEDDINGS:
         return 1.0
     before, keep_before = _neighbours(graph.upstream(layer, _SOURCES), known)
     after, keep_after = _neighbours(graph.downstream(layer, _SINKS), known)
@@ -181,22 +185,22 @@ def _moments_of(layer: Layer, known: dict[str, Moments]) -> Moments:
 
 
 def _tilt(propagation: Propagation, layer: Layer) -> _Tilt:
-    marginal, errors = propagation.signals[layer].marginal, propagation.errors[layer]
-    mean = float(marginal.masses @ errors)
+    levels, gradients = propagation.signals[layer].marginal.levels, propagation.gradients[layer]
+    mean = propagation.gradient_variance(layer)
     if mean <= 0:
-        return _Tilt(marginal.levels, torch.ones_like(errors), torch.zeros_like(errors))
-    return _Tilt(marginal.levels, errors / mean, propagation.strengths[layer] / mean)
+        return _Tilt(levels, torch.ones_like(gradients), torch.zeros_like(gradients))
+    return _Tilt(levels, gradients / mean, propagation.by_strength[layer] / mean)
 
 
 def _slope(tilt: _Tilt | None, weights: Weights, x: Signal, reached: Sum, variance: float | None) -> float:
-    """Of the errors behind a weight layer, what comes back to the layers before per weight, E (dx/dz)^2.
+    """What comes back of the gradients behind a weight layer to the layers before, per weight: E (dx/dz)^2.
 
     A part comes back by changes of the sample's strength; counted in full, it could ask for weights that are almost 0.
     """
     passing = reached.passed @ x.local
     if tilt is None or not variance:
         return float(passing.sum())
-    errors = tilt.at(tilt.errors, reached)
-    straight = float(errors @ (reached.passed @ (x.local * (1 - along(x)))))
-    strengthened = float(tilt.at(tilt.strengths, reached) @ (reached.passed @ (x.local * strengthening(x))))
-    return min(straight + strengthened / (weights.fan_in * variance), float(errors @ passing) / _LEAST)
+    gradients = tilt.at(tilt.gradients, reached)
+    straight = float(gradients @ (reached.passed @ (x.local * (1 - along(x)))))
+    strengthened = float(tilt.at(tilt.by_strength, reached) @ (reached.passed @ (x.local * strengthening(x))))
+    return min(straight + strengthened / (weights.fan_in * variance), float(gradients @ passing) / _LEAST)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from evenkeel.init.drawing import Distribution
+from evenkeel.init.gains import Mode
 from evenkeel.model.buffers import write_
-from evenkeel.output.tables import Cells, Report
+from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.signals.propagation import MeanSquares
 
-if TYPE_CHECKING:
-    pass
-
-
-_COLUMNS = ("layer", "before", "after", "gain", "train var", "eval var", "train error", "eval error")
+_COLUMNS = ("layer", "before", "after", "gain", "train var", "eval var", "train grad var", "eval grad var")
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,10 @@ class InitRow:
 
     Attributes:
         name: the layer's name in the graph.
-        before, after: what stands between it and the layers before and after, nearest first, in words.
+        before, after: what lies between it and the weight layers before and after it, nearest first.
         fan_in, fan_out: how many weights meet in one output, and how many one input meets.
-        gain: its weights' root mean square times the root of fan_in; 1 is the unit sphere.
-        predicted: mean squares of its output and of the errors there, in train and in eval mode.
-        drawn: whether its weights were drawn by it; if not, `note` says why.
-        note: what else there is to know.
+        gain: the root mean square of its weights times the root of fan_in; 1 is the unit sphere.
+        predicted: mean squares of its output and of the gradients there, in train and in eval mode.
     """
 
     name: str
@@ -40,8 +36,6 @@ class InitRow:
     fan_out: float
     gain: float
     predicted: MeanSquares
-    drawn: bool = True
-    note: str = ""
 
 
 class InitReport(Report[InitRow]):
@@ -49,22 +43,32 @@ class InitReport(Report[InitRow]):
 
     Attributes:
         rows: one a weight layer.
-        notes: what the reader must know.
+        untouched: weight layers and parameters that were not drawn, by name, each with the reason.
+        unsure: weight layers whose gain is a guess, by name, each with what it is guessed from.
+        notes: what concerns the whole model.
         mode, weights: as asked for.
     """
 
     _width = 140
 
     def __init__(
-        self, rows: Iterable[InitRow], notes: Iterable[str], mode: str, weights: str, before: dict[nn.Parameter, Tensor]
+        self,
+        rows: Iterable[InitRow],
+        *,
+        untouched: Mapping[str, str],
+        unsure: Mapping[str, str],
+        notes: Iterable[str],
+        mode: Mode,
+        weights: Distribution,
+        before: dict[nn.Parameter, Tensor],
     ) -> None:
-        super().__init__(rows, notes=notes)
-        self.mode = mode
-        self.weights = weights
+        super().__init__(rows, untouched=untouched, unsure=unsure, notes=notes)
+        self.mode: Mode = mode
+        self.weights: Distribution = weights
         self._before = before
 
     def undo(self) -> None:
-        """Put every weight and bias back as it was before `init_`."""
+        """Put back every parameter as it was before `init_`."""
         for parameter, values in self._before.items():
             write_(parameter, values)
 
@@ -76,11 +80,8 @@ class InitReport(Report[InitRow]):
 
     def _cells(self) -> Cells:
         rows = [
-            (
-                *(row.name, row.before, row.after, f"{row.gain:.4f}"),
-                *(f"{value:.3g}" for value in astuple(row.predicted)),
-            )
+            (row.name, row.before, row.after, f"{row.gain:.4f}", *(f"{value:.3g}" for value in astuple(row.predicted)))
             for row in self.rows
         ]
-        notes = [f"{row.name}: {row.note}" for row in self.rows if row.note]
-        return Cells(_COLUMNS, rows, [*notes, *self.notes], words=_COLUMNS[:3])
+        caption = [*grouped(self.untouched, "not drawn"), *grouped(self.unsure, "gain is a guess"), *self.notes]
+        return Cells(_COLUMNS, rows, caption, words=_COLUMNS[:3])

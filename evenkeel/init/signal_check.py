@@ -1,13 +1,13 @@
-"""check_signals: the variance of signals and of error signals at every weight layer, predicted beside measured."""
+"""check_signals: the variance of signals and of gradients at every weight layer, predicted beside measured."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from evenkeel.errors import ModelError, brief
 from evenkeel.graph.kinds import Kind, function_name
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.tracing import trace
+from evenkeel.graph.tracing import graph_of, runner
 from evenkeel.model.batches import Forward, call, device_of, each, forward_pass, samples
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.nested import map_tensors, tensors
@@ -28,21 +28,9 @@ from evenkeel.output.tables import Cells, Report
 from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
 from evenkeel.signals.weights import weights_of
 
-if TYPE_CHECKING:
-    pass
-
-_COLUMNS = (
-    "layer",
-    "train var",
-    "predicted",
-    "eval var",
-    "predicted",
-    "train error",
-    "predicted",
-    "eval error",
-    "predicted",
-)
-_TITLES = ("signals: variance of z", "error signals: variance of dL/dz")
+_MEASURED = ("train var", "eval var", "train grad var", "eval grad var")
+_COLUMNS = ("layer", *(heading for measured in _MEASURED for heading in (measured, "predicted")))
+_TITLES = {"variance": "signals: variance of z", "grad_variance": "gradients: variance of dL/dz"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ class SignalReport(Report[SignalRow]):
 
         figure = Figure(figsize=(11, 4), layout="constrained")
         places = range(1, len(self) + 1)
-        for axes, title, quantity in zip(figure.subplots(1, 2), _TITLES, ("variance", "error"), strict=True):
+        for axes, (quantity, title) in zip(figure.subplots(1, 2), _TITLES.items(), strict=True):
             for mode, colour in (("train", "C0"), ("eval", "C1")):
                 of = f"{mode}_{quantity}"
                 axes.plot(places, [getattr(r.measured, of) for r in self], "o", color=colour, label=f"{mode}, measured")
@@ -121,22 +109,22 @@ def check_signals(
     max_batches: int | None = None,
     draws: int = 4,
 ) -> SignalReport:
-    """Measure the variance of signals and error signals at every weight layer, beside what propagation predicts.
+    """Measure the variance of signals and gradients at every weight layer, beside what propagation predicts.
 
-    Signals are the outputs z of weight layers, E z^2 over units, positions and samples; error signals are dL/dz for
-    independent errors of variance 1 at the model's outputs, under autograd. Both in train mode, dropout on and norms by
-    their batch, and in eval mode. What is predicted are means over weights of the variance that they have, as after
-    `init_`, and over standard normal inputs: other inputs, trained weights, and operations that are not understood
-    show as a difference. The model is given back as found.
+    Signals are the outputs z of weight layers: E z^2 over units, positions and samples. Gradients are dL/dz by
+    autograd, for independent gradients of variance 1 at the model's outputs. Both are measured in train mode, with
+    dropout on and norms using batch statistics, and in eval mode. The prediction is a mean over random weights of the
+    same variance, as after `init_`, and over standard normal inputs: other inputs, trained weights, and operations that
+    are not understood show as a difference. The model is restored.
 
     Args:
         model: the model.
-        example: as for `trace`. Without batches, standard normal tensors of its shapes are fed (tensors that are not
-            floating as they are), so it should hold enough samples for norms to work on.
-        batches: real inputs to feed instead; see `variance_shift`.
+        example: as for `trace`, or the graph that `trace` made. Without batches, the inputs are standard normal
+            tensors of its shapes (integer tensors as they are): it needs enough samples for batch statistics.
+        batches: real inputs to use instead; see `variance_shift`.
         forward: how to run a batch that is no tensor, tuple, list or mapping.
         max_batches: how many batches to use; all if None.
-        draws: how many times normal inputs are drawn.
+        draws: how many times normal inputs are drawn, without batches.
 
     Returns:
         The report: `print` it, or `plot` it.
@@ -153,24 +141,24 @@ def check_signals(
     [('0', 0.3, 0.3), ('3', 0.1, 0.1)]
     """
     with unwrapped(model) as plainly, restored(plainly, parameters=False):
-        graph = trace(plainly, example)
+        graph = graph_of(plainly, example)
         if not graph.of(Kind.WEIGHT):
             raise ModelError(f"{type(plainly).__name__} has no weight layer: there is no signal to check")
-        predicted, _ = predict_mean_squares(graph, frozen=frozen_in(plainly))
+        predicted, _ = predict_mean_squares(graph)
         meter = _Meter(graph, plainly)
         if batches is None:
+            run, inputs = runner(plainly, graph.example)
             for _ in range(draws):
-                meter.read(_normal(example, plainly), _call_on_example)
+                meter.read(_normal(inputs, plainly), lambda _, drawn: run(drawn))
         else:
-            run = call if forward is None else forward
             for batch in each(batches, plainly, max_batches):
-                meter.read(batch, run)
-    rows = [SignalRow(layer.name, powers, meter.powers(layer)) for layer, powers in predicted.items()]
+                meter.read(batch, forward or call)
+    rows = [SignalRow(layer.name, squares, meter.mean_squares(layer)) for layer, squares in predicted.items()]
     return SignalReport(rows, meter.samples)
 
 
 class _Meter:
-    """Sums of squares of every weight layer's output, and of the errors there, in train and in eval mode."""
+    """Sums of squares of every weight layer's output, and of the gradients there, in train and in eval mode."""
 
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self.model = model
@@ -196,28 +184,28 @@ class _Meter:
             for module in self.frozen:
                 module.training = False
             for norm in self.norms:
-                norm.momentum = 0.0  # or what train mode stores would reach the measurement in eval mode
+                norm.momentum = 0.0  # or statistics of the train pass would be used in the eval pass
             batch = map_tensors(lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), batch)
             tap = _Tap(self.calls)
             with torch.enable_grad(), tap:
                 outputs = [t for t in tensors(forward_pass(self.model, batch, self.batches, run)) if t.requires_grad]
-            errors = self._errors(outputs, tap.outputs)
-            for layer, z, error in zip(tap.layers, tap.outputs, errors, strict=True):
+            gradients = self._gradients(outputs, tap.outputs)
+            for layer, z, gradient in zip(tap.layers, tap.outputs, gradients, strict=True):
                 self._add(layer, f"{mode}_variance", z)
-                self._add(layer, f"{mode}_error", error)
+                self._add(layer, f"{mode}_grad_variance", gradient)
 
-    def _errors(self, outputs: list[Tensor], wanted: list[Tensor]) -> Sequence[Tensor]:
-        """What comes back of independent errors of variance 1 at the outputs."""
+    def _gradients(self, outputs: list[Tensor], wanted: list[Tensor]) -> Sequence[Tensor]:
+        """What comes back of independent gradients of variance 1 at the outputs."""
         if not (outputs and wanted):
             return [torch.zeros_like(t) for t in wanted]
         noise = [torch.randn_like(t) for t in outputs]
         try:
             return torch.autograd.grad(outputs, wanted, noise, allow_unused=True, materialize_grads=True)
-        except RuntimeError as error:  # such as what is written to in place, although its gradient needs it
+        except RuntimeError as error:  # such as a tensor needed for the gradient, but overwritten in place
             raise ModelError(f"the backward pass of {type(self.model).__name__} raised {brief(error)}") from error
 
-    def powers(self, layer: Layer) -> MeanSquares:
-        """The mean squares at a layer; nan where it was never called, or weights are computed from others."""
+    def mean_squares(self, layer: Layer) -> MeanSquares:
+        """The mean squares at a layer; nan if it was never called, or its weights are computed from others."""
         names = (field.name for field in fields(MeanSquares))
         return MeanSquares(
             *(self.sums[layer, n] / self.counts[layer, n] if self.counts[layer, n] else math.nan for n in names)
@@ -229,7 +217,7 @@ class _Meter:
 
 
 class _Tap(TorchFunctionMode):
-    """Keeps what the weight layers return, in a copy that no activation writes into."""
+    """Keeps the outputs of weight layers; the model goes on with a copy, so that no activation overwrites them."""
 
     def __init__(self, calls: dict[tuple[int, str], list[Layer]]) -> None:
         super().__init__()
@@ -262,9 +250,3 @@ def _normal(example: Any, model: nn.Module) -> Any:
         return torch.randn(tensor.shape, device=device, dtype=dtype) if floating else tensor.to(device)
 
     return map_tensors(drawn, example)
-
-
-def _call_on_example(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

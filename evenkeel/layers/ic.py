@@ -95,6 +95,8 @@ class IC(nn.Module):
     torch.Size([4, 16, 8, 8])
     """
 
+    evenkeel_layer = True  # whose source lines are not the model's
+
     def __init__(
         self,
         num_features: int,

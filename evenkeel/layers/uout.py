@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.graph.kinds import Kind
+from evenkeel.theory.li2018 import equal_noise_p
 
 
 def uout(x: Tensor, beta: float = 0.1, training: bool = True, *, generator: torch.Generator | None = None) -> Tensor:
@@ -99,6 +100,7 @@ class Uout(nn.Module):
     """
 
     evenkeel_kind = Kind.DROPOUT
+    evenkeel_layer = True  # whose source lines are not the model's
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class Uout(nn.Module):
     @property
     def p(self) -> float:
         """Drop rate of the dropout of equal noise, `beta^2 / (3 + beta^2)`: p / (1 - p) is the noise's variance."""
-        return self.beta**2 / (3 + self.beta**2)
+        return float(equal_noise_p(self.beta))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (1 + r) in train mode, x in eval mode."""

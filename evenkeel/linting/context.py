@@ -16,7 +16,7 @@ from evenkeel.model.flags import frozen_in
 from evenkeel.model.norms import has_running_statistics, norms_of
 from evenkeel.prediction.anchors import distrust
 from evenkeel.prediction.sampling import SamplingPlan
-from evenkeel.prediction.shift_prediction import Prediction, predict
+from evenkeel.prediction.shift_prediction import Prediction, predict, prediction_inputs
 from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
 
 
@@ -77,7 +77,7 @@ class Context:
         if not any(has_running_statistics(module) for module in self.model.modules()):
             return None
         try:
-            return predict(self.model, self.example, norms_of(self.model), SamplingPlan())
+            return predict(prediction_inputs(self.model, self.graph, norms_of(self.model)), SamplingPlan())
         except EvenkeelError as error:
             self.unpredicted.append(str(error))
             return None
@@ -85,13 +85,13 @@ class Context:
     @cached_property
     def distrusted(self) -> dict[str, str]:
         """Norms whose statistics are not those of training, by path, each with the reason."""
-        return distrust(self.model, self.graph, norms_of(self.model))
+        return distrust(self.graph, norms_of(self.model))
 
     @cached_property
     def powers(self) -> dict[Layer, MeanSquares]:
         """Mean squares at every weight layer, in train and in eval mode, for weights as they are drawn."""
         try:
-            return predict_mean_squares(self.graph, frozen=frozen_in(self.model))[0]
+            return predict_mean_squares(self.graph)[0]
         except EvenkeelError as error:
             self.unpredicted.append(str(error))
             return {}

@@ -1,4 +1,4 @@
-"""What a batch is: how a model is called on it, how many samples it holds, where it has to lie."""
+"""What a batch is: how a model is called on it, how many samples it holds, on which device."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def inputs(batch: Any) -> Any:
-    """Of a batch, what `call` reads: without labels, that is, which may be of any form.
+    """The part of a batch that `call` passes to the model: a pair without its labels.
 
     >>> inputs((torch.ones(2), "labels"))
     (tensor([1., 1.]),)
@@ -95,13 +95,13 @@ def device_of(model: nn.Module) -> torch.device:
 def each(
     batches: Iterable[Any], model: nn.Module, max_batches: int | None, *, may_be_empty: bool = False
 ) -> Iterator[Any]:
-    """Yield the batches on the model's device, and turn every fault of the iterable into one clear error.
+    """Yield the batches on the model's device; any failure of the iterable is a BatchError.
 
     Args:
         batches: any iterable.
         model: the model whose device the tensors are moved to.
         max_batches: how many batches to take; all if None.
-        may_be_empty: whether no batch at all is no fault.
+        may_be_empty: whether an iterable without batches is accepted.
 
     Yields:
         The batches, moved.
@@ -141,7 +141,7 @@ def each(
 
 
 def length(batches: Iterable[Any]) -> float:
-    """How many batches an iterable promises; infinite if it does not tell.
+    """The length of an iterable of batches; infinite if it has none.
 
     >>> length([1, 2]), length(iter([1, 2]))
     (2, inf)
@@ -153,7 +153,7 @@ def length(batches: Iterable[Any]) -> float:
 
 
 def _check_length(batches: Iterable[Any], number: int, max_batches: int | None) -> None:
-    """A loader that promised more batches than it gave has lost data on the way."""
+    """Raise if a loader yielded fewer batches than its length."""
     promised = length(batches)
     if max_batches is None and number < promised < math.inf:
         raise BatchError(f"the loader ran short: it has length {promised} but ended after {number} batches")

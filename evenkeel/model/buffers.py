@@ -1,4 +1,4 @@
-"""Buffers written in place, with the way back and a mark that tells that they were."""
+"""Buffers written in place, with undo, and a mark on the module that they were."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Held:
 
 
 def write_buffers_(values: Mapping[tuple[nn.Module, str], Tensor]) -> Held:
-    """Write values into modules' buffers in place, leave a mark there, and return what they held.
+    """Write values into modules' buffers in place, mark the modules as written, and return what was there.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
@@ -67,7 +67,7 @@ def put_back_(held: Held) -> None:
 def is_as_written(module: nn.Module) -> bool:
     """Whether a module's buffers hold what `write_buffers_` wrote there.
 
-    `copy.deepcopy` and pickle keep the mark that tells; a state dict does not.
+    `copy.deepcopy` and pickle keep the mark; a state dict does not.
     """
     mark: dict[str, float] | None = getattr(module, _MARK, None)
     return mark is not None and all(

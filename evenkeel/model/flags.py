@@ -9,6 +9,8 @@ from torch import nn
 
 from evenkeel.model.norms import has_running_statistics
 
+FROZEN = "frozen: in eval mode while the model is in train mode"  # as reports give it for a reason
+
 
 @contextmanager
 def flagged(flags: Mapping[nn.Module, bool]) -> Generator[None]:
@@ -40,6 +42,6 @@ def set_modes(model: nn.Module, training: bool) -> None:
             module.training = False  # on the object itself: .eval() would reach a dropout nested in it
 
 
-def frozen_in(model: nn.Module) -> list[nn.Module]:
-    """The modules in eval mode of a model in train mode."""
-    return [module for module in model.modules() if model.training and not module.training]
+def frozen_in(model: nn.Module) -> frozenset[nn.Module]:
+    """The modules in eval mode of a model in train mode: frozen ones. Of a model in eval mode, none."""
+    return frozenset(module for module in model.modules() if model.training and not module.training)

@@ -1,4 +1,4 @@
-"""Attachments: modules that run before or after another one, as its children, without a word in its source."""
+"""Hooks: a child module run before or after its parent, without a change to the parent's source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def attach_(module: nn.Module, child: nn.Module, side: Literal["before", "after"
     name = free_name(module, name)
     child.train(module.training)
     module.add_module(name, child)
-    # Under keys of their own: the numbers that torch hands out begin anew in a process that unpickles the module.
+    # Under a name as key: torch's own numbers start again at 0 in a process that unpickles the module.
     if side == "before":
         module._forward_pre_hooks[name] = partial(_run_before, name)  # type: ignore[index]
         module._forward_pre_hooks_with_kwargs[name] = True  # type: ignore[index]
@@ -55,7 +55,7 @@ def free_name(module: nn.Module, name: str) -> str:
 
 def _run_before(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
     child = module._modules.get(name)
-    if child is None:  # such as of a quantized layer, which takes over hooks but no children
+    if child is None:  # a quantized layer, for example, takes over hooks but no children
         return None
     if kwargs is None:
         return (child(args[0]), *args[1:])

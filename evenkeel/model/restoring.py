@@ -1,4 +1,4 @@
-"""Context managers that lend out a model and give it back exactly as it was, whatever happens in between."""
+"""restored: a model's whole state put back exactly as it was, even after an exception."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from evenkeel.model.buffers import write_
 
 @contextmanager
 def restored(model: nn.Module, *, parameters: bool = True) -> Generator[None]:
-    """Restore, on leaving, all that a forward pass or a verb may have touched, also after an exception.
+    """Restore on leaving, also after an exception, all that a forward pass or a verb may change.
 
     Restored are, of every module, its attributes (train/eval flags, momentum, hooks, caches, counters), the contents
     of the built-in containers, tensors and generators among them, however deep, and which parameters, buffers and
     modules it holds; and the random number generators of torch (CPU and, where in use, CUDA), numpy and Python.
 
     Args:
-        model: the model to watch over.
-        parameters: also the contents of parameters, which costs a copy of them; without need where the pass cannot
+        model: the model.
+        parameters: also the contents of parameters, which costs a copy of them; not needed where the pass cannot
             reach them.
 
     Raises:
@@ -55,7 +55,7 @@ class _Memory:
 
     def __init__(self, *, parameters: bool) -> None:
         self._parameters = parameters
-        self._seen: dict[int, Any] = {}  # objects by identity, held so that no identity is taken by another
+        self._seen: dict[int, Any] = {}  # objects by id, held so that no id is reused
         self._undo: list[Callable[[], None]] = []
 
     def keep(self, value: Any) -> None:

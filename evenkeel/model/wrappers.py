@@ -14,9 +14,9 @@ from evenkeel.errors import ModelError
 
 @contextmanager
 def unwrapped(model: nn.Module) -> Generator[nn.Module]:
-    """Lend out a model without what runs it: compiled parts as plain Python, parallel replicas and shards as one whole.
+    """Yield the model inside its wrappers: compiled parts as plain Python, parallel replicas and shards as one model.
 
-    So hooks and recorders see every call, and no call waits for other processes.
+    Hooks and recorders then see every call, and no call waits for other processes.
 
     Args:
         model: a model, perhaps one that `torch.compile`, DistributedDataParallel or DataParallel returned, or with
@@ -57,7 +57,7 @@ def _eager(model: nn.Module, wrapped: bool) -> Generator[None]:
 
 @contextmanager
 def _gathered(model: nn.Module) -> Generator[None]:
-    """Hold whole, meanwhile, the parameters that FSDP2 shards."""
+    """Gather the parameters that FSDP2 shards, and shard them again on leaving."""
     sharded: list[Any] = [module for module in model.modules() if hasattr(type(module), "set_reshard_after_forward")]
     groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
     before = [group.post_forward_mesh_info for group in groups]

@@ -1,4 +1,4 @@
-"""What running statistics tell of the layers before their norm."""
+"""Anchors: which running statistics to trust, and what they fix of the layers before their norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.theory.li2018 import dropout_noise
 
 _LEAST = 1e-3  # of what a norm stores: what its dropout was fed at least, where a moving average says less
 
@@ -35,9 +37,10 @@ class Stored:
         return Stored(self.mean, torch.maximum(variance, _LEAST * self.variance))
 
 
-def distrust(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
+def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     """Norms whose statistics cannot be trusted, by path, each with the reason."""
     calls = Counter(layer.module for layer in graph.of(Kind.NORM))
+    frozen = {layer.module for layer in graph if layer.frozen}
     reasons: dict[str, str] = {}
     for path, norm in norms.items():
         if is_untrained(norm):
@@ -46,8 +49,8 @@ def distrust(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> 
             reasons[path] = "its statistics are of single instances, not of the batch"
         elif calls[norm] > 1:
             reasons[path] = f"its statistics are of {calls[norm]} calls together"
-        elif model.training and not norm.training:
-            reasons[path] = "frozen: in eval mode while the model is in train mode"
+        elif norm in frozen:
+            reasons[path] = FROZEN
     return reasons
 
 
@@ -77,7 +80,7 @@ def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Sto
         stored, source = Stored(norm.running_mean.double(), norm.running_var.double()), layer.inputs[0]
         while source.kind is Kind.DROPOUT and _is_factor(source):
             assert source.p is not None
-            stored, source = stored.before(source.p / (1 - source.p)), source.inputs[0]
+            stored, source = stored.before(float(dropout_noise(source.p))), source.inputs[0]
             found[source.name] = stored
     return found
 

@@ -1,4 +1,4 @@
-"""Causes: which dropouts the difference between train and eval mode comes from, layer by layer."""
+"""Attribution: which dropouts the difference between train and eval mode comes from, layer by layer."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def causes_of(
 ) -> dict[Layer, Cause]:
     """What noise has done, and which dropouts made it, to what each layer reads.
 
-    Noise of one origin is taken to pass a layer as noise of another does; where signals meet, energies tell how much
-    of it each brings, and at a dropout, how much is new.
+    All noise is assumed to pass a layer alike, whatever dropout made it. Where signals meet, energies give the share of
+    each, and at a dropout, how much is new.
 
     Args:
         graph: the graph.
@@ -84,7 +84,7 @@ def _passed(layer: Layer, cause: Cause, given: list[Energies], returned: Energie
         before = sum(e.noise for e in given) if layer.kind is Kind.DROPOUT else returned.second * _noisiness(given)
         old = min(before / returned.noise, 1.0)
         noise = _sum([(noise, old), ({layer: 1.0}, 1 - old)])
-    elif not noise:  # there was none before: the layer makes noise, though nothing tells how
+    elif not noise:  # there was none before: the layer makes noise, for an unknown reason
         noise = {layer: 1.0}
     if layer.kind in (Kind.ACTIVATION, Kind.POOL, Kind.GATE) and len(given) == 1:
         damping = _sum([(damping, 1.0), (noise, max(_damping(returned) - _damping(given[0]), 0.0))])

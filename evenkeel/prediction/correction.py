@@ -1,22 +1,23 @@
-"""correct_: take out of the running statistics what dropout put in, without data."""
+"""correct_: the noise of dropout taken out of the running statistics, without data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, ModelError
+from evenkeel.graph.tracing import graph_of
 from evenkeel.model.buffers import Held, put_back_, write_buffers_
-from evenkeel.model.norms import Norm, foreign_norms, norms_of
+from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, Report
 from evenkeel.prediction.replicas import Channels
 from evenkeel.prediction.sampling import SamplingPlan
-from evenkeel.prediction.shift_prediction import Prediction, predict
+from evenkeel.prediction.shift_prediction import Prediction, PredictionInputs, predict, prediction_inputs
 
 if TYPE_CHECKING:
     pass
@@ -96,18 +97,18 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
 
     Of the variance that training stored, the noise of dropout is taken out, and what it damped of the signal is given
     back: `predict_shift` says how, but here every norm normalises by its own new statistics, in execution order, as it
-    will in eval mode (the shift as a checkpoint stands is another question). Running means are moved by what
+    will in eval mode (`predict_shift` predicts the shift of the checkpoint as it is). Running means are moved by what
     activations make of the noise.
 
     Nothing is written where something would have to be guessed: norms that store nothing yet, statistics of several
-    calls together, frozen norms, noise as large as all that is stored, and dropout on a signal whose strength no norm
-    before it tells. These are named in `untouched`. On any error the model is exactly as it was.
+    calls together, frozen norms, noise as large as all that is stored, and dropout on a signal whose variance no norm
+    before it fixes. These are named in `untouched`. On any error the model is exactly as it was.
 
     With data at hand, `reestimate_` is exact; this is for a checkpoint without.
 
     Args:
         model: the model, changed in place. It must not have been corrected or re-estimated before: what is taken out
-            is what training with dropout put in, and nothing in the statistics tells whether that has been done.
+            is what training with dropout put in, and the statistics do not show whether that has been done.
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
             floating tensors do not.
         stats: which statistics to write: both, or var.
@@ -134,7 +135,7 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
     with unwrapped(model) as whole:
         norms = norms_of(whole)
-        found = _settle(whole, example, norms, stats, seed)
+        found = _settle(prediction_inputs(whole, graph_of(whole, example), norms), stats, seed)
         untouched = found.unsure | foreign_norms(whole)
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
     values: dict[tuple[nn.Module, str], Tensor] = {
@@ -151,13 +152,13 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
     return Correction(rows, untouched, write_buffers_(values))
 
 
-def _settle(model: nn.Module, example: Any, norms: Mapping[str, Norm], stats: str, seed: int) -> Prediction:
-    """Predict what norms are fed once those before them that can be corrected are, and the others are as they were."""
-    settled = set(norms.values())
+def _settle(given: PredictionInputs, stats: str, seed: int) -> Prediction:
+    """Predict what norms read once those before them that can be corrected are, and the others are as they were."""
+    settled = set(given.norms.values())
     while True:
         plan = SamplingPlan(settled=settled, stats=stats, elements=_ELEMENTS, fewest=_FEWEST, seed=seed)
-        found = predict(model, example, norms, plan)
-        left = settled - {norms[path] for path in found.unsure}
+        found = predict(given, plan)
+        left = settled - {given.norms[path] for path in found.unsure}
         if left == settled:
             return found
         settled = left

@@ -1,4 +1,4 @@
-"""Replicas: random inputs, each sent through a model three times at once, and what they tell of every channel."""
+"""Replicas: random inputs, each sent through a model three times at once, and the moments of every channel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEAST = 0.01  # of a stored variance, left for the signal at least; of the sign
 _MOVING_AVERAGE_ERROR = 0.02  # relative standard error of what a norm stores
 _STRENGTH = 0.5  # of the variance that the inputs' signals have: how far from it that of the data may be
 _SPREAD = 0.3  # of channels' shares of noise, and of their damping, around those of all together: what is expected
-_SILENT = 1e-8  # of a variance: what varies less tells nothing
+_SILENT = 1e-8  # of a variance: less counts as none
 _CHANNELS, _PLACES = 64, 8  # at most, along each further dimension, of which a signal's energies are taken
 
 
@@ -101,7 +101,7 @@ def channels_of(x: Tensor) -> Channels:
 
 
 def pooled(calls: Sequence[Channels]) -> Channels:
-    """The moments of what several calls are fed in turn."""
+    """The moments of the inputs of several calls together."""
     if len(calls) == 1:
         return calls[0]
     train_mean, eval_mean = (torch.stack([getattr(c, n) for c in calls]).mean(0) for n in ("train_mean", "eval_mean"))
@@ -135,7 +135,7 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Channels, Tensor]
     error = 1 / math.sqrt(len(x) / COUNT * math.sqrt(x[0, 0].numel()))  # relative, of a variance; neighbours are alike
     noise, shared = _noise(found, variance, error), _shared(found, error)
     signal = _signal(variance, noise, shared, error)
-    silent = found.eval_var <= _SILENT * variance  # nothing in the inputs excites the channel, as the data did
+    silent = found.eval_var <= _SILENT * variance  # the random inputs do not vary the channel, as the data did
     eval_var = torch.where(silent, signal, signal * found.eval_var / shared.clamp_min(1e-300))
     eval_mean = mean + _shift(found, variance, error)
     _rescale_(x, found, Channels(mean, variance, eval_mean, eval_var, signal, found.crossed), silent)
@@ -167,9 +167,10 @@ def _rescale_(x: Tensor, found: Channels, wanted: Channels, silent: Tensor) -> N
     difference = (first - second) * along(noise_scale / 2)
     noise_free_new = noise_free * along(noise_free_scale) + along(wanted.eval_mean - noise_free_scale * found.eval_mean)
     if silent.any():
-        excitement = torch.randn_like(noise_free) * along((wanted.covariance * silent).sqrt())
-        common, noise_free_new = common + excitement, noise_free_new + excitement
-    x.copy_(torch.cat([noise_free_new, common + difference, common - difference]))
+        variation = torch.randn_like(noise_free) * along((wanted.covariance * silent).sqrt())
+        common, noise_free_new = common + variation, noise_free_new + variation
+    for part, new in zip(x.chunk(COUNT), (noise_free_new, common + difference, common - difference), strict=True):
+        part.copy_(new)
 
 
 def _alike(found: Channels, signal: Tensor, silent: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ def _noise(found: Channels, variance: Tensor, error: float) -> Tensor:
 def _shared(found: Channels, error: float) -> Tensor:
     """Variance of what train replicas share: what the channel shows, shrunk to the damping that all channels show.
 
-    Theirs is shrunk to none, in turn: beside much noise even all channels together tell little.
+    The common damping is itself shrunk towards none: with much noise even all channels together estimate it badly.
     """
     noise_free, noise = found.eval_var, found.noise.clamp_min(0)
     error_of_each = error * (2 * noise_free * noise + noise**2).sqrt()
@@ -204,7 +205,7 @@ def _shared(found: Channels, error: float) -> Tensor:
 def _signal(variance: Tensor, noise: Tensor, shared: Tensor, error: float) -> Tensor:
     """Variance of the data's signal: what the noise leaves of what is stored, shrunk to that of the inputs' signal.
 
-    Where the noise is nearly all that is stored, the difference tells less than random inputs do.
+    Where the noise is nearly all that is stored, random inputs estimate it better than the difference does.
     """
     left, error_of_noise = variance - noise, (_MOVING_AVERAGE_ERROR + math.sqrt(2) * error) * noise
     signal = _shrunk(left, error_of_noise, shared, _STRENGTH * torch.maximum(shared, left))

@@ -42,7 +42,7 @@ class SamplingPlan:
     """How a sample is made.
 
     Attributes:
-        settled: the norms that hand on, without noise, what they would once their statistics were right.
+        settled: the norms whose noise-free output is what it would be with corrected statistics.
         stats: which of these: both, or var.
         elements: of all signals of all replicas together, as far as the fewest samples allow.
         fewest: samples; four times as many where few of them show little: masks of whole samples, norms of vectors.
@@ -61,8 +61,8 @@ class SamplingPlan:
 class ReplicaRecorder(Recorder):
     """Records one pass of replicas, keeps one of them free of noise, and rescales norms' inputs to what norms store.
 
-    A sample of signals carries what a propagation of moments would have to be told about every pair of channels and
-    positions, and goes through any operation by the operation itself.
+    A sample of signals holds the moments of every pair of channels and positions, and passes any operation by running
+    it.
 
     Args:
         model: the model, to be run in train mode with its norms in eval mode.
@@ -76,7 +76,7 @@ class ReplicaRecorder(Recorder):
             channel whether the noise is more than all that the norm stores.
         calls: of every norm, by path, its last call.
         energies: of every layer that holds replicas, what these share.
-        unresolved: layers with noise of which nothing tells what it is in eval mode.
+        unresolved: layers with noise whose eval output is unknown.
         fed: of every norm, by path, what each call was fed without noise, if signals are not matched.
         inputs: the inputs without noise.
     """
@@ -114,7 +114,7 @@ class ReplicaRecorder(Recorder):
         if self.whole is None:
             if kind_of_function(name) is Kind.NORM:
                 self._arrive(args, kwargs)
-            self._set_aside(name, args, kwargs)
+            self._remember(name, args, kwargs)
         result = super().__torch_function__(func, types, args, kwargs)
         if self.whole is None and name in HIDDEN_DROPOUT and self.layers and self.layers[-1].p:
             self._repeat(func, name, args, kwargs, result)
@@ -124,7 +124,7 @@ class ReplicaRecorder(Recorder):
         super()._enter(module, args, kwargs)
         if module is self.whole:
             with torch._C.DisableTorchFunction():
-                self._set_aside("dropout", args, kwargs)
+                self._remember("dropout", args, kwargs)
 
     def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
         outputs = list(outputs)
@@ -136,7 +136,7 @@ class ReplicaRecorder(Recorder):
             if kind is Kind.NORM and self._arrived is not None:
                 self._settle(layer, out)
             elif function != "view":  # which may be written down first, to bring what the call reads up to date
-                if self._mask is not None and not self._silence(layer, out):
+                if self._mask is not None and not self._remove_noise(layer, out):
                     self.unresolved.add(layer)
                 self._mask = None
             stored = self.known.get(layer.name)
@@ -189,7 +189,7 @@ class ReplicaRecorder(Recorder):
         factor, offset = (t.view(shape).to(out.dtype) for t in (scale, beta - scale * (beta + shift)))
         noise_free.mul_(factor).add_(offset)
 
-    def _set_aside(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _remember(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember what a call with noise is fed, which it may write over, and the shape of its noise."""
         given = tensors((args, kwargs))
         masks = [tuple(t.shape) for t in given if t in self.noise]
@@ -200,7 +200,7 @@ class ReplicaRecorder(Recorder):
         channels = (*signal.shape[:2], *(1,) * (signal.dim() - 2))
         self._mask = masks[0] if masks else channels if name in CHANNEL_DROPOUT else tuple(signal.shape)
 
-    def _silence(self, layer: Layer, out: Tensor) -> bool:
+    def _remove_noise(self, layer: Layer, out: Tensor) -> bool:
         """Take a dropout's noise out of the replica that is to have none; return whether that is known to be right.
 
         The others are given masks of their own where they share one, or so few that chance might not drop any.
@@ -253,7 +253,7 @@ def sample(
         model: the model, its modes set as for a recording.
         run: makes one forward pass, given inputs such as `inputs`.
         inputs: an example, whose floating tensors give shapes only.
-        graph: the model's graph for it, which tells how many samples there can be.
+        graph: the model's graph for it, which limits the number of samples.
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
         plan: the rest.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from evenkeel.errors import ModelError
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.queries import feeding
-from evenkeel.graph.tracing import prepared, record, runner
+from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.prediction.anchors import distrust, stored_before, unanchored_dropouts
+from evenkeel.prediction.anchors import Stored, distrust, stored_before, unanchored_dropouts
 from evenkeel.prediction.attribution import Shares, causes_of
 from evenkeel.prediction.mode_agreement import contradictions
 from evenkeel.prediction.replicas import Channels, pooled
@@ -28,7 +28,7 @@ from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 
 _UNREACHED = "never reached, or not with samples first and channels second"
 _GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
-_DROWNED = 0.05  # share of a norm's channels in which noise may exceed what is stored
+_EXCEEDED = 0.05  # share of a norm's channels in which noise may exceed what is stored
 _NEARLY_ALL = 0.95  # share of a norm's variance that noise may have
 _ROUNDING = 1e-5  # share of it that may be no noise at all
 _SMALL = 0.005  # log ratio of a shift that needs no cause
@@ -42,7 +42,7 @@ class Prediction:
         graph: the model's layers.
         channels: of every norm reached, by path, what it is fed in train and in eval mode.
         causes: by path, the share of every dropout in what noise does to the norm's input, the largest first.
-        unsure: norms of which something had to be guessed, or nothing can be told, by path, each with the reason.
+        unsure: norms whose figure is a guess or unknown, by path, each with the reason.
     """
 
     graph: LayerGraph
@@ -56,17 +56,17 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
 
     Random inputs are sent through the model, each in three replicas: one without noise, as in eval mode, and two in
     train mode with dropout masks of their own, so that noise is what these two do not share (the two-replica picture
-    of mean-field theory). At every norm, what it stored in training tells how strong the data's signal is there:
+    of mean-field theory). At every norm, the variance stored in training fixes the variance of the data's signal there:
     `Var_eval = (V - N) noise_free / shared`, with V the variance stored and N that of the noise; noise_free and
     shared are the variances of what random inputs give without noise and of what their train replicas share. The first
     is the larger one where activations pass less of the signal because of the noise. For one weight layer behind
     dropout this is the
     identity `Var_train(w.x) = Var_eval(w.x) + p / (1 - p) sum_i w_i^2 E x_i^2`, of which Li et al. (2018), equations 8
     and 14, are special cases. Norms that store nothing yet are predicted from the initialization: `running_var` is
-    then what they would store of standardized inputs. The model is given back as found.
+    then what they would store of standardized inputs. The model is restored.
 
-    What is assumed: that inputs are smooth random fields of varying contrast, as images are about; of what comes after
-    the first norm that says little, since its statistics are those of the data.
+    Inputs are assumed to be smooth random fields of varying contrast, roughly like images. Behind the first norm this
+    matters little, since its statistics are those of the data.
 
     Args:
         model: the model, in train or eval mode.
@@ -93,7 +93,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     """
     with unwrapped(model) as plain:
         norms = norms_of(plain)
-        found = predict(plain, example, norms, SamplingPlan(seed=seed))
+        found = predict(prediction_inputs(plain, graph_of(plain, example), norms), SamplingPlan(seed=seed))
         unsure = found.unsure | foreign_norms(plain)
     rows = [
         ShiftRow(
@@ -116,44 +116,82 @@ def _opaque(found: Prediction, norms: Mapping[str, Norm]) -> list[str]:
         for layer in found.graph.of(Kind.OPAQUE)
     }
     return [
-        f"{', '.join(to)}: fed by {_name(layer)}, not understood and run as it is" for layer, to in fed.items() if to
+        f"{', '.join(to)}: fed by {layer.label}, not understood and run as it is" for layer, to in fed.items() if to
     ]
 
 
-def predict(model: nn.Module, example: Any, norms: Mapping[str, Norm], plan: SamplingPlan) -> Prediction:
-    """Predict what every norm is fed in train and in eval mode; the model is given back as found.
+@dataclass(frozen=True)
+class PredictionInputs:
+    """What every prediction of one model needs, however often it is made.
+
+    Attributes:
+        model: the model, without wrappers.
+        graph: its layers.
+        norms: its norms with running statistics, by path.
+        run: makes one forward pass.
+        inputs: what `run` is given.
+        anchors: the statistics known of other layers, by name.
+        distrusted: norms whose statistics are not those of training, by path, each with the reason.
+        contradicted: norms that eval mode feeds something else than the noise-free replica, likewise.
+    """
+
+    model: nn.Module
+    graph: LayerGraph
+    norms: Mapping[str, Norm]
+    run: Callable[[Any], Any]
+    inputs: Any
+    anchors: Mapping[str, Stored]
+    distrusted: Mapping[str, str]
+    contradicted: Mapping[str, str]
+
+
+def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> PredictionInputs:
+    """Read what predictions of a model need, and check it against one pass in eval mode.
 
     Args:
-        model: the model.
-        example: as for `trace`.
+        model: the model, without wrappers; it is restored.
+        graph: what `trace` made of it.
         norms: its norms with running statistics, by path.
-        plan: how.
+
+    Raises:
+        TraceError: the forward pass raised.
+    """
+    run, example = runner(model, graph.example)
+    distrusted = distrust(graph, norms)
+    anchors = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
+    inputs = prepared(example, model)
+    with restored(model):
+        contradicted = contradictions(model, run, inputs, graph, norms)
+    return PredictionInputs(model, graph, norms, run, inputs, anchors, distrusted, contradicted)
+
+
+def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
+    """Predict what every norm reads in train and in eval mode; the model is restored.
+
+    Args:
+        given: the model, and what is known of it.
+        plan: how to sample.
 
     Raises:
         ModelError: no norm is reached, or weights or statistics are not finite.
         TraceError: the forward pass raised.
     """
-    run, inputs = runner(model, example)
-    graph = record(model, run, inputs)
-    distrusted = distrust(model, graph, norms)
-    known = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
-    inputs = prepared(inputs, model)
+    model, norms = given.model, given.norms
     with restored(model):
-        contradicted = contradictions(model, run, inputs, graph, norms)
         set_modes(model, training=True)
-        seen, graph = sample(model, run, inputs, graph, norms=norms, known=known, plan=plan)
+        seen, graph = sample(model, given.run, given.inputs, given.graph, norms=norms, known=given.anchors, plan=plan)
     channels = {path: pooled([channels for channels, _ in seen.arrivals[path]]) for path in seen.calls}
     if not channels:
         raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
     for path, found in channels.items():
         if not (found.eval_var + found.eval_mean).isfinite().all():
-            raise ModelError(f"what {path!r} is fed is not finite: check weights, running statistics and their dtype")
+            raise ModelError(f"what {path!r} reads is not finite: check weights, running statistics and their dtype")
     shares = _shares(seen, graph, channels)
     unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
-    unanchored = unanchored_dropouts(graph, known)
+    unanchored = unanchored_dropouts(graph, given.anchors)
     reasons = {path: _guess(path, shares[path], seen, graph, unanchored) for path in channels}
     guesses = {path: reason for path, reason in reasons.items() if reason}
-    return Prediction(graph, channels, shares, guesses | contradicted | distrusted | unreached)
+    return Prediction(graph, channels, shares, {**guesses, **given.contradicted, **given.distrusted, **unreached})
 
 
 def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:
@@ -170,30 +208,26 @@ def _guess(
 ) -> str | None:
     """Why the prediction for a norm is no more than a guess, if so."""
     found, _ = seen.arrivals[path][-1]
-    drowned = torch.stack([drowned for _, drowned in seen.arrivals[path]]).any(0)
+    exceeded = torch.stack([exceeded for _, exceeded in seen.arrivals[path]]).any(0)
     noise = float(found.noise.mean() / found.train_var.mean())
     reasons = list[str]()
-    if drowned.sum() > _DROWNED * len(drowned):
-        count = f"{int(drowned.sum())} of {len(drowned)}"
+    if exceeded.sum() > _EXCEEDED * len(exceeded):
+        count = f"{int(exceeded.sum())} of {len(exceeded)}"
         reasons.append(f"the noise predicted exceeds the variance stored in {count} channels")
     if noise > _NEARLY_ALL:
-        reasons.append(f"noise is {noise:.0%} of what it stores, and the rest too little to tell")
+        reasons.append(f"noise is {noise:.0%} of what it stores, and the rest is too small to separate")
     for layer in graph.upstream(seen.calls[path], until=Kind.NORM):
         if layer in seen.unresolved:
-            reasons.append(f"nothing tells what the noise of {_name(layer)} is in eval mode")
+            reasons.append(f"the noise of {layer.label} in eval mode is unknown")
         if layer.kind is Kind.DROPOUT and layer.p is not None and layer.p >= 1:
-            reasons.append(f"{_name(layer)} drops everything")
+            reasons.append(f"{layer.label} drops everything")
     for layer, share in shares.items() if noise > _ROUNDING else ():
-        what = f"{share:.0%} of what noise does to it comes from {_name(layer)}"
+        what = f"{share:.0%} of what noise does to it comes from {layer.label}"
         if share > _GUESSED and (layer in seen.unresolved or (layer.kind is not Kind.DROPOUT and not layer.p)):
-            reasons.append(f"{what}, and nothing tells what that is in eval mode")
+            reasons.append(f"{what}, whose eval output is unknown")
         if share > _GUESSED and layer in unanchored and abs(_departure(found)) > _SMALL:
-            reasons.append(f"{what}, on a signal whose strength no norm tells")
+            reasons.append(f"{what}, on a signal whose variance no norm fixes")
     return reasons[0] if reasons else None
-
-
-def _name(layer: Layer) -> str:
-    return f"{layer.name} ({layer.where})" if layer.where else layer.name
 
 
 def _departure(found: Channels) -> float:

@@ -67,8 +67,8 @@ def activated(x: Signal, f: Function) -> Signal:
     second = grown * strength
     mean = marginal.mean * second.sqrt()
     position, sample = (
-        second * shared(marginal, x.hidden(common, together=together), together)
-        for common, together in ((x.position, x.marginal.together), (x.sample, False))
+        second * shared(marginal, x.latent_correlation(common, same_mask=same_mask), same_mask)
+        for common, same_mask in ((x.position, x.marginal.channelwise), (x.sample, False))
     )
     radial, turned = _radial(x, values, slopes)
     passing = (x.marginal.slopes @ weights).clamp_min(1e-300)

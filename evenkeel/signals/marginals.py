@@ -51,7 +51,7 @@ class Marginal:
         paired: E x^2 g^2 given the level, g = dx/dz, over E x^2 E g^2: how much stronger x is where errors pass; (K,).
         normal: whether values are still linear in z.
         kept: of normal values, the share that is not dropped; None if values are no longer linear in z.
-        together: whether all positions of a channel are dropped together.
+        channelwise: whether a mask drops all positions of a channel at once.
     """
 
     levels: Tensor
@@ -64,10 +64,10 @@ class Marginal:
     paired: Tensor
     normal: bool = True
     kept: float | None = 1.0
-    together: bool = False
+    channelwise: bool = False
 
     @property
-    def spread(self) -> float:
+    def level_variance(self) -> float:
         """Relative variance of the levels."""
         return float((self.masses * self.levels**2).sum()) - 1
 
@@ -101,10 +101,10 @@ class Marginal:
             (values**2 * slopes) @ self.weights / passing,
             normal=False,
             kept=None,
-            together=self.together,
+            channelwise=self.channelwise,
         ), second
 
-    def dropped(self, keep: float, *, together: bool) -> Marginal:
+    def dropped(self, keep: float, *, channelwise: bool) -> Marginal:
         """The law after dropout, in units that grow with it: a share 1 - keep of values is 0, the rest over keep."""
         kept = torch.cat([self.weights[:-1] * keep, 1 - keep * self.weights[:-1].sum()[None]])
         scale = torch.ones_like(kept)
@@ -119,7 +119,7 @@ class Marginal:
             paired=self.paired / keep,
             normal=False,
             kept=self.kept and self.kept * keep,
-            together=together,
+            channelwise=channelwise,
         )
 
     def largest(self, count: float, correlation: float) -> tuple[Marginal, float, Tensor]:
@@ -132,10 +132,10 @@ class Marginal:
             The law, its second moment in units of the present one, and by how much larger than on average the squared
             slope of the largest is, by level.
         """
-        if self.together:
-            bare, keep = replace(self, weights=gaussian().weights, together=False), float(1 - self.weights[-1])
+        if self.channelwise:
+            bare, keep = replace(self, weights=gaussian().weights, channelwise=False), float(1 - self.weights[-1])
             law, second, steeper = bare.largest(count, correlation)
-            return law.dropped(keep, together=True), second * keep, steeper
+            return law.dropped(keep, channelwise=True), second * keep, steeper
         z, weights = nodes()
         common = math.sqrt(min(max(correlation, 0.0), 0.99))
         own = math.sqrt(1 - common**2)
@@ -164,8 +164,8 @@ class Marginal:
             most: how many levels to tell apart.
         """
         if most == 1:
-            together = torch.ones_like(self.levels)[None]
-            return Sum(gaussian(), together, together)
+            all_moved = torch.ones_like(self.levels)[None]
+            return Sum(gaussian(), all_moved, all_moved)
         variance = ((self.fourth - 1) / fan_in).clamp_min(0)
         passing = torch.log1p(((self.paired - 1) / fan_in).clamp_min(-0.5))
         levels, masses, moved, passed = _scattered(self.levels, self.masses, variance, passing, most)
@@ -214,7 +214,7 @@ def _unlevelled(mean: float) -> Marginal:
     return _normal(one, one, mean)
 
 
-def shared(marginal: Marginal, rho: Tensor, together: bool = False) -> Tensor:
+def shared(marginal: Marginal, rho: Tensor, same_mask: bool = False) -> Tensor:
     """What two elements share, E x x' over E x^2, if the normal variables behind them correlate by rho.
 
     By Mehler's formula it is sum_n a_n^2 rho^n, a_n the coefficients of x in normalized Hermite polynomials of z.
@@ -223,27 +223,27 @@ def shared(marginal: Marginal, rho: Tensor, together: bool = False) -> Tensor:
     Args:
         marginal: the law of each.
         rho: the correlation, of any shape.
-        together: whether one mask drops both.
+        same_mask: whether one mask drops both.
     """
     rho, result = rho.clamp(-1, 1), torch.zeros_like(rho)
-    for coefficient in _coefficients(marginal, together).flip(0).tolist():
+    for coefficient in _coefficients(marginal, same_mask).flip(0).tolist():
         result = result.mul_(rho).add_(coefficient)
     return result
 
 
-def hidden(marginal: Marginal, share: Tensor, together: bool = False) -> Tensor:
+def latent_correlation(marginal: Marginal, share: Tensor, same_mask: bool = False) -> Tensor:
     """The correlation of the normal variables behind two elements that share so much: the inverse of `shared`."""
-    known = shared(marginal, _GRID, together).cummax(0).values
+    known = shared(marginal, _GRID, same_mask).cummax(0).values
     return torch.from_numpy(np.interp(share.numpy(), known.numpy(), _GRID.numpy()))
 
 
-def _coefficients(marginal: Marginal, together: bool) -> Tensor:
+def _coefficients(marginal: Marginal, same_mask: bool) -> Tensor:
     """Squares a_n^2, and last what they leave of E x^2, the share of it that the masks of two elements both keep."""
     _, weights = nodes()
     averaged, keep = marginal.masses @ marginal.values, float(marginal.weights[:-1].sum())
     terms = (_hermite() @ (weights * averaged[:-1])) ** 2  # of what is kept
     dropped = averaged[-1] * (1 - keep)
-    if together:
+    if same_mask:
         squares = keep * terms
         squares[0] = squares[0] + dropped * averaged[-1]
         left = 1 - squares.sum()

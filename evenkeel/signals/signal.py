@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.signals.marginals import Marginal, gaussian, hidden
+from evenkeel.signals.marginals import Marginal, gaussian, latent_correlation
 
 Function = Callable[[Tensor], Tensor]
 
@@ -60,13 +60,19 @@ class Signal:
     @property
     def correlation(self) -> float:
         """Mean correlation of the normal variables behind two positions of one sample."""
-        return float(self.hidden(self.position, together=self.marginal.together).mean())
+        return float(self.latent_correlation(self.position, same_mask=self.marginal.channelwise).mean())
 
-    def hidden(self, common: Tensor, *, together: bool = False) -> Tensor:
-        """The correlation of the normal variables behind two elements of which E x x' is known; see `hidden`."""
+    @property
+    def total_flow(self) -> Tensor:
+        """What reaches all elements of a unit sent in at the model's inputs: the flow, and the changes of strength."""
+        flow = self.flow.sum() / max(self.flow[0].numel(), 1)
+        return math.prod(self.shape) * (flow + self.power * (self.radial @ self.marginal.levels) / 4)
+
+    def latent_correlation(self, common: Tensor, *, same_mask: bool = False) -> Tensor:
+        """The correlation of the normal variables behind two elements of which E x x' is known."""
         if self.marginal.normal:
             return (common - self.mean**2) / (self.second - self.mean**2).clamp_min(1e-300)
-        return hidden(self.marginal, common / self.second.clamp_min(1e-300), together)
+        return latent_correlation(self.marginal, common / self.second.clamp_min(1e-300), same_mask)
 
     def mapped(self, change: Function, shape: tuple[int, ...], **changes: Any) -> Signal:
         """The signal with one and the same change made to each of its maps."""
@@ -89,10 +95,10 @@ class Signal:
 
         return self.mapped(mean, self.shape)
 
-    def mixed(self, masses: Tensor) -> Tensor:
-        """The flow of all levels together, handed out to levels of these masses."""
-        together = self.flow.sum(0)
-        return masses.view(-1, *(1,) * together.dim()) * together
+    def flow_over(self, masses: Tensor) -> Tensor:
+        """The flow of all levels, divided anew among levels of these masses."""
+        total = self.flow.sum(0)
+        return masses.view(-1, *(1,) * total.dim()) * total
 
     def aligned(self, dims: int) -> Signal:
         """The signal with as many leading dimensions as it takes for broadcasting."""
@@ -102,7 +108,7 @@ class Signal:
         ones = (1,) * missing
         return self.mapped(lambda t: t.reshape(*ones, *t.shape), (*ones, *self.shape))
 
-    def spread(self, shape: tuple[int, ...]) -> Signal:
+    def broadcast_to(self, shape: tuple[int, ...]) -> Signal:
         """The signal broadcast to a shape: one position over many is what these share."""
         x = self.aligned(len(shape))
         alone = len(shape) > 2 and math.prod(x.shape[2:]) == 1 < math.prod(shape[2:])
@@ -132,7 +138,7 @@ class Signal:
             law, _ = law.mapped(law.values * math.sqrt(self.power) + float(value.mean()))
         return replace(self, second=second, position=position, sample=sample, mean=mean, marginal=law)
 
-    def forgotten(self, shape: tuple[int, ...]) -> Signal:
+    def after_unknown(self, shape: tuple[int, ...]) -> Signal:
         """The signal after an operation that is not understood: of second moment 1/2, as the paper takes it."""
         half, law = constant(0.5, shape), gaussian()
         flow = 0.5 * (self.flow.sum() / self.flow[0].numel()).reshape((1,) * (len(shape) + 1))
@@ -191,9 +197,3 @@ def squeeze_constant(full: Tensor, first: int = 0) -> Tensor:
         elif bool((full.detach() == start.detach()).all()):
             full = full.mean(dim, keepdim=True)  # not the first: the gradient belongs to all
     return full
-
-
-def received(signal: Signal) -> Tensor:
-    """What reaches all elements of a signal of a unit sent in at the inputs: its flow, and the changes of strength."""
-    flow = signal.flow.sum() / max(signal.flow[0].numel(), 1)
-    return math.prod(signal.shape) * (flow + signal.power * (signal.radial @ signal.marginal.levels) / 4)

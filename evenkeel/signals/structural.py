@@ -1,4 +1,4 @@
-"""Layouts: what pools, joins, concatenations, gates and rearrangements make of signals' moments."""
+"""Structural layers: what pools, joins, concatenations, gates and rearrangements make of signals' moments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.graph.kinds import Kind, kind_of_function
+from evenkeel.graph.kinds import (
+    ADAPTIVE_POOLS,
+    CONCATENATIONS,
+    DIVISIONS,
+    MAXIMA,
+    MINIMA,
+    PADDINGS,
+    REDUCTIONS,
+    RESIZES,
+    REVERSED,
+    SUBTRACTIONS,
+    UNPREDICTED_POOLS,
+    WINDOWED_POOLS,
+    Kind,
+    kind_of_function,
+)
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.signals.activations import activated
 from evenkeel.signals.marginals import Marginal, gaussian
@@ -22,19 +37,19 @@ Function = Callable[[Tensor], Tensor]
 
 _MOST_ELEMENTS, _MOST_AT_LEVELS = 1 << 17, 1 << 24  # of maps that are rearranged element by element
 _MOST_COUNTS = 9  # kinds of windows, by how many values they hold, of one pool
-_MOST_JOINED = 1 << 16  # of one concatenated map, beyond which it does not vary in space
+_MOST_CONCATENATED = 1 << 16  # of one concatenated map, beyond which it does not vary in space
 
 
 def _pooled(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
     x, name = inputs[0], layer.function.removesuffix("_with_indices")
-    if name.startswith(("scatter", "index", "lp")):
-        return x.forgotten(layer.shape)
+    if name in UNPREDICTED_POOLS:
+        return x.after_unknown(layer.shape)
     windows = _windows(layer, name, x.shape, bordered=bordered)
     share = math.prod(layer.shape) / math.prod(x.shape)
-    if name.startswith(("interpolate", "upsample")):
+    if name in RESIZES:
         return replace(x.mapped(windows.mean, layer.shape), local=x.local * share)
-    if "max" in name or "min" in name:
-        return _extreme(layer, x, windows, -1.0 if "min" in name else 1.0)
+    if name in MAXIMA | MINIMA:
+        return _extreme(layer, x, windows, -1.0 if name in MINIMA else 1.0)
     factor = windows.count if name == "sum" else 1.0
     position, sample = (
         squeeze_constant(windows.mean(t.clamp_min(0).sqrt()) ** 2 * factor**2) for t in (x.position, x.sample)
@@ -91,9 +106,8 @@ class _Windows:
 
 def _windows(layer: Layer, name: str, shape: tuple[int, ...], *, bordered: bool) -> _Windows:
     count = max(math.prod(shape) / math.prod(layer.shape), 1.0)
-    if "pool" in name and not name.startswith("fractional"):
-        spatial = int(name[-2])
-        weights = [_along(layer, name, shape, dim - spatial) for dim in range(spatial)]
+    if name in WINDOWED_POOLS:
+        weights = [_along(layer, name, shape, dim) for dim in range(-WINDOWED_POOLS[name], 0)]
         inside = _applied([(w > 0).double() for w in weights], torch.ones((1,) * len(shape), dtype=torch.float64))
         count = float(inside.flatten().mode().values)
         if bordered:
@@ -101,7 +115,7 @@ def _windows(layer: Layer, name: str, shape: tuple[int, ...], *, bordered: bool)
             return _Windows(partial(_applied, weights), partial(_applied, squared), count, inside)
 
     def mean(t: Tensor) -> Tensor:
-        if t.numel() == 1 or not bordered or "pool" in name or name.startswith(("interpolate", "upsample")):
+        if t.numel() == 1 or not bordered or name not in REDUCTIONS:
             return t.mean().reshape((1,) * len(layer.shape))
         rest = [a for a in layer.args[1:] if not isinstance(a, (torch.dtype, torch.Size))]
         return torch.mean(t.expand(shape), *rest, **{k: v for k, v in layer.kwargs.items() if k != "dtype"})
@@ -115,7 +129,7 @@ def _along(layer: Layer, name: str, shape: tuple[int, ...], dim: int) -> Tensor:
     """The weight of every place in every window along one dimension, shape (windows, places)."""
     arguments, n_in, n_out = layer.arguments, shape[dim], layer.shape[dim]
     places, windows = torch.arange(n_in), torch.arange(n_out)[:, None]
-    if "adaptive" in name:
+    if name in ADAPTIVE_POOLS:
         inside = (places >= windows * n_in // n_out) & (places < -(-(windows + 1) * n_in // n_out))
         return inside.double() / inside.sum(1, keepdim=True)
     size = extent(arguments["kernel_size"], dim)
@@ -126,7 +140,7 @@ def _along(layer: Layer, name: str, shape: tuple[int, ...], dim: int) -> Tensor:
     steps = places - (windows * stride - padding)
     inside = (steps >= 0) & (steps <= dilation * (size - 1)) & (steps % dilation == 0)
     divisor = inside.sum(1, keepdim=True)
-    if name.startswith("avg") and arguments.get("count_include_pad", True):
+    if name not in MAXIMA and arguments.get("count_include_pad", True):
         divisor = (windows * stride - padding + size).clamp_max(n_in + padding) - (windows * stride - padding)
     return inside.double() / divisor.clamp_min(1)
 
@@ -139,9 +153,9 @@ def _applied(weights: Sequence[Tensor], t: Tensor) -> Tensor:
     return t
 
 
-def _joined(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
-    scale = float(layer.kwargs.get("alpha", 1)) * (-1.0 if "sub" in layer.function else 1.0)
-    x, y = (signal.spread(layer.shape) for signal in (inputs[::-1] if layer.function == "rsub" else inputs))
+def _summed(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
+    scale = float(layer.kwargs.get("alpha", 1)) * (-1.0 if layer.function in SUBTRACTIONS else 1.0)
+    x, y = (signal.broadcast_to(layer.shape) for signal in (inputs[::-1] if layer.function in REVERSED else inputs))
     second, position, sample = (
         s + scale**2 * t + 2 * scale * x.mean * y.mean
         for s, t in ((x.second, y.second), (x.position, y.position), (x.sample, y.sample))
@@ -157,12 +171,12 @@ def _joined(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
 
 def _concatenated(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
     spatial = math.prod(max(t.second.shape[d] for t in inputs) for d in range(2, len(layer.shape)))
-    if spatial > 1 and math.prod(layer.shape[1:]) > _MOST_JOINED:
+    if spatial > 1 and math.prod(layer.shape[1:]) > _MOST_CONCATENATED:
         inputs = [x.averaged(keep=1) for x in inputs]
     strongest = max(inputs, key=lambda signal: signal.power)
     masses, flows = _on_common_levels(inputs)
     sizes = torch.tensor([float(math.prod(x.shape)) for x in inputs], dtype=torch.float64)
-    law = _mixed([x.marginal for x in inputs], strongest.marginal, sizes / sizes.sum())
+    law = _mixture([x.marginal for x in inputs], strongest.marginal, sizes / sizes.sum())
     join = _joining(layer, inputs, sizes / sizes.sum(), bordered=bordered)
     second, position, sample, mean = (
         squeeze_constant(join(torch.square if name != "mean" else torch.clone, *(getattr(x, name) for x in inputs)))
@@ -174,14 +188,14 @@ def _concatenated(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Sign
     return Signal(layer.shape, second, position, sample, mean, law, flow, radial, masses * locals_)
 
 
-def _mixed(laws: Sequence[Marginal], strongest: Marginal, shares: Tensor) -> Marginal:
+def _mixture(laws: Sequence[Marginal], strongest: Marginal, shares: Tensor) -> Marginal:
     """The law of an element of one of several signals, which have these shares of all elements."""
     if any(law.kept is None for law in laws):  # some are no normal values, some of them dropped
         every = all(law.kept is None for law in laws)
         return strongest if every else gaussian(strongest.levels, strongest.masses)
     kept = torch.tensor([law.kept for law in laws], dtype=torch.float64)
     law, keep = gaussian(strongest.levels, strongest.masses), float(kept @ shares)
-    return law.dropped(keep, together=any(law.together for law in laws)) if keep < 1 else law
+    return law.dropped(keep, channelwise=any(law.channelwise for law in laws)) if keep < 1 else law
 
 
 def _joining(layer: Layer, inputs: list[Signal], shares: Tensor, *, bordered: bool) -> Callable[..., Tensor]:
@@ -192,7 +206,7 @@ def _joining(layer: Layer, inputs: list[Signal], shares: Tensor, *, bordered: bo
     def join(of_constant: Function, *maps: Tensor) -> Tensor:
         if not bordered or layer.call is None:
             return (torch.stack([t.mean() for t in maps]) @ shares).reshape((1,) * len(layer.shape))
-        if layer.function in ("cat", "concat", "concatenate") and len(layer.args[0]) == len(maps):
+        if layer.function in CONCATENATIONS and len(layer.args[0]) == len(maps):
             dim = layer.kwargs.get("dim", layer.args[1] if len(layer.args) > 1 else 0) % dims[0]
             widest = [max(t.shape[d] for t in maps) for d in range(dims[0])]
             return torch.cat(
@@ -206,8 +220,8 @@ def _joining(layer: Layer, inputs: list[Signal], shares: Tensor, *, bordered: bo
 
 
 def _gated(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
-    if "div" in layer.function:
-        return inputs[0].forgotten(layer.shape)
+    if layer.function in DIVISIONS:
+        return inputs[0].after_unknown(layer.shape)
     if len(inputs) == 2 and inputs[0] is inputs[1]:
         return replace(activated(inputs[0], torch.square), shape=layer.shape)
     return multiplied(inputs[0], inputs[1], layer.shape)
@@ -215,7 +229,7 @@ def _gated(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
 
 def multiplied(x: Signal, y: Signal, shape: tuple[int, ...]) -> Signal:
     """The product of two signals taken as independent."""
-    x, y = (signal.spread(shape) for signal in (x, y))
+    x, y = (signal.broadcast_to(shape) for signal in (x, y))
     masses, flows = _on_common_levels([x, y])
     strongest = max((x, y), key=lambda signal: math.prod(signal.shape)).marginal
     law = replace(strongest, normal=False)
@@ -232,10 +246,10 @@ def _passed(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
     kind = kind_of_function(name)
     if kind in _BY_CONSTANT:
         return _BY_CONSTANT[kind](layer, x)
-    x = x.spread(layer.shape) if len(x.shape) == len(layer.shape) else x
+    x = x.broadcast_to(layer.shape) if len(x.shape) == len(layer.shape) else x
     if kind is not Kind.PASS:
         return replace(x.mapped(lambda t: t.mean().reshape((1,) * len(layer.shape)), layer.shape), known=False)
-    pads = "pad" in name
+    pads = name in PADDINGS
     if layer.call is None or (pads and not bordered) or (not pads and not x.varies):
         return x.mapped(lambda t: t.mean().reshape((1,) * len(layer.shape)), layer.shape)
     elements = math.prod(x.shape)
@@ -256,7 +270,7 @@ def _passed(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
 def _shifted(layer: Layer, x: Signal) -> Signal:
     """A constant added, or taken from it, or it from a constant."""
     value = _constant(layer) * float(layer.kwargs.get("alpha", 1))
-    taken = "sub" in layer.function
+    taken = layer.function in SUBTRACTIONS
     if taken and _comes_second(layer):
         x = x.scaled(-1.0)
     elif taken:
@@ -267,14 +281,14 @@ def _shifted(layer: Layer, x: Signal) -> Signal:
 def _comes_second(layer: Layer) -> bool:
     """Whether the signal is taken from the constant, not the constant from the signal."""
     first = isinstance((*layer.args, layer.kwargs.get("input"))[0], Layer)
-    return first == (layer.function == "rsub")
+    return first == (layer.function in REVERSED)
 
 
 def _scaled(layer: Layer, x: Signal) -> Signal:
     """A constant multiplied to it, or dividing it."""
     value = _constant(layer)
-    if "div" in layer.function:
-        if layer.function.startswith("r"):
+    if layer.function in DIVISIONS:
+        if layer.function in REVERSED:
             raise ValueError("a constant divided by a signal")
         value = 1 / value
     x = x.aligned(len(layer.shape))
@@ -328,7 +342,7 @@ def _on_common_levels(inputs: list[Signal]) -> tuple[Tensor, list[Tensor]]:
     """The levels' masses of the strongest signal, and all signals' flows by these levels."""
     strongest = max(inputs, key=lambda signal: signal.power)
     masses = strongest.marginal.masses
-    return masses, [x.flow if x is strongest else x.mixed(masses) for x in inputs]
+    return masses, [x.flow if x is strongest else x.flow_over(masses) for x in inputs]
 
 
 def _joint_radial(inputs: list[Signal], shares: list[float], masses: Tensor) -> Tensor:
@@ -339,9 +353,9 @@ def _joint_radial(inputs: list[Signal], shares: list[float], masses: Tensor) -> 
 
 _BY_CONSTANT: dict[Kind, Callable[[Layer, Signal], Signal]] = {Kind.JOIN: _shifted, Kind.GATE: _scaled}
 # What each kind makes of its inputs: called with the layer, the inputs' signals, and whether borders count.
-LAYOUTS: dict[Kind, Callable[..., Signal]] = {
+STRUCTURAL: dict[Kind, Callable[..., Signal]] = {
     Kind.POOL: _pooled,
-    Kind.JOIN: _joined,
+    Kind.JOIN: _summed,
     Kind.CONCAT: _concatenated,
     Kind.GATE: _gated,
     Kind.PASS: _passed,

@@ -8,21 +8,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evenkeel.errors import ActivationError
-from evenkeel.graph.kinds import CHANNEL_DROPOUT, Kind
+from evenkeel.graph.kinds import (
+    ALPHA_DROPOUT,
+    BATCH_NORMS,
+    CHANNEL_DROPOUT,
+    EMBEDDINGS,
+    SOFTMAXES,
+    Kind,
+    kind_of_function,
+)
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.signals.activations import activated, activation_of
 from evenkeel.signals.marginals import MOST_LEVELS, Marginal, Sum, gaussian
 from evenkeel.signals.signal import Signal, by_level, constant, ratio, standard
-from evenkeel.signals.structural import LAYOUTS, multiplied
+from evenkeel.signals.structural import STRUCTURAL, multiplied
 from evenkeel.signals.weights import Weights, gathering, weights_of
 
 # Given a weight layer, its weights, what it reads, and the law of what it returns: the variance of its weights.
 Choice = Callable[[Layer, Weights, Signal, Sum], float]
 
-_FEWEST_LEVELS, _MOST_ELEMENTS = 16, 1 << 18  # levels of a flow, and elements of all of its levels together
+_FEWEST_LEVELS, _MOST_ELEMENTS = 16, 1 << 18  # levels of a flow, and elements of all of its levels
 _ALPHA = -1.7580993408473766  # what alpha dropout puts in place of a dropped value: SELU's lower bound
 
 
@@ -32,14 +40,12 @@ class PropagationOptions:
 
     Attributes:
         training: in train mode, with dropout on and statistics of the batch, or in eval mode.
-        frozen: modules that are in eval mode also while the model is in train mode.
         bordered: count the zeros that padding adds at the borders; if not, every weight layer sums by its fan.
         levelled: tell samples of different strength apart, as has to be unless all activations treat them alike.
         choose: the variance of a layer's weights.
     """
 
     training: bool
-    frozen: frozenset[nn.Module]
     bordered: bool
     levelled: bool
     choose: Choice
@@ -59,12 +65,12 @@ def transfer(layer: Layer, inputs: list[Signal], options: PropagationOptions) ->
     if not inputs:
         return standard(layer.shape)
     try:
-        if layer.kind in LAYOUTS:
-            result = LAYOUTS[layer.kind](layer, inputs, bordered=options.bordered)
+        if layer.kind in STRUCTURAL:
+            result = STRUCTURAL[layer.kind](layer, inputs, bordered=options.bordered)
         else:
             result = _TRANSFERS[layer.kind](layer, inputs, options)
     except _NOT_UNDERSTOOD:
-        return inputs[0].forgotten(layer.shape)
+        return inputs[0].after_unknown(layer.shape)
     settled = layer.kind in (Kind.WEIGHT, Kind.NORM) or all(x.known for x in inputs)
     return result if settled else replace(result, known=False)
 
@@ -72,20 +78,20 @@ def transfer(layer: Layer, inputs: list[Signal], options: PropagationOptions) ->
 def _weight(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:
     weights = weights_of(layer)
     if weights is None:
-        return replace(inputs[0].forgotten(layer.shape), known=True)
+        return replace(inputs[0].after_unknown(layer.shape), known=True)
     x = inputs[0] if len(inputs) == 1 else multiplied(inputs[0], inputs[1], inputs[0].shape)
     if not x.known:
-        x = replace(x.forgotten(x.shape), flow=x.mixed(gaussian().masses))
+        x = replace(x.after_unknown(x.shape), flow=x.flow_over(gaussian().masses))
     most = max(_FEWEST_LEVELS, min(MOST_LEVELS, _MOST_ELEMENTS // x.flow[0].numel())) if options.levelled else 1
     summed = x.marginal.summed(weights.fan_in, most)
     variance = options.choose(layer, weights, x, summed)
-    if layer.function.startswith("embedding"):
+    if layer.function in EMBEDDINGS:
         return replace(standard(layer.shape), second=constant(variance, layer.shape))
     gather = gathering(layer, weights, bordered=options.bordered)
     bias = 0.0 if weights.bias is None else float(weights.bias.detach().double().square().mean())
-    spread = gathering(layer, weights, bordered=options.bordered, spread=True)
+    across = gathering(layer, weights, bordered=options.bordered, any_position=True)
     second, position = (gather(t) * variance + bias for t in (x.second, x.position))
-    sample = spread(x.sample) * variance + bias
+    sample = across(x.sample) * variance + bias
     reached = by_level(gather, x.flow) * variance
     others = 1 - along(x)
     flow = torch.tensordot(summed.passed * others, reached, 1)
@@ -99,12 +105,12 @@ def _weight(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> 
 def _norm(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:
     arguments, x = layer.arguments, inputs[0]
     if not x.known:
-        x = replace(standard(x.shape), flow=x.mixed(gaussian().masses))
+        x = replace(standard(x.shape), flow=x.flow_over(gaussian().masses))
     gamma, beta = _vector(arguments.get("weight"), 1.0), _vector(arguments.get("bias"), 0.0)
     eps = arguments.get("eps")
     eps = float(eps) if isinstance(eps, (int, float)) else 1e-5
     stored = [arguments.get(name) for name in ("running_mean", "running_var")]
-    if isinstance(stored[0], Tensor) and (not options.training or layer.module in options.frozen):
+    if isinstance(stored[0], Tensor) and (not options.training or layer.frozen):
         scale = gamma / (_vector(stored[1], 1.0) + eps).sqrt()
         return _affine(x, scale, beta - _vector(stored[0], 0.0) * scale)
     return _affine(_normalized(layer, x, eps), gamma, beta)
@@ -113,7 +119,7 @@ def _norm(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Si
 def _normalized(layer: Layer, x: Signal, eps: float) -> Signal:
     """The signal less what it shares, over the root of what is left, by the norm's own extent."""
     dims = list(range(len(x.shape)))
-    batch, centered = layer.function.endswith("batch_norm"), layer.function != "rms_norm"
+    batch, centered = layer.function in BATCH_NORMS, layer.function != "rms_norm"
     if batch:  # what the samples of a channel share is taken out
         over, crossed = [dim for dim in dims if dim != 1], x.sample
     elif layer.function == "instance_norm":  # what the positions of a channel share
@@ -136,7 +142,7 @@ def _normalized(layer: Layer, x: Signal, eps: float) -> Signal:
         law, _ = law.mapped(law.values - law.mean * centered)
     if not batch:  # every sample by itself: all are equally strong
         law = replace(law.at_mean(), normal=law.normal)
-        flow, local = x.mixed(law.masses) / variance, law.masses
+        flow, local = x.flow_over(law.masses) / variance, law.masses
     mean = torch.zeros_like(variance) if centered else x.mean / variance.sqrt()
     return Signal(x.shape, second, position, sample, mean, law, flow, x.radial if batch else 0 * law.masses, local)
 
@@ -156,8 +162,8 @@ def _affine(x: Signal, scale: Tensor, offset: Tensor) -> Signal:
 
 def _activation(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:
     x = inputs[0]
-    if layer.function in ("softmax", "log_softmax", "softmin"):
-        return x.forgotten(layer.shape)
+    if layer.function in SOFTMAXES:
+        return x.after_unknown(layer.shape)
     if layer.function == "glu":
         half = replace(x, shape=layer.shape)
         return multiplied(half, activated(half, torch.sigmoid), layer.shape)
@@ -169,13 +175,13 @@ def _dropout(layer: Layer, inputs: list[Signal], options: PropagationOptions) ->
     if not options.training or p == 0:
         return x
     if p is None or p >= 1:
-        return x.forgotten(layer.shape)
+        return x.after_unknown(layer.shape)
     keep = 1 - p
-    together = _mask_is_shared(layer)
-    law = x.marginal.dropped(keep, together=together)
-    if "alpha" in layer.function:
+    channelwise = _mask_is_shared(layer)
+    law = x.marginal.dropped(keep, channelwise=channelwise)
+    if layer.function in ALPHA_DROPOUT:
         return _alpha_dropped(x, keep, law)
-    position = x.position / keep if together else x.position
+    position = x.position / keep if channelwise else x.position
     y = replace(x, second=x.second / keep, position=position, flow=x.flow / keep, local=x.local / keep, marginal=law)
     return y if layer.scaled else y.scaled(keep)
 
@@ -198,7 +204,7 @@ def _alpha_dropped(x: Signal, keep: float, law: Marginal) -> Signal:
     return replace(
         x,
         second=kept(x.second),
-        position=kept(x.position) if law.together else position,
+        position=kept(x.position) if law.channelwise else position,
         sample=sample,
         mean=slope * x.mean + offset,
         marginal=marginal,
@@ -221,7 +227,7 @@ def strengthening(x: Signal) -> Tensor:
 
 def _mask_is_shared(layer: Layer) -> bool:
     """Whether one decision drops all positions of a channel, or a whole sample."""
-    if layer.function in ("mul", "multiply", "div", "imul"):
+    if kind_of_function(layer.function) is Kind.GATE:
         masks = [value for value in layer.constants if isinstance(value, torch.Size)]
         return any(1 in mask[2:] or len(mask) < 3 for mask in masks) and len(layer.shape) > 2
     return layer.function in CHANNEL_DROPOUT
@@ -229,7 +235,7 @@ def _mask_is_shared(layer: Layer) -> bool:
 
 def _opaque(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:
     strongest = max(inputs, key=lambda signal: signal.power)
-    return strongest.forgotten(layer.shape)
+    return strongest.after_unknown(layer.shape)
 
 
 def _output(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:

@@ -1,4 +1,4 @@
-"""Weights: the parameter of one weight layer as rows, one an output unit, with its fans; and how they are filled."""
+"""Weights: the parameter of one weight layer as rows, one an output unit, with its fans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from evenkeel.graph.kinds import ARGUMENTS, PRODUCTS
+from evenkeel.graph.kinds import ARGUMENTS, CONVOLUTIONS, EMBEDDINGS, PRODUCTS, TRANSPOSED
 from evenkeel.graph.layer_graph import Layer
 
 Dims = tuple[tuple[int, ...], tuple[int, ...]]
@@ -79,9 +79,9 @@ def _of_function(layer: Layer, weight: nn.Parameter, bias: nn.Parameter | None, 
     if layer.function == "conv_tbc":
         taps, inputs, outputs = weight.shape
         return Weights(weight, bias, taps * inputs, taps * outputs, units=(2,))
-    if "conv" in layer.function:
+    if layer.function in CONVOLUTIONS:
         return _convolution(layer, weight, bias)
-    if layer.function.startswith("embedding"):
+    if layer.function in EMBEDDINGS:
         padding = layer.arguments.get("padding_idx")
         return Weights(weight, None, 1, 1, unused=padding if isinstance(padding, int) and padding >= 0 else None)
     return Weights(weight, bias, weight[0].numel(), weight.shape[0])
@@ -91,28 +91,31 @@ def _parameter(value: object) -> nn.Parameter | None:
     return value if isinstance(value, nn.Parameter) else None
 
 
-def gathering(layer: Layer, weights: Weights, *, bordered: bool, spread: bool = False) -> Callable[[Tensor], Tensor]:
+def gathering(
+    layer: Layer, weights: Weights, *, bordered: bool, any_position: bool = False
+) -> Callable[[Tensor], Tensor]:
     """What a weight layer sums: of a map of its input, the sum over the weights that meet in one output.
 
     Args:
         layer: a layer of kind WEIGHT.
         weights: its weights.
         bordered: whether the zeros beyond a convolution's borders count; if not, the sum is the mean times `fan_in`.
-        spread: sum what an output has in common with all others on average: at borders, not all use the same weights.
+        any_position: sum what an output shares with an output at any position, on average: at borders, not all use
+            the same weights.
 
     Returns:
         The function, from maps of the input (size 1 where they do not vary) to maps of the output.
     """
     if layer.function == "linear":
         return lambda t: t.mean(-1, keepdim=True) * weights.fan_in
-    if bordered and layer.function.startswith("conv") and layer.function != "conv_tbc":
-        return lambda t: _convolved(layer, weights, t, spread=spread)
+    if bordered and layer.function in CONVOLUTIONS and layer.function != "conv_tbc":
+        return lambda t: _convolved(layer, weights, t, any_position=any_position)
     return lambda t: t.mean().reshape((1,) * len(layer.shape)) * weights.fan_in
 
 
-def _convolved(layer: Layer, weights: Weights, t: Tensor, *, spread: bool) -> Tensor:
+def _convolved(layer: Layer, weights: Weights, t: Tensor, *, any_position: bool) -> Tensor:
     arguments, weight = layer.arguments, weights.parameter
-    transposed = arguments.get("transposed", "transpose" in layer.function)
+    transposed = arguments.get("transposed", layer.function in TRANSPOSED)
     spatial, groups = weight.dim() - 2, int(arguments.get("groups", 1))
     inputs = weight.shape[0] // groups if transposed else weight.shape[1]
     channels = -spatial - 1
@@ -122,7 +125,7 @@ def _convolved(layer: Layer, weights: Weights, t: Tensor, *, spread: bool) -> Te
     else:
         t = t.mean(channels, keepdim=True)
     kernel = torch.ones(t.shape[channels], 1, *weight.shape[2:], dtype=t.dtype)
-    if spread:
+    if any_position:
         kernel = kernel * _uses(layer, weight, transposed=transposed)
     convolve = getattr(torch.nn.functional, f"conv{'_transpose' * bool(transposed)}{spatial}d")
     names = ("stride", "padding", "dilation", "output_padding")
@@ -169,7 +172,7 @@ def _convolution(layer: Layer, weight: nn.Parameter, bias: nn.Parameter | None) 
     taps, groups = weight[0, 0].numel(), int(arguments.get("groups", 1))
     stride = arguments.get("stride", 1)
     strides = math.prod(stride) if isinstance(stride, (tuple, list)) else int(stride) ** (weight.dim() - 2)
-    if arguments.get("transposed", "transpose" in layer.function):
+    if arguments.get("transposed", layer.function in TRANSPOSED):
         inputs, outputs = weight.shape[0] // groups, weight.shape[1]
         units = (0, 2) if groups > 1 else (1,)
         return Weights(weight, bias, inputs * taps / strides, outputs * taps, groups, units)

@@ -16,7 +16,7 @@ from torch import Tensor
 from evenkeel.model.batches import samples
 from evenkeel.model.nested import is_words, map_together
 
-MOST_PARTS = 8  # of a group, whose statistics are taken apart for the spread between them
+MOST_PARTS = 8  # of a group, whose statistics are taken apart for the variance between them
 _CONSTANTS = (str, bytes, int, float, bool, type(None))
 
 
@@ -153,7 +153,7 @@ def merged(batches: Sequence[Any]) -> Any:
     >>> merged([{"x": torch.ones(4, 2)}, {"x": torch.ones(3, 2)}])["x"].shape
     torch.Size([7, 2])
     """
-    return map_together(_joined, batches)
+    return map_together(_concatenated, batches)
 
 
 def _own(leaves: Sequence[Any]) -> Any:
@@ -162,7 +162,7 @@ def _own(leaves: Sequence[Any]) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else copy.copy(leaf) if hasattr(leaf, "__dict__") else leaf
 
 
-def _joined(leaves: Sequence[Any]) -> Any:
+def _concatenated(leaves: Sequence[Any]) -> Any:
     if isinstance(leaves[0], Tensor):
         return torch.cat(list(leaves))
     return [word for words in leaves for word in words] if is_words(leaves[0]) else leaves[0]

@@ -1,4 +1,4 @@
-"""Ranks: the processes of torch.distributed that measure together, and what they tell one another."""
+"""Ranks: the processes of torch.distributed that measure together, and the messages between them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ T = TypeVar("T")
 
 
 class RankError(BatchError):
-    """Another rank failed, and has told so: there is no more to hear from it."""
+    """Another rank reported that it failed, and sends nothing more."""
 
 
 class State(IntEnum):
-    """Where a rank stands in a pass."""
+    """The state of a rank in a pass."""
 
-    MEASURED = 0  # at a norm, whose input's statistics it tells
+    MEASURED = 0  # at a norm; the message holds its input's statistics
     DONE = 1
     RETRY = 2  # it failed, and will try once more in a more careful way
     FAILED = 3
 
 
 class Message(NamedTuple):
-    """What one rank tells all.
+    """What one rank sends to all.
 
     Attributes:
-        state: where it stands.
+        state: of the rank.
         norm: which norm was measured, by its place among the norms.
         parts: statistics of the parts of its batch, each with the number of the part.
         sizes: when done, how many batches and samples it ran.
@@ -50,7 +50,7 @@ class Ranks:
     Args:
         group: the process group of torch.distributed.
         channels: of each norm.
-        parts: how many parts of a batch a message may tell of.
+        parts: how many parts of a batch a message may hold.
 
     Attributes:
         size: how many ranks there are.
@@ -86,7 +86,7 @@ class Ranks:
         return self.gather(row)[0] if self.size > 1 else row
 
     def exchange(self, message: Message) -> list[Message]:
-        """Tell all ranks, and hear from each, in their order; every rank has to take part."""
+        """Send to all ranks and receive from each, in their order; every rank has to take part."""
         if self.size == 1:
             return [message]
         header = torch.tensor([message.state, message.norm, len(message.parts), *message.sizes])
@@ -135,8 +135,8 @@ class Ranks:
         if failed:
             raise RankError(f"rank {failed[0]} of {self.size} failed, whose own error says why: nothing was changed")
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Do what each rank does by itself, and fail on all if it fails on one.
+    def collectively(self, work: Callable[[], T]) -> T:
+        """Run work on each rank, and fail on all if it fails on one.
 
         Raises:
             RankError: it failed on another rank.

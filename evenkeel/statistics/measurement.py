@@ -47,7 +47,7 @@ class Measurement:
         arrivals: what came in at every norm since this was last cleared, by path: of each call its rank, and its parts.
         seen: called with this, a path and a norm when the norm has been measured, before it normalises.
         batches: number of batches run.
-        samples: number of samples in them, as far as tensors tell.
+        samples: number of samples in them, by the tensors' sizes.
         least: samples that a group of merged batches should hold, as far as the memory allows; more where that is
             cheap, and all where they are not many more.
         most: samples that it should not exceed.
@@ -178,7 +178,7 @@ class Measurement:
             ) from error
 
     def _exchange(self, message: Message) -> list[Message]:
-        """Tell all ranks, and take in what they measured."""
+        """Exchange what was measured with all ranks."""
         messages = self.ranks.exchange(message)
         self.ranks.require([message.state for message in messages])
         if any(message.state is State.RETRY for message in messages):

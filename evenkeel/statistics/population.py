@@ -25,11 +25,11 @@ class Statistics(NamedTuple):
 
 
 class Population:
-    """Mean and variance per channel of a stream of batches, and how far the variance may still be off.
+    """Mean and variance per channel of a stream of batches, and the standard error of the variance.
 
     Batches are merged by the update of Chan, Golub and LeVeque (1983) in float64: the variance is that within the
     batches plus that between their means, each batch weighted by its size; it is never negative. The standard error
-    comes from the spread between batches: of each batch's second moment about the pooled mean, averaged over channels.
+    comes from how batches differ: in their second moments about the pooled mean, averaged over channels.
 
     Args:
         pooled: pool all values of a channel, as batch norm does; if false, average the statistics of single
@@ -52,10 +52,10 @@ class Population:
         self._waiting: list[tuple[int, Statistics]] = []
         self._open: list[tuple[tuple[int, ...], Tensor, Tensor, Tensor]] = []  # pooled, of batches that may go on
         # Over batches with counts n and second moments s about the pooled mean: sums of 1, n, n s, n^2, n^2 s, n^2 s^2.
-        self._spread = torch.zeros(6, dtype=torch.float64)
+        self._between = torch.zeros(6, dtype=torch.float64)
 
     def add(self, parts: Iterable[tuple[int, Statistics]]) -> None:
-        """Hand in one call's statistics, to be merged by `pool` or `merge`.
+        """Add one call's statistics, to be merged by `pool` or `merge`.
 
         Args:
             parts: statistics of the parts of a batch, kept, not copied, each with the number that its part has; a norm
@@ -64,7 +64,7 @@ class Population:
         self._waiting.extend(part for part in parts if part[1].size)
 
     def pool(self) -> None:
-        """Merge what was handed in since the last time into mean and variance."""
+        """Merge what was added since the last time into mean and variance."""
         if not self._waiting:
             return
         batches, statistics = zip(*self._waiting, strict=True)
@@ -81,13 +81,13 @@ class Population:
         self._open = [*self._open, (batches, n, mean, variance)]
 
     def close(self) -> None:
-        """Count the batches pooled since the last time in the spread between batches."""
+        """Count the batches pooled since the last time in the variance between batches."""
         if self._open:
             batches = [batch for numbers, *_ in self._open for batch in numbers]
             rows = [torch.cat([n, self._squared(n, *rest).mean(1, keepdim=True)], 1) for _, n, *rest in self._open]
             n, squares = _by_batch(batches, torch.cat(rows)).unbind(1)
             sums = torch.stack([n**0, n, squares, n**2, n * squares, squares**2]).sum(1)
-            self._spread, self._open = self._spread + sums.cpu(), []
+            self._between, self._open = self._between + sums.cpu(), []
 
     def _squared(self, n: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """Sums of squared deviations from the mean of all, given the statistics of parts."""
@@ -115,7 +115,7 @@ class Population:
         return self._squares / max(self.count - 1, 1) if self.pooled else self._squares / self.count
 
     def moved(self, old: Population, new: Population) -> Population:
-        """This population, if what made `new` of `old`, the same samples measured otherwise, happened to all of it.
+        """This population, changed as `new` differs from `old`: part of the samples, measured before and after.
 
         Variances change by their ratio, and means by their difference: of a part of the samples, the change is known
         far better than the statistics themselves.
@@ -131,7 +131,7 @@ class Population:
     @property
     def parts(self) -> int:
         """How many batches the standard error is based on."""
-        return int(self._spread[0])
+        return int(self._between[0])
 
     def distance(self, other: Population | None) -> float:
         """The largest difference between channels' means, or variances, relative to the mean variance."""
@@ -144,7 +144,7 @@ class Population:
     @property
     def standard_error(self) -> float:
         """Standard error of the variance's mean over channels, relative to it; NaN from fewer than two batches."""
-        k, count, squares, *second = self._spread.tolist()
+        k, count, squares, *second = self._between.tolist()
         if k < 2:
             return math.nan
         center = squares / count

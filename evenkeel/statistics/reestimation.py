@@ -1,11 +1,10 @@
-"""reestimate_: give every norm layer the statistics of what it sees with dropout off."""
+"""reestimate_: give every norm layer the statistics of its input with dropout off."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
 from evenkeel.model.batches import Forward
-from evenkeel.model.buffers import Held, put_back_, write_buffers_
+from evenkeel.model.buffers import Held, write_buffers_
 from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
@@ -24,63 +24,10 @@ from evenkeel.statistics.batch_merging import MOST_PARTS
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.measurement import MEMORY, Measurement
 from evenkeel.statistics.population import Population, Statistics
+from evenkeel.statistics.reestimation_report import Reestimation, ReestimationRow, largest
 from evenkeel.statistics.settling import settle
 
 _STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
-
-
-@dataclass(frozen=True, repr=False)
-class Reestimation:
-    """What `reestimate_` did, and the way back.
-
-    Attributes:
-        batches: number of batches used.
-        samples: number of samples in them, by the leading dimension of each batch's first tensor.
-        standard_errors: per norm, by path: the relative standard error of its mean variance (NaN from one batch).
-        untouched: norms left as they were, by path, each with the reason.
-        converged: whether the standard errors are within the tolerance asked for, if one was.
-        before, after: the model's scores on held-out data, if there were any, before and with the new statistics.
-        kept: whether the new statistics are in the model, or, having been worse, were taken back.
-
-    >>> done = reestimate_(nn.BatchNorm1d(2), [torch.randn(64, 2) for _ in range(3)])
-    >>> done.batches, done.samples, done.untouched
-    (3, 192, {})
-    """
-
-    batches: int
-    samples: int
-    standard_errors: dict[str, float]
-    untouched: dict[str, str]
-    converged: bool = True
-    before: Score | None = None
-    after: Score | None = None
-    kept: bool = True
-    _before: Held = field(default_factory=Held)
-
-    @property
-    def standard_error(self) -> float:
-        """The largest of the norms' relative standard errors: what `tolerance` is compared with."""
-        return _largest(self.standard_errors.values())
-
-    def undo(self) -> None:
-        """Put the statistics found before back, in place."""
-        put_back_(self._before)
-
-    def __repr__(self) -> str:
-        untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
-        return f"Reestimation({len(self.standard_errors)} norms from {self.summary}{untouched})"
-
-    @property
-    def summary(self) -> str:
-        """What it was made from, and how sure it is, in words."""
-        error = "not known" if math.isnan(self.standard_error) else f"at most {self.standard_error:.2%}"
-        short = "" if self.converged else ", the tolerance was not reached"
-        scores = ""
-        if self.before is not None and self.after is not None:
-            scores = f"; error {self.before.error:.2%} to {self.after.error:.2%}"
-            scores += f", log loss {self.before.log_loss:.3g} to {self.after.log_loss:.3g}"
-            scores += "" if self.kept else ", worse, so taken back"
-        return f"{self.samples} samples in {self.batches} batches, relative standard error {error}{short}{scores}"
 
 
 def reestimate_(
@@ -96,16 +43,16 @@ def reestimate_(
     group: Any = None,
     memory: int = MEMORY,
     held_out: Iterable[Any] | None = None,
-    keep: Literal["new", "best"] = "new",
+    choose: Literal["new", "best"] = "new",
 ) -> Reestimation:
     """Replace the running statistics of every norm layer by those of its input with dropout off.
 
     The whole model is in eval mode, so that every source of noise is off, and what each norm is fed is merged over all
     batches into the population's mean and (unbiased) variance, `var = within + between`, in float64: the update of
     Hendrycks & Gimpel (2016, section 3) and of Li et al. (2018, "adjust", Table 3) with the population's variance in
-    place of a moving average. Norms are settled meanwhile (see `settle`): each is fed what the norms before it make of
-    the data once they normalise by their own new statistics, as they will in eval mode, however small the batches.
-    These are merged into large ones, which is exact as far as they fit, and faster, for the price of `memory`.
+    place of a moving average. Norms are settled in order (see `settle`): each is measured on what it
+    reads once the norms before it normalise by their own new statistics, as they will in eval mode, however small the
+    batches. Small batches are merged into large ones, which is exact and faster, within `memory`.
 
     Norms in eval mode inside a model in train mode are frozen and stay as they are; so do norms that no batch reaches.
     Norms used more than once per pass get the statistics of all uses. Buffers are written in place, after the last
@@ -129,7 +76,7 @@ def reestimate_(
             batch in eval mode, or feeds a norm no more rows from many samples than from one, as with time first.
         held_out: pairs of inputs and labels, iterated over twice, on which the model, a classifier, is scored before
             and after (see `evaluate`): did it help?
-        keep: "best" takes the new statistics back if the held-out log loss is not lower with them.
+        choose: "best" takes the new statistics back if the held-out log loss is not lower with them.
 
     Returns:
         A `Reestimation`, whose `undo()` takes it all back.
@@ -151,13 +98,13 @@ def reestimate_(
         raise EvenkeelError(f"memory must be a number of bytes, or 0, not {memory}")
     if not 0 <= prior < math.inf or (tolerance is not None and not 0 < tolerance < math.inf):
         raise EvenkeelError(f"prior must be at least 0 and tolerance above 0, both finite, not {prior} and {tolerance}")
-    if keep not in ("new", "best") or (keep == "best" and held_out is None):
-        raise EvenkeelError(f"keep must be 'new', or, with held_out data to tell by, 'best', not {keep!r}")
+    if choose not in ("new", "best") or (choose == "best" and held_out is None):
+        raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
     with unwrapped(model) as plain:
         free, untouched = _divide(plain)
         channels = [norm.num_features for norm in free.values()]
         ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
-        score = None if held_out is None else ranks.together(partial(evaluate, plain, held_out))
+        score = None if held_out is None else ranks.collectively(partial(evaluate, plain, held_out))
         with restored(plain), torch.no_grad():
             measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory)
             with closing(Bar(batches, "re-estimating", total=max_batches)) as bar:
@@ -169,33 +116,50 @@ def reestimate_(
     errors = {path: population.standard_error for path, population in populations.items()}
     untouched |= {path: "never reached by the batches" for path in free if path not in populations}
     if prior and not measurement.samples:
-        raise BatchError(f"prior={prior} needs the number of samples, and no tensor in the batches tells it")
+        raise BatchError(f"prior={prior} needs the number of samples, and no tensor in the batches has it")
     for path, population in populations.items():
         if prior:
             _blend(population, free[path], prior / measurement.samples, ranks)
-    before = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
-    converged = tolerance is None or _largest(errors.values()) <= tolerance
+    held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
     done = Reestimation(
-        measurement.batches, measurement.samples, errors, untouched, converged, score, None, True, before
+        [_row(path, free[path], held, errors[path]) for path in populations],
+        batches=measurement.batches,
+        samples=measurement.samples,
+        untouched=untouched,
+        converged=tolerance is None or largest(errors.values()) <= tolerance,
+        held=held,
+        before=score,
     )
-    return done if score is None or held_out is None else _scored(done, score, model, held_out, keep, ranks)
+    return done if score is None or held_out is None else _scored(done, score, model, held_out, choose, ranks)
 
 
 def _scored(
-    done: Reestimation, before: Score, model: nn.Module, held_out: Iterable[Any], keep: str, ranks: Ranks
+    done: Reestimation, before: Score, model: nn.Module, held_out: Iterable[Any], choose: str, ranks: Ranks
 ) -> Reestimation:
     """Score the model with its new statistics, and take them back if they are worse and the best are to be kept."""
     try:
         with unwrapped(model) as plain:
-            after = ranks.together(partial(evaluate, plain, held_out))
+            after = ranks.collectively(partial(evaluate, plain, held_out))
     except BaseException:
         done.undo()
         raise
     better = after.log_loss < before.log_loss
-    kept = keep == "new" or bool(ranks.first(torch.tensor([better])))
-    if not kept:
+    done.after, done.kept = after, choose == "new" or bool(ranks.first(torch.tensor([better])))
+    if not done.kept:
         done.undo()
-    return replace(done, after=after, kept=kept)
+    return done
+
+
+def _row(path: str, norm: Norm, held: Held, standard_error: float) -> ReestimationRow:
+    """What the report says of a norm that was written to."""
+    means, variances = (
+        [t.double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
+        for name in ("running_mean", "running_var")
+    )
+    moved = (means[1] - means[0]).abs() / variances[0].clamp_min(1e-300).sqrt()
+    return ReestimationRow(
+        path, float(variances[0].mean()), float(variances[1].mean()), float(moved.max()), standard_error
+    )
 
 
 def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Held:
@@ -214,11 +178,11 @@ def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Held:
 def _divide(model: nn.Module) -> tuple[dict[str, Norm], dict[str, str]]:
     """The norms to re-estimate, and those that are frozen, with the reason."""
     norms = norms_of(model)
-    frozen = {path for path, norm in norms.items() if model.training and not norm.training}
-    reason = "frozen: in eval mode while the model is in train mode"
+    modules = frozen_in(model)
+    frozen = {path for path, norm in norms.items() if norm in modules}
     if len(frozen) == len(norms):
-        raise ModelError(f"all {len(norms)} norms are {reason}: call model.eval() to have them count")
-    untouched = dict.fromkeys(sorted(frozen), reason) | foreign_norms(model)
+        raise ModelError(f"all {len(norms)} norms are {FROZEN}: call model.eval() to have them count")
+    untouched = dict.fromkeys(sorted(frozen), FROZEN) | foreign_norms(model)
     return {path: norms[path] for path in norms if path not in frozen}, untouched
 
 
@@ -228,9 +192,3 @@ def _blend(population: Population, norm: Norm, weight: float, ranks: Ranks) -> N
     mean, variance = ranks.first(torch.stack([norm.running_mean, norm.running_var]))
     population.add([(0, Statistics(weight * population.count, mean, variance))])
     population.merge()
-
-
-def _largest(values: Iterable[float]) -> float:
-    """The largest value; NaN if there is none or one is NaN: not known to be within any tolerance."""
-    listed = list(values)
-    return max(listed) if listed and not any(map(math.isnan, listed)) else math.nan

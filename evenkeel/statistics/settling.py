@@ -1,4 +1,4 @@
-"""Settling: statistics such that every norm stores what it meets in eval mode, the norms before it settled as well."""
+"""Settling: measure every norm's input as it is once all norms before it store their new statistics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from evenkeel.statistics.population import Population
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
-_ENOUGH = 64  # how many times as many samples as tell how statistics change there may be
-_FEWEST = 4  # parts of the data from which the spread between them says enough to stop by
+_ENOUGH = 64  # how many times more samples there may be than those that show how statistics change
+_FEWEST = 4  # parts of the data from which the variance between them says enough to stop by
 _MOST_SWEEPS, _SETTLED = 4, 1e-3
 _END: Any = object()
 Store = Callable[[Norm, Population], None]
@@ -31,7 +31,7 @@ def settle(
     *,
     stored: Sequence[str] = ("running_mean", "running_var"),
 ) -> dict[str, Population]:
-    """Measure each norm's input as it is once all norms before it have settled on these very measurements.
+    """Measure each norm's input as it is once all norms before it store what is measured here.
 
     What reaches a norm depends on the statistics that the norms before it normalise by, and these are only known once
     all data were seen. Were every norm to use each batch's own, as in train mode, small batches would leave a bias that
@@ -136,18 +136,18 @@ class _Change:
     def __init__(self, base: Population, earlier: Sequence[Call]) -> None:
         self.base = base
         nothing = Population(pooled=base.pooled)
-        self.to_come = list(accumulate(reversed(earlier), _joined, initial=nothing))[::-1]  # by how many have come
+        self.to_come = list(accumulate(reversed(earlier), _with_call, initial=nothing))[::-1]  # by how many have come
         self.now, self.count = nothing, 0
 
     def after(self, calls: Sequence[Call]) -> Population:
         """The base after these calls, the first of which are known already."""
-        self.now = reduce(_joined, calls[self.count :], self.now)
+        self.now = reduce(_with_call, calls[self.count :], self.now)
         self.count = len(calls)
         left = self.to_come[min(self.count, len(self.to_come) - 1)]
-        return self.base.moved(self.to_come[0], _joined(self.now, (0, [(0, left.statistics)])))
+        return self.base.moved(self.to_come[0], _with_call(self.now, (0, [(0, left.statistics)])))
 
 
-def _joined(population: Population, call: Call) -> Population:
+def _with_call(population: Population, call: Call) -> Population:
     result = population.copy()
     result.add(call[1])
     result.merge()

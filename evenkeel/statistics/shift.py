@@ -1,4 +1,4 @@
-"""variance_shift: how far the variance that a norm stores is from the one that it meets in eval mode."""
+"""variance_shift: the variance of every norm's input in eval mode against the one that it stores."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 def variance_shift(
     model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, max_batches: int | None = None
 ) -> ShiftReport:
-    """Measure, at every norm layer, the variance met in eval mode against the one stored in training.
+    """Measure, at every norm layer, the variance of its input in eval mode against the one stored in training.
 
     Both are averaged over channels, and their ratio is `Delta = mean_c Var_eval / mean_c running_var` (Li et al. 2018,
     section 4). The eval variance is the unbiased variance over all values that the batches send through a channel,
-    with the whole model in eval mode, where upstream norms normalise by what they store: the shift as the model
-    stands. A healthy network without dropout reads up to about 1.07. The model is given back as found.
+    with the whole model in eval mode, where upstream norms normalise by what they store: the shift of the model
+    as it is now. A network without dropout reads up to about 1.07. The model is restored.
 
     Args:
         model: the model, in train or eval mode.

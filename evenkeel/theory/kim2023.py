@@ -13,8 +13,7 @@ import math
 from torch import Tensor
 
 from evenkeel.errors import EvenkeelError, require
-
-Number = float | Tensor
+from evenkeel.theory.li2018 import Number, dropout_noise
 
 
 def pre_dropout_variance(weight: Tensor, mean: Tensor, covariance: Tensor, p: Number) -> Tensor:
@@ -42,7 +41,7 @@ def pre_dropout_variance(weight: Tensor, mean: Tensor, covariance: Tensor, p: Nu
     """
     _require_shapes(weight, mean, covariance)
     squares = covariance.diagonal() + mean**2
-    return _quadratic(weight, covariance) + _noise(p) * (weight**2 * squares).sum(-1)
+    return _quadratic(weight, covariance) + dropout_noise(p) * (weight**2 * squares).sum(-1)
 
 
 def post_dropout_variance(weight: Tensor, mean: Tensor, covariance: Tensor, p: Number) -> Tensor:
@@ -71,7 +70,7 @@ def post_dropout_variance(weight: Tensor, mean: Tensor, covariance: Tensor, p: N
     """
     _require_shapes(weight, mean, covariance)
     signal = _quadratic(weight, covariance)
-    return signal + _noise(p) * (signal + (weight * mean).sum(-1) ** 2)
+    return signal + dropout_noise(p) * (signal + (weight * mean).sum(-1) ** 2)
 
 
 def residual_dilution(branch_shift: Number, *, trunk: Number, branch: Number, trunk_shift: Number = 1.0) -> Number:
@@ -127,7 +126,7 @@ def noise_before_pooling(maps: Tensor, p: Number) -> Tensor:
     >>> noise_before_pooling(torch.tensor([[[1.0, 1.0]]]), 0.5).item()
     0.5
     """
-    return _noise(p) * (_positions(maps) ** 2).sum(2) / _positions(maps).shape[2] ** 2
+    return dropout_noise(p) * (_positions(maps) ** 2).sum(2) / _positions(maps).shape[2] ** 2
 
 
 def noise_after_pooling(maps: Tensor, p: Number) -> Tensor:
@@ -149,7 +148,7 @@ def noise_after_pooling(maps: Tensor, p: Number) -> Tensor:
     >>> noise_after_pooling(torch.tensor([[[1.0, 1.0]]]), 0.5).item()
     1.0
     """
-    return _noise(p) * _positions(maps).mean(2) ** 2
+    return dropout_noise(p) * _positions(maps).mean(2) ** 2
 
 
 def head_variance_ratio(maps: Tensor) -> Tensor:
@@ -212,11 +211,6 @@ def expected_head_variance_ratio(positions: Number, *, mean: Number, variance: N
     after = variance * least + positions * mean**2
     require("the sum's mean square over S", after, after > 0, "dropout after pooling needs a sum other than 0")
     return (mean**2 + variance) / after
-
-
-def _noise(p: Number) -> Number:
-    require("p", p, (p >= 0) & (p < 1), "the probability to drop is at least 0 and below 1; it is 1 - keep")
-    return p / (1 - p)
 
 
 def _quadratic(weight: Tensor, matrix: Tensor) -> Tensor:

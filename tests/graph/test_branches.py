@@ -68,6 +68,24 @@ CASES = {
         ),
         [],
     ),
+    "U-Net of sums": (
+        Made(
+            lambda m, x: x + F.interpolate((y := m.b(F.max_pool2d(m.a(x), 2))) + m.c(y), scale_factor=2),
+            a=conv(), b=conv(), c=conv(),
+        ),
+        [("W", "")],
+    ),
+    "a smaller map beside the branch's own": (
+        Made(
+            lambda m, x: x + m.b(m.a(x) + F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)),
+            a=conv(), b=conv(),
+        ),
+        [("W", "PP"), ("WPP+W", "")],
+    ),
+    "bottleneck of features behind the positions": (
+        Made(lambda m, x: x + m.b(F.relu(m.a(x))), a=nn.Linear(8, 2), b=nn.Linear(2, 8)),
+        [("WAW", "")],
+    ),
     "parallel": (
         Made(lambda m, x: x + m.b(m.a(x)) + m.d(m.c(x)), **{k: conv() for k in "abcd"}),
         [("WW", ""), ("WW", "")],

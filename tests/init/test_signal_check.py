@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import evenkeel as ek
 from evenkeel.signals.propagation import MeanSquares
 
-COLUMNS = ("train_variance", "eval_variance", "train_error", "eval_error")
+COLUMNS = ("train_variance", "eval_variance", "train_grad_variance", "eval_grad_variance")
 
 
 def mlp(p=0.3, norm=False):
@@ -82,7 +82,7 @@ def test_measured_errors_are_those_of_autograd(build):
         error[:, unit] = 1
         grads = torch.autograd.grad(out, kept, error, retain_graph=True)
         squares = [s + g.square().mean() for s, g in zip(squares, grads, strict=True)]
-    assert [row.measured.eval_error for row in report] == pytest.approx([float(s) for s in squares], rel=0.1)
+    assert [row.measured.eval_grad_variance for row in report] == pytest.approx([float(s) for s in squares], rel=0.1)
     assert len(report) == len(kept)
 
 
@@ -91,7 +91,9 @@ def test_measured_in_train_mode_is_dropout():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 64, bias=False))
     measured = ek.check_signals(model, torch.zeros(2000, 64))[0].measured
     assert measured.train_variance / measured.eval_variance == pytest.approx(2, rel=0.03)
-    assert measured.train_error == pytest.approx(1, rel=0.02) and measured.eval_error == pytest.approx(1, rel=0.02)
+    assert measured.train_grad_variance == pytest.approx(1, rel=0.02) and measured.eval_grad_variance == pytest.approx(
+        1, rel=0.02
+    )
 
 
 def test_predicted_is_what_is_measured_after_init():
@@ -111,7 +113,7 @@ def test_an_activation_in_place_does_not_overwrite_what_is_measured():
     in_place = ek.check_signals(model, x, [x])
     for a, b in zip(out_of_place, in_place, strict=True):
         assert a.measured.eval_variance == b.measured.eval_variance
-        assert a.measured.train_error == pytest.approx(b.measured.train_error, rel=0.3)
+        assert a.measured.train_grad_variance == pytest.approx(b.measured.train_grad_variance, rel=0.3)
 
 
 def test_a_module_called_twice_has_two_rows_each_with_its_own_signal():
@@ -182,7 +184,7 @@ def test_a_layer_that_no_output_depends_on_receives_no_error():
 
     report = {row.name: row for row in ek.check_signals(Unused(), torch.zeros(8, 4))}
     for powers in (report["extra"].measured, report["extra"].predicted):
-        assert powers.train_error == powers.eval_error == 0 < powers.train_variance
+        assert powers.train_grad_variance == powers.eval_grad_variance == 0 < powers.train_variance
 
 
 def test_every_output_sends_errors_back():
@@ -196,7 +198,7 @@ def test_every_output_sends_errors_back():
             return {"a": self.a(x), "deep": [self.b(x), "no tensor"]}
 
     row = ek.check_signals(Two(), torch.zeros(256, 64))[0]
-    assert row.measured.train_error == pytest.approx(row.predicted.train_error, rel=0.1)
+    assert row.measured.train_grad_variance == pytest.approx(row.predicted.train_grad_variance, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +215,16 @@ def test_without_batches_normal_values_of_the_examples_shape_are_fed(example):
     values = torch.cat(real[-80:])
     assert report.samples == 40 * 32
     assert abs(float(values.mean())) < 0.05 and float(values.var()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("make", [lambda x: x, lambda x: (x,), lambda x: {"input": x}], ids=["tensor", "tuple", "dict"])
+def test_the_graph_is_taken_in_place_of_the_example(make):
+    model, example = mlp(), make(torch.zeros(32, 16))
+    graph = ek.trace(model, example)
+    torch.manual_seed(2)
+    expected = ek.check_signals(model, example)
+    torch.manual_seed(2)
+    assert ek.check_signals(model, graph).to_dict() == expected.to_dict()
 
 
 def test_inputs_that_are_not_floating_are_fed_as_they_are():
@@ -265,7 +277,7 @@ def test_frozen_parameters_are_measured_too():
     model.requires_grad_(False)
     for a, b in zip(expected, ek.check_signals(model, x, [x]), strict=True):
         assert a.measured.eval_variance == b.measured.eval_variance
-        assert a.measured.train_error == pytest.approx(b.measured.train_error, rel=0.3)
+        assert a.measured.train_grad_variance == pytest.approx(b.measured.train_grad_variance, rel=0.3)
 
 
 # Read-only
@@ -413,7 +425,7 @@ def test_the_report_as_a_table(report):
     """Measured beside predicted, each pair under its heading, in the order of the columns."""
     header, _, first, *rest = str(report).splitlines()
     assert header.split() == (
-        "layer train var predicted eval var predicted train error predicted eval error predicted".split()
+        "layer train var predicted eval var predicted train grad var predicted eval grad var predicted".split()
     )
     pairs = zip(astuple(report[0].measured), astuple(report[0].predicted), strict=True)
     assert first.split() == ["0", *(f"{v:.3g}" for pair in pairs for v in pair)]
@@ -462,7 +474,7 @@ def test_the_plot_shows_every_layer_measured_and_predicted(report, tmp_path, mon
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
     report.plot(tmp_path / "signals.svg")
-    for axes, quantity in zip(figures[0].axes, ("variance", "error"), strict=True):
+    for axes, quantity in zip(figures[0].axes, ("variance", "grad_variance"), strict=True):
         drawn = [list(line.get_ydata()) for line in axes.get_lines()[:4]]
         expected = [
             [getattr(getattr(row, kind), f"{mode}_{quantity}") for row in report]

@@ -66,7 +66,7 @@ def test_what_norms_do_not_tell_is_said_with_the_reason():
     for name in ("twice", "frozen", "good", "instance"):
         getattr(model, name).num_batches_tracked.fill_(1)
     model.frozen.eval()
-    reasons = distrust(model, ek.trace(model, torch.zeros(2, 4, 3)), norms_of(model))
+    reasons = distrust(ek.trace(model, torch.zeros(2, 4, 3)), norms_of(model))
     assert set(reasons) == {"fresh", "instance", "twice", "frozen"}
     for name, word in (("fresh", "untrained"), ("instance", "instances"), ("twice", "2 calls"), ("frozen", "frozen")):
         assert word in reasons[name]

@@ -127,7 +127,7 @@ def frozen():
     ("build", "path", "reason"),
     [
         (lambda: train_(Reused(), (8,)), "norm", "2 calls together"),
-        (input_dropout, "2", r"100% of what noise does to it comes from 0.*whose strength no norm tells"),
+        (input_dropout, "2", r"100% of what noise does to it comes from 0.*whose variance no norm fixes"),
         (drowned, "5", r"the noise predicted exceeds the variance stored in \d+ of 64 channels"),
         (frozen, "5", "frozen: in eval mode"),
         (lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.BatchNorm1d(8)), "2", "untrained"),
@@ -224,7 +224,7 @@ def test_corrected_models_are_ordinary_models():
     [
         (lambda m: m, {"stats": "mean"}, ek.EvenkeelError, "stats must be 'both' or 'var', not 'mean'"),
         (lambda m: m[0].weight.data.fill_(math.nan), {}, ek.ModelError, "not finite"),
-        (lambda m: m[5].running_var.fill_(math.inf), {}, ek.ModelError, "'5' is fed is not finite"),
+        (lambda m: m[5].running_var.fill_(math.inf), {}, ek.ModelError, "'5' reads is not finite"),
         (lambda m: m.append(nn.Linear(3, 3)), {}, ek.TraceError, "in layer '10'"),
     ],
 )

@@ -216,7 +216,7 @@ def test_what_has_to_be_guessed_is_said():
         norm.num_batches_tracked.fill_(1)
     model[2].running_var.fill_(2.0)
     report = ek.predict_shift(model, torch.zeros(1, 8))
-    assert "whose strength no norm tells" in report.unsure["2"] and any("no norm tells" in n for n in report.notes)
+    assert "whose variance no norm fixes" in report.unsure["2"] and any("no norm fixes" in n for n in report.notes)
     model[2].running_var.fill_(1e-3)
     assert "exceeds the variance stored in 8 of 8" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
     assert ek.predict_shift(model, torch.zeros(1, 8)).to_dict()["unsure"]["2"]
@@ -345,7 +345,7 @@ class Unreached(nn.Module):
             nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
             torch.zeros(1, 4),
             ek.ModelError,
-            "'1' is fed is not finite",
+            "'1' reads is not finite",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import evenkeel as ek
 from evenkeel.signals.activations import activated, activation_of, is_homogeneous
-from evenkeel.signals.signal import Signal, received
+from evenkeel.signals.signal import Signal
 
 Z = torch.linspace(-4, 4, 41, dtype=torch.float64)
 
@@ -154,7 +154,7 @@ def test_moments_of_an_activated_signal(name, signal):
     within((y[:, 0] * y[:, 1]).mean((1, 2, 3))[:, None], result.sample.mean().reshape(1), floor)
     within(off_diagonal(y), off_diagonal_of(result), floor)
     returned = (back**2).flatten(1).sum(1).unflatten(0, (DRAWS, 2)).sum(1)
-    within(returned[:, None], received(result)[None].detach() * torch.ones(1, dtype=torch.float64))
+    within(returned[:, None], result.total_flow[None].detach() * torch.ones(1, dtype=torch.float64))
     assert result.known and result.shape == x.shape
 
 
@@ -206,7 +206,7 @@ def test_homogeneous_activations_scale(power, slope):
 
     result = activated(Normal((2, 8), own=power).signal(), f)
     assert result.power == pytest.approx(power * (1 + slope**2) / 2)
-    assert received(result).item() == pytest.approx(16 * (1 + slope**2) / 2)
+    assert result.total_flow.item() == pytest.approx(16 * (1 + slope**2) / 2)
     assert float(result.mean) == pytest.approx(math.sqrt(power) * (1 - slope) / math.sqrt(2 * math.pi))
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenkeel.signals.marginals import MOST_LEVELS, gaussian, hidden, nodes, shared
+from evenkeel.signals.marginals import MOST_LEVELS, gaussian, latent_correlation, nodes, shared
 
 LEVELS, MASSES = (
     torch.tensor([0.4, 1.0, 2.0], dtype=torch.float64),
@@ -75,7 +75,7 @@ def test_a_normal_law_with_levels(mean):
     law = gaussian(LEVELS, MASSES, mean)
     consistent(law)
     assert law.normal and law.mean == mean
-    assert law.spread == pytest.approx(float(MASSES @ (LEVELS - 1) ** 2))
+    assert law.level_variance == pytest.approx(float(MASSES @ (LEVELS - 1) ** 2))
     assert torch.allclose(
         law.fourth * law.levels**2, 3 * (law.levels - mean**2) ** 2 + 6 * (law.levels - mean**2) * mean**2 + mean**4
     )
@@ -84,7 +84,7 @@ def test_a_normal_law_with_levels(mean):
 def test_without_levels_all_samples_are_alike():
     law = gaussian()
     consistent(law)
-    assert (law.spread, law.levels.tolist(), law.fourth.tolist()) == (0.0, [1.0], [3.0])
+    assert (law.level_variance, law.levels.tolist(), law.fourth.tolist()) == (0.0, [1.0], [3.0])
     assert gaussian(mean=0.5) is gaussian(mean=0.5)
 
 
@@ -129,7 +129,7 @@ def test_dropout_against_draws(clipped, keeps):
     law, keep = gaussian(LEVELS, MASSES, 0.3), math.prod(keeps)
     law, second = relu(law) if clipped else (law, 1.0)
     for one in keeps:
-        law = law.dropped(one, together=False)
+        law = law.dropped(one, channelwise=False)
     consistent(law)
     assert not law.normal
     count = 400_000
@@ -141,12 +141,12 @@ def test_dropout_against_draws(clipped, keeps):
         assert abs(moment(law, power) - float(samples.mean())) < 5 * float(samples.std()) / math.sqrt(count)
 
 
-@given(keep=st.floats(0.1, 1.0), together=st.booleans())
-def test_dropout_keeps_units_that_grow_with_it(keep, together):
+@given(keep=st.floats(0.1, 1.0), channelwise=st.booleans())
+def test_dropout_keeps_units_that_grow_with_it(keep, channelwise):
     before = relu(gaussian(LEVELS, MASSES))[0]
-    law = before.dropped(keep, together=together)
+    law = before.dropped(keep, channelwise=channelwise)
     consistent(law)
-    assert law.together is together and torch.equal(law.levels, before.levels)
+    assert law.channelwise is channelwise and torch.equal(law.levels, before.levels)
     assert torch.allclose(law.fourth, before.fourth / keep) and torch.allclose(law.paired, before.paired / keep)
     assert float(law.weights[-1]) == pytest.approx(1 - keep, abs=1e-12)
     slopes = [float((m.slopes @ m.weights) @ m.masses) for m in (before, law)]
@@ -197,7 +197,7 @@ def test_the_largest_of_activations(name):
 @pytest.mark.parametrize("name", LARGEST)
 def test_the_largest_after_dropout(name):
     count, rho = LARGEST[name]
-    law, second, _ = gaussian().dropped(0.6, together=False).largest(count, rho)
+    law, second, _ = gaussian().dropped(0.6, channelwise=False).largest(count, rho)
     x = correlated(rho, count)
     close(law, second, (x * torch.empty_like(x).bernoulli_(0.6) / math.sqrt(0.6)).amax(1))
 
@@ -205,10 +205,10 @@ def test_the_largest_after_dropout(name):
 @pytest.mark.parametrize("name", LARGEST)
 def test_the_largest_of_values_that_are_dropped_together(name):
     count, rho = LARGEST[name]
-    law, second, _ = gaussian().dropped(0.6, together=True).largest(count, rho)
+    law, second, _ = gaussian().dropped(0.6, channelwise=True).largest(count, rho)
     x = correlated(rho, count)
     mask = torch.empty(len(x), 1).double().bernoulli_(0.6) / math.sqrt(0.6)
-    assert law.together
+    assert law.channelwise
     close(law, second, (x * mask).amax(1))
 
 
@@ -252,21 +252,21 @@ def test_what_the_cube_shares_is_a_polynomial():
     assert torch.allclose(second * shared(law, rho), 6 * rho**3 + 9 * rho, atol=1e-6)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("same_mask", [True, False])
 @pytest.mark.parametrize("keep", [1.0, 0.6])
 @pytest.mark.parametrize("clipped", [False, True], ids=["normal", "relu"])
-def test_what_dropped_values_share_against_draws_and_back(clipped, keep, together):
+def test_what_dropped_values_share_against_draws_and_back(clipped, keep, same_mask):
     law = relu(gaussian(mean=0.2))[0] if clipped else gaussian(mean=0.2)
-    law = law.dropped(keep, together=together)
+    law = law.dropped(keep, channelwise=same_mask)
     x = 0.2 + math.sqrt(0.96) * correlated(0.4, 2)
     x = x.clamp_min(0) if clipped else x
-    masks = torch.empty(len(x), 1 if together else 2).bernoulli_(keep)
+    masks = torch.empty(len(x), 1 if same_mask else 2).bernoulli_(keep)
     x = x * masks
     samples = x[:, 0] * x[:, 1] / (x**2).mean()
     rho = torch.tensor([0.4]).double()
-    found = shared(law, rho, together)
+    found = shared(law, rho, same_mask)
     assert abs(float(found) - float(samples.mean())) < 5 * float(samples.std()) / math.sqrt(len(samples))
-    assert torch.allclose(hidden(law, found, together), rho, atol=1e-4)
+    assert torch.allclose(latent_correlation(law, found, same_mask), rho, atol=1e-4)
 
 
 # Sums
@@ -274,7 +274,7 @@ def test_what_dropped_values_share_against_draws_and_back(clipped, keep, togethe
 
 @pytest.mark.parametrize("fan_in", [10, 100, 1000])
 @pytest.mark.parametrize(
-    "make", [gaussian, lambda: relu(gaussian())[0], lambda: gaussian().dropped(0.5, together=False)]
+    "make", [gaussian, lambda: relu(gaussian())[0], lambda: gaussian().dropped(0.5, channelwise=False)]
 )
 def test_levels_spread_as_the_fourth_moment_says(make, fan_in):
     """Of the mean of fan_in squares, the relative variance is (E x^4 / (E x^2)^2 - 1) / fan_in."""
@@ -283,7 +283,7 @@ def test_levels_spread_as_the_fourth_moment_says(make, fan_in):
     consistent(total.law)
     assert total.law.normal
     within_a_bin = 0.1**2 / 12  # of log variance: what gathering in bins of width 0.1 takes out at most
-    assert total.law.spread == pytest.approx((float(law.fourth) - 1) / fan_in, rel=0.02, abs=within_a_bin)
+    assert total.law.level_variance == pytest.approx((float(law.fourth) - 1) / fan_in, rel=0.02, abs=within_a_bin)
 
 
 def test_levels_are_those_of_drawn_sums():
@@ -294,7 +294,7 @@ def test_levels_are_those_of_drawn_sums():
     level = (torch.randn(200_000, 20).double() ** 2).mean(1, keepdim=True)
     inner = (level.sqrt() * torch.randn(200_000, 20).double()).clamp_min(0)
     drawn = (inner**2).mean(1) / half
-    assert total.spread == pytest.approx(float(drawn.var()), rel=0.05)
+    assert total.level_variance == pytest.approx(float(drawn.var()), rel=0.05)
     tail = float((drawn > 2).double().mean())
     assert float(total.masses[total.levels > 2].sum()) == pytest.approx(tail, abs=0.02)
 
@@ -311,7 +311,7 @@ def test_sums_keep_mass_and_mean_level(fan_in, most, raw, keep):
     levels = torch.tensor([v for v, _ in raw], dtype=torch.float64)
     masses = masses / masses.sum()
     levels = levels / (levels @ masses)
-    law = gaussian(levels, masses).dropped(keep, together=False)
+    law = gaussian(levels, masses).dropped(keep, channelwise=False)
     total = law.summed(fan_in, most)
     consistent(total.law)
     assert len(total.law.levels) <= most

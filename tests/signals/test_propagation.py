@@ -11,7 +11,6 @@ from papernets import DenseNet, ResNet, deep_net, vgg
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.model.flags import frozen_in
 from evenkeel.signals.propagation import given_weights, predict_mean_squares, propagate
 
 IMAGES = (8, 8, 16, 16)
@@ -23,7 +22,7 @@ def layers_of(model):
 
 def predicted(model, shape):
     """The powers of every weight layer, a row each."""
-    powers, _ = predict_mean_squares(ek.trace(model, torch.zeros(shape)), frozen=frozen_in(model))
+    powers, _ = predict_mean_squares(ek.trace(model, torch.zeros(shape)))
     return torch.tensor([astuple(p) for p in powers.values()], dtype=torch.float64)
 
 
@@ -45,8 +44,8 @@ def simulated(model, shape, draws):
             output = model.train(training)(torch.randn(shape))
             errors = torch.autograd.grad(output, kept, torch.randn_like(output))
             columns.append([[float(t.detach().square().mean()) for t in tensors] for tensors in (kept, errors)])
-        (train, train_error), (evaluation, eval_error) = columns
-        found.append([train, evaluation, train_error, eval_error])
+        (train, train_gradients), (evaluation, eval_gradients) = columns
+        found.append([train, evaluation, train_gradients, eval_gradients])
     for hook in hooks:
         hook.remove()
     return torch.tensor(found, dtype=torch.float64).transpose(1, 2)
@@ -57,7 +56,7 @@ def departures(expected, draws):
     ratios = draws / expected
     off, error = ratios.mean(0) - 1, ratios.std(0) / math.sqrt(len(ratios))
     assert float(error.median()) < 0.06, "too few draws to see anything"
-    columns = ("train variance", "eval variance", "train error", "eval error")
+    columns = ("train variance", "eval variance", "train grad var", "eval grad var")
     return [
         f"layer {layer}, {columns[column]}: {off[layer, column]:+.3f} of it, at {error[layer, column]:.3f}"
         for layer, column in (off.abs() > (4 * error).clamp_min(0.01)).nonzero().tolist()
@@ -227,8 +226,8 @@ def test_gradient_mode_does_not_matter(mode):
 # Chains that can be followed by hand
 
 
-def powers_of(model, shape, **options):
-    return [astuple(p) for p in predict_mean_squares(ek.trace(model, torch.zeros(shape)), **options)[0].values()]
+def powers_of(model, shape):
+    return [astuple(p) for p in predict_mean_squares(ek.trace(model, torch.zeros(shape)))[0].values()]
 
 
 def test_linear_layers_multiply_what_their_fans_make():
@@ -248,7 +247,7 @@ def test_weights_of_chosen_variance():
     asked = []
 
     def choose(layer, weights, x, reached):
-        asked.append((layer.name, weights.fan_in, x.power, reached.law.spread))
+        asked.append((layer.name, weights.fan_in, x.power, reached.law.level_variance))
         return 1 / (weights.fan_in * x.power)
 
     model = nn.Sequential(nn.Linear(100, 50, bias=False), nn.ReLU(), nn.Linear(50, 20, bias=False))
@@ -294,7 +293,7 @@ def test_errors_come_from_every_output_and_only_from_outputs():
         nn.init.constant_(layer.weight, 1.0)
     graph = ek.trace(model, torch.zeros(3, 4))
     powers = predict_mean_squares(graph)[0]
-    errors = {layer.name: p.train_error for layer, p in powers.items()}
+    errors = {layer.name: p.train_grad_variance for layer, p in powers.items()}
     assert errors == pytest.approx({"body": 6 + 10, "first": 1, "second": 1, "unused": 0})
 
 
@@ -304,9 +303,8 @@ def test_norms_of_modules_in_eval_mode_use_their_statistics_in_train_mode_too():
     model[1].running_var.fill_(4.0)
     assert powers_of(model, (4, 8))[1] == pytest.approx((8, 8 * 8 / 4, 1, 1), rel=1e-4)
     model[1].eval()
-    assert frozen_in(model) == [model[1]]
-    assert powers_of(model, (4, 8), frozen=frozen_in(model))[1] == pytest.approx((16, 16, 1, 1), rel=1e-4)
-    assert frozen_in(model.eval()) == []
+    assert powers_of(model, (4, 8))[1] == pytest.approx((16, 16, 1, 1), rel=1e-4)
+    assert powers_of(model.eval(), (4, 8))[1] == pytest.approx((8, 16, 1, 1), rel=1e-4)
 
 
 def test_errors_by_level_add_up_to_the_error():
@@ -317,8 +315,10 @@ def test_errors_by_level_add_up_to_the_error():
     powers, train = predict_mean_squares(graph)
     for layer in weights:
         law = train.signals[layer].marginal
-        assert float(law.masses @ train.errors[layer]) == pytest.approx(powers[layer].train_error)
-        assert train.errors[layer].shape == train.strengths[layer].shape == law.levels.shape
+        assert float(law.masses @ train.gradients[layer]) == pytest.approx(powers[layer].train_grad_variance)
+        assert train.gradients[layer].shape == train.by_strength[layer].shape == law.levels.shape
     middle = train.signals[weights[1]].marginal
     order = middle.levels.argsort()
-    assert float(train.errors[weights[1]][order][0]) > float(train.errors[weights[1]][order][-1])  # tanh: strong, flat
+    assert float(train.gradients[weights[1]][order][0]) > float(
+        train.gradients[weights[1]][order][-1]
+    )  # tanh: strong, flat

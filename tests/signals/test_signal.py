@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evenkeel.signals.marginals import gaussian
-from evenkeel.signals.signal import Signal, by_level, constant, received, squeeze_constant, standard
+from evenkeel.signals.signal import Signal, by_level, constant, squeeze_constant, standard
 
 SHAPE = (2, 3, 4, 5)
 
@@ -36,7 +36,7 @@ def test_a_standard_signal():
     assert [float(t) for t in (x.second, x.position, x.sample, x.mean)] == [1, 0, 0, 0]
     assert (x.power, x.size, x.correlation, x.known, x.varies) == (1.0, 60, 0.0, True, False)
     assert x.flow.shape == (1, 1, 1, 1, 1) and x.flow.requires_grad
-    assert received(x).item() == math.prod(SHAPE)
+    assert x.total_flow.item() == math.prod(SHAPE)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((2, 3, 4), 12), ((7,), 7), ((2, 1), 1)])
@@ -95,13 +95,13 @@ def test_averaged_keeps_means_and_what_is_received():
     assert y.power == pytest.approx(x.power) and by_channel.power == pytest.approx(x.power)
     assert by_channel.second.shape == (1, 3, 1, 1)
     assert torch.allclose(by_channel.second.flatten(), x.second.mean((0, 2, 3)))
-    assert received(y).item() == pytest.approx(received(x).item())
+    assert y.total_flow.item() == pytest.approx(x.total_flow.item())
 
 
-def test_mixed_hands_a_flow_out_by_mass():
+def test_a_flow_is_divided_by_mass():
     x = varied(levels=3)
     masses = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    mixed = x.mixed(masses)
+    mixed = x.flow_over(masses)
     assert mixed.shape == (2, *SHAPE)
     assert torch.allclose(mixed.sum(0), x.flow.sum(0)) and torch.allclose(mixed[1], 3 * mixed[0])
 
@@ -117,7 +117,7 @@ def test_received_counts_every_element_of_every_level_once():
     """And changes of strength: they come to a quarter of (d log q)^2 times the mean square, in every element."""
     x = varied()
     radial = float(x.radial @ x.marginal.levels)
-    assert received(x).item() == pytest.approx(float(x.flow.sum()) + math.prod(SHAPE) * x.power * radial / 4)
+    assert x.total_flow.item() == pytest.approx(float(x.flow.sum()) + math.prod(SHAPE) * x.power * radial / 4)
 
 
 def test_the_correlation_of_positions():
@@ -125,15 +125,15 @@ def test_the_correlation_of_positions():
     second, position, mean = (constant(v, SHAPE) for v in (2.0, 1.1, 0.5))
     y = Signal(SHAPE, second, position, x.sample, mean, x.marginal, x.flow, x.radial, x.local)
     assert y.correlation == pytest.approx((1.1 - 0.25) / (2.0 - 0.25))
-    law = x.marginal.dropped(0.5, together=False)  # half of what the normal variables share, masks leave
+    law = x.marginal.dropped(0.5, channelwise=False)  # half of what the normal variables share, masks leave
     zero, less = constant(0.0, SHAPE), constant(0.6, SHAPE)
     y = Signal(SHAPE, second, less, x.sample, zero, law, x.flow, x.radial, x.local)
     assert y.correlation == pytest.approx(0.6, abs=1e-3)
 
 
-def test_a_forgotten_signal_has_the_papers_factor_and_passes_on_half_the_errors():
+def test_an_unknown_signal_has_the_papers_factor_and_passes_on_half_the_errors():
     x = varied()
-    y = x.forgotten((2, 7))
+    y = x.after_unknown((2, 7))
     assert (y.shape, y.power, y.known, y.varies) == ((2, 7), 0.5, False, False)
-    assert y.marginal.normal and y.marginal.spread == 0 and float(y.mean) == 0 and float(y.radial) == 0
+    assert y.marginal.normal and y.marginal.level_variance == 0 and float(y.mean) == 0 and float(y.radial) == 0
     assert float(y.flow.sum()) == pytest.approx(0.5 * float(x.flow.flatten(1).mean(1).sum()))

@@ -13,8 +13,8 @@ import evenkeel as ek
 from evenkeel.signals import transfers
 from evenkeel.signals.marginals import gaussian
 from evenkeel.signals.propagation import given_weights
-from evenkeel.signals.signal import Signal, constant, received
-from evenkeel.signals.structural import LAYOUTS, ratio
+from evenkeel.signals.signal import Signal, constant
+from evenkeel.signals.structural import STRUCTURAL, ratio
 from evenkeel.signals.transfers import PropagationOptions, transfer
 
 DRAWS = 4000
@@ -22,7 +22,7 @@ NOT_UNDERSTOOD = transfers._NOT_UNDERSTOOD
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_forgotten(monkeypatch):
+def _all_is_understood(monkeypatch):
     """What a transfer raises is seen."""
     monkeypatch.setattr(transfers, "_NOT_UNDERSTOOD", ())
 
@@ -73,7 +73,7 @@ def followed(function, *inputs, training=True, bordered=True):
     """The signals of all layers of a function, or of a model, by name, given those of its inputs."""
     model = function if isinstance(function, nn.Module) else Calls(function)
     graph = ek.trace(model, tuple(torch.zeros(x.shape) for x in inputs))
-    options = PropagationOptions(training, frozenset(), bordered, True, given_weights)
+    options = PropagationOptions(training, bordered, True, given_weights)
     signals = dict(zip(graph.of(ek.Kind.INPUT), (x.signal() for x in inputs), strict=True))
     for layer in graph:
         if layer not in signals and layer.kind is not ek.Kind.OUTPUT:
@@ -115,7 +115,7 @@ def check(function, *inputs, shared=True, errors=True):
             within(off_diagonal(y), off_diagonal_of(result))
     if errors:
         returned = sum((g**2).flatten(1).sum(1).unflatten(0, (DRAWS, 2)).sum(1) for g in back)
-        within(returned[:, None], torch.tensor([received(result).item()], dtype=torch.float64))
+        within(returned[:, None], torch.tensor([result.total_flow.item()], dtype=torch.float64))
 
 
 def off_diagonal(y):
@@ -196,7 +196,7 @@ def test_extremes_of_independent_values(name):
     within((y**2).mean((1, 2))[:, None], result.second.mean().reshape(1))
     within(y.mean((1, 2))[:, None], result.mean.mean().reshape(1))
     within((y[:, 0] * y[:, 1]).mean(1)[:, None], result.sample.mean().reshape(1))
-    assert received(result).item() == pytest.approx(math.prod(result.shape), rel=1e-6)  # one input an output
+    assert result.total_flow.item() == pytest.approx(math.prod(result.shape), rel=1e-6)  # one input an output
 
 
 def test_extremes_of_values_that_positions_share():
@@ -257,7 +257,7 @@ def test_gates(others):
 def test_a_signal_times_itself_is_a_square():
     result, (x,) = laid_out(lambda x: x * x, PLAIN)
     assert result.power == pytest.approx(3.0) and float(result.mean) == pytest.approx(1.0)
-    assert received(result).item() == pytest.approx(4 * math.prod(x.shape), rel=1e-6)
+    assert result.total_flow.item() == pytest.approx(4 * math.prod(x.shape), rel=1e-6)
 
 
 FORGOTTEN = {
@@ -268,7 +268,7 @@ FORGOTTEN = {
 
 
 @pytest.mark.parametrize("name", FORGOTTEN)
-def test_what_is_not_understood_is_forgotten(monkeypatch, name):
+def test_what_is_not_understood_is_unknown(monkeypatch, name):
     monkeypatch.setattr(transfers, "_NOT_UNDERSTOOD", NOT_UNDERSTOOD)
     result, _ = laid_out(FORGOTTEN[name], PLAIN, PLAIN)
     assert (result.known, result.power) == (False, 0.5)
@@ -334,7 +334,7 @@ def test_concatenations_are_the_same_function_of_the_maps(name):
         maps = [getattr(s, field).expand(s.shape) for s in signals]
         assert torch.equal(getattr(result, field).expand(result.shape), function(*maps)), field
     parts = [math.prod(s.shape) * (1 + (name == "three" and s is signals[0])) for s in signals]
-    assert received(result).item() == pytest.approx(sum(parts), rel=1e-6)
+    assert result.total_flow.item() == pytest.approx(sum(parts), rel=1e-6)
 
 
 def test_a_concatenation_that_is_not_bordered_is_a_mean_by_size():
@@ -386,7 +386,7 @@ def test_rearrangements_are_the_same_function_of_the_maps(name):
     x = Signal(shape, *maps, law, flow, 0 * law.masses, law.masses)
     graph = ek.trace(Calls(function), torch.zeros(shape))
     for layer in graph.of(ek.Kind.PASS):
-        x = LAYOUTS[ek.Kind.PASS](layer, [x], bordered=True)
+        x = STRUCTURAL[ek.Kind.PASS](layer, [x], bordered=True)
     for found, m in zip((x.second, x.position, x.sample, x.mean), maps, strict=True):
         assert torch.equal(found.expand(x.shape), function(m))
     if name != "pad with ones":  # no error comes back from what the padding adds
@@ -405,7 +405,7 @@ def test_of_several_parts_the_maps_are_averaged():
     law, flow = gaussian(), torch.ones((1, 1, 1, 1, 1), dtype=torch.float64)
     x = Signal((2, 4, 4, 4), second, second * 0, second * 0, second * 0, law, flow, 0 * law.masses, law.masses)
     (layer,) = ek.trace(Calls(lambda x: x.chunk(2, 1)[1]), torch.zeros(2, 4, 4, 4)).of(ek.Kind.PASS)[:1]
-    found = LAYOUTS[ek.Kind.PASS](layer, [x], bordered=True)
+    found = STRUCTURAL[ek.Kind.PASS](layer, [x], bordered=True)
     assert torch.allclose(found.second, torch.stack(second.chunk(2, 1)).mean(0))
 
 

@@ -1,4 +1,4 @@
-"""Weights, norms and dropout against exact counts and Monte Carlo; what is not understood is forgotten."""
+"""Weights, norms and dropout against exact counts and Monte Carlo; what is not understood has the default moments."""
 
 import math
 
@@ -13,18 +13,17 @@ from torch.nn import functional as F
 import evenkeel as ek
 from evenkeel.signals import transfers
 from evenkeel.signals.propagation import predict_mean_squares, propagate
-from evenkeel.signals.signal import received
 
 TRAINING = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 
 @pytest.fixture
-def _nothing_is_forgotten(monkeypatch):
+def _all_is_understood(monkeypatch):
     """What a transfer raises is seen."""
     monkeypatch.setattr(transfers, "_NOT_UNDERSTOOD", ())
 
 
-strict = pytest.mark.usefixtures("_nothing_is_forgotten")
+strict = pytest.mark.usefixtures("_all_is_understood")
 
 
 def last(model, *inputs, training=True):
@@ -62,14 +61,14 @@ def test_weights_sum_what_reaches_them(name):
     back = torch.autograd.grad(count.sum(), ones)[0]
     graph = ek.trace(module, torch.zeros(shape))
     x, weight, _ = graph
-    found = propagate(graph, training=True, errors_at=[x])
+    found = propagate(graph, training=True, gradients_at=[x])
     signal = found.signals[weight]
     assert torch.allclose(signal.second.expand(count.shape), count.double())
-    assert found.error(x) == pytest.approx(float(back.mean()), rel=1e-6)
-    unbordered = propagate(graph, training=True, bordered=False, errors_at=[x])
+    assert found.gradient_variance(x) == pytest.approx(float(back.mean()), rel=1e-6)
+    unbordered = propagate(graph, training=True, bordered=False, gradients_at=[x])
     fan_in = module.weight[0].numel() if not isinstance(module, nn.modules.conv._ConvTransposeNd) else None
     assert fan_in is None or unbordered.signals[weight].power == pytest.approx(fan_in)
-    assert unbordered.error(x) * x.shape[0] == pytest.approx(
+    assert unbordered.gradient_variance(x) * x.shape[0] == pytest.approx(
         unbordered.signals[weight].power * math.prod(weight.shape) / math.prod(shape[1:]), rel=1e-6
     )  # sent in and out alike
 
@@ -149,7 +148,7 @@ def test_weighted_sums_are_normal_and_of_several_levels():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(40, 10))
     result = last(model, Normal((2, 40)))
     assert result.marginal.normal
-    assert result.marginal.spread == pytest.approx((3 / 0.5 - 1) / 40, rel=0.01)
+    assert result.marginal.level_variance == pytest.approx((3 / 0.5 - 1) / 40, rel=0.01)
 
 
 # Norms
@@ -216,7 +215,7 @@ def test_norms(name, training):
         "second": result.power,
         "mean": result.mean.mean().item(),
         "sample": result.sample.mean().item(),
-        "errors": received(result).item(),
+        "errors": result.total_flow.item(),
         "position": result.position.mean().item(),
     }
     for key, value in measured.items():
@@ -230,7 +229,7 @@ def test_a_norm_forgets_the_scale_of_its_input(name):
     module = NORMS[name][0]()
     outputs = [last(module, Normal(WIDE.shape, own=own)) for own in (1.0, 1e4)]
     assert [y.power for y in outputs] == pytest.approx([1.0, 1.0], rel=1e-4)
-    errors = [received(y).item() for y in outputs]
+    errors = [y.total_flow.item() for y in outputs]
     assert errors[0] / errors[1] == pytest.approx(1e4, rel=1e-4)
 
 
@@ -296,7 +295,7 @@ def test_dropouts(name, x):
     within((y[:, 0] * y[:, 1]).mean((1, 2, 3))[:, None], result.sample.mean().reshape(1))
     within(off_diagonal(y), off_diagonal_of(result))
     returned = (back**2).flatten(1).sum(1).unflatten(0, (DRAWS, 2)).sum(1)
-    within(returned[:, None], received(result).detach().reshape(1))
+    within(returned[:, None], result.total_flow.detach().reshape(1))
 
 
 MODULES = [
@@ -388,7 +387,7 @@ UNKNOWN = {
 
 @TRAINING
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_is_not_understood_is_forgotten_until_the_next_weights(name, training):
+def test_what_is_not_understood_is_unknown_until_the_next_weights(name, training):
     graph = ek.trace(Through(UNKNOWN[name]), torch.zeros(8, 8))
     signals = propagate(graph, training=training).signals
     first, second = graph.of(ek.Kind.WEIGHT)
@@ -414,7 +413,7 @@ def test_one_unknown_branch_makes_the_join_unknown():
     assert not propagate(graph, training=True).signals[join].known
 
 
-def test_layers_that_raise_are_forgotten_and_nothing_else(monkeypatch):
+def test_layers_that_raise_are_unknown_and_nothing_else(monkeypatch):
     def raising(*_, **__):
         raise ZeroDivisionError
 

@@ -556,18 +556,18 @@ def labelled(count=64):
     return [(x, x.argmax(1))]
 
 
-@pytest.mark.parametrize("keep", ["new", "best"])
+@pytest.mark.parametrize("choose", ["new", "best"])
 @pytest.mark.parametrize("helps", [True, False])
-def test_scores_before_and_after_say_whether_it_helped(helps, keep):
+def test_scores_before_and_after_say_whether_it_helped(helps, choose):
     torch.manual_seed(0)
     model, held_out = classifier(), labelled()
     if helps:
         nn.init.constant_(model[0].running_var, 100.0)
     data = torch.randn(4, 64, 4) * (1 if helps else 30)
     before = snapshot(model)
-    done = ek.reestimate_(model, data, held_out=held_out, keep=keep)
+    done = ek.reestimate_(model, data, held_out=held_out, choose=choose)
     assert (done.after.log_loss < done.before.log_loss) is helps
-    assert done.kept is (helps or keep == "new")
+    assert done.kept is (helps or choose == "new")
     if not done.kept:
         assert_as(model, before)
         assert "worse, so taken back" in repr(done)
@@ -587,9 +587,9 @@ def test_what_cannot_be_scored_changes_nothing():
     assert_as(model, before)
 
 
-@pytest.mark.parametrize("options", [{"keep": "best"}, {"keep": "old", "held_out": []}, {"memory": -1}])
+@pytest.mark.parametrize("options", [{"choose": "best"}, {"choose": "old", "held_out": []}, {"memory": -1}])
 def test_options_that_make_no_sense_are_refused(options):
-    with pytest.raises(ek.EvenkeelError, match=r"keep must be|memory must be"):
+    with pytest.raises(ek.EvenkeelError, match=r"choose must be|memory must be"):
         ek.reestimate_(classifier(), torch.randn(4, 64, 4), **options)
 
 

@@ -1,0 +1,130 @@
+"""ReestimationRow and Reestimation: what `reestimate_` did, and the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evenkeel.model.buffers import Held, put_back_
+from evenkeel.model.evaluation import Score
+from evenkeel.output.tables import Cells, Report, grouped
+
+
+@dataclass(frozen=True)
+class ReestimationRow:
+    """What was done to one norm layer.
+
+    Attributes:
+        path: the norm's path in the model.
+        before, after: its running variance, averaged over channels.
+        moved: the largest move of a channel's running mean, in standard deviations as stored before.
+        standard_error: of the mean of `after` over channels, relative to it; NaN from one batch.
+
+    >>> ReestimationRow("bn1", before=2.0, after=1.0, moved=0.0, standard_error=0.01).ratio
+    0.5
+    """
+
+    path: str
+    before: float
+    after: float
+    moved: float
+    standard_error: float
+
+    @property
+    def ratio(self) -> float:
+        """The new variance over the old one."""
+        return self.after / self.before if self.before else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain numbers and strings."""
+        return asdict(self) | {"ratio": self.ratio}
+
+
+class Reestimation(Report[ReestimationRow]):
+    """What `reestimate_` did, a row a norm in execution order, and the way back; `str()` is the table.
+
+    Attributes:
+        rows: one a norm re-estimated.
+        batches: number of batches used.
+        samples: number of samples in them, by the leading dimension of each batch's first tensor.
+        untouched: norms left as they were, by path, each with the reason.
+        converged: whether the standard errors are within the tolerance asked for, if one was.
+        before, after: the model's scores on held-out data, if there were any, before and with the new statistics.
+        kept: whether the new statistics are in the model, or, having been worse, were taken back.
+
+    >>> import torch, evenkeel as ek
+    >>> done = ek.reestimate_(torch.nn.BatchNorm1d(2), [torch.randn(64, 2) for _ in range(3)])
+    >>> done.batches, done.samples, done.untouched, [row.path for row in done]
+    (3, 192, {}, [''])
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[ReestimationRow],
+        *,
+        batches: int,
+        samples: int,
+        untouched: Mapping[str, str],
+        converged: bool,
+        held: Held,
+        before: Score | None,
+    ) -> None:
+        super().__init__(rows, untouched=untouched)
+        self.batches = batches
+        self.samples = samples
+        self.converged = converged
+        self.before = before
+        self.after: Score | None = None
+        self.kept = True
+        self._held = held
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """The rows' relative standard errors, by path."""
+        return {row.path: row.standard_error for row in self}
+
+    @property
+    def standard_error(self) -> float:
+        """The largest of the norms' relative standard errors: what `tolerance` is compared with."""
+        return largest(self.standard_errors.values())
+
+    def undo(self) -> None:
+        """Put the statistics found before back, in place."""
+        put_back_(self._held)
+
+    @property
+    def summary(self) -> str:
+        """What it was made from, and how sure it is, in words."""
+        error = "not known" if math.isnan(self.standard_error) else f"at most {self.standard_error:.2%}"
+        short = "" if self.converged else ", the tolerance was not reached"
+        scores = ""
+        if self.before is not None and self.after is not None:
+            scores = f"; error {self.before.error:.2%} to {self.after.error:.2%}"
+            scores += f", log loss {self.before.log_loss:.3g} to {self.after.log_loss:.3g}"
+            scores += "" if self.kept else ", worse, so taken back"
+        return f"{self.samples} samples in {self.batches} batches, relative standard error {error}{short}{scores}"
+
+    def __repr__(self) -> str:
+        untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
+        return f"Reestimation({len(self)} norms from {self.summary}{untouched})"
+
+    def _figures(self) -> dict[str, Any]:
+        scores = {"before": self.before and asdict(self.before), "after": self.after and asdict(self.after)}
+        figures = {"batches": self.batches, "samples": self.samples, "standard_error": self.standard_error}
+        return figures | scores | {"converged": self.converged, "kept": self.kept}
+
+    def _cells(self) -> Cells:
+        rows = [
+            (r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}", f"{r.standard_error:.2%}")
+            for r in self
+        ]
+        columns = ("norm", "running var", "re-estimated", "ratio", "mean moved, deviations", "standard error")
+        return Cells(columns, rows, [f"from {self.summary}", *grouped(self.untouched, "untouched")], words=columns[:1])
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest value; NaN if there is none or one is NaN: not known to be within any tolerance."""
+    listed = list(values)
+    return max(listed) if listed and not any(map(math.isnan, listed)) else math.nan
