@@ -24,11 +24,12 @@ from evenkeel.layers.uout import Uout, uout
 from evenkeel.linting.explanation import explain
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.linter import lint
-from evenkeel.prediction.correction import Correction, CorrectionRow, correct_
+from evenkeel.prediction.correction import Correction, correct_
 from evenkeel.prediction.shift_prediction import predict_shift
 from evenkeel.rewriting.fixer import fix
 from evenkeel.signals.moments import Moments, activation_moments
 from evenkeel.statistics.reestimation_report import Reestimation
+from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.reestimation import reestimate_
 from evenkeel.statistics.shift import variance_shift
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
@@ -38,7 +39,7 @@ __all__ = [
     "ActivationError",
     "BatchError",
     "Correction",
-    "CorrectionRow",
+    "NormChange",
     "EvenkeelError",
     "Finding",
     "InitReport",

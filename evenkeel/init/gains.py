@@ -1,4 +1,4 @@
-"""Gains: the variance that each weight layer's weights are to have, from what comes before and after it."""
+"""Gains: the variance of each weight layer's weights, from what comes before and after it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 _ROUNDS = 25  # of settling variances that depend on each other
 _STEP = 0.5  # of the way, in logarithm, that a variance goes in one round
 _SETTLED = 1e-3  # relative change of a variance that ends them
-_LEAST = 0.2  # of the gradients: what weights are left to pass on where most comes by changes of strength
+_LEAST = 0.2  # of the gradients: the share that counts as passed by weights, even if strength passes more
 _SOURCES = (Kind.WEIGHT, Kind.NORM, Kind.JOIN, Kind.CONCAT, Kind.GATE, Kind.OPAQUE, Kind.INPUT)
 _SINKS = (Kind.WEIGHT, Kind.JOIN, Kind.CONCAT, Kind.GATE, Kind.OPAQUE, Kind.OUTPUT)
 _HALF = Moments(0.5, 0.5, 0.0, 0.0)  # the paper's factor where nothing is known
@@ -52,7 +52,7 @@ class _Tilt:
     by_strength: Tensor
 
     def at(self, values: Tensor, reached: Sum) -> Tensor:
-        """Values at other levels than these, which a change of gains has moved a little."""
+        """Values at the levels of a sum, after a change of gains has moved them a little."""
         order = self.levels.argsort()
         known = self.levels[order].log().numpy(), values[order].numpy()
         return torch.from_numpy(np.interp(reached.law.levels.log().numpy(), *known))
@@ -114,7 +114,7 @@ def choose_variances(
 
 
 def words(graph: LayerGraph, layer: Layer) -> tuple[str, str]:
-    """What stands before and after a weight layer, in words, nearest first.
+    """The layers before and after a weight layer, in words, nearest first.
 
     >>> import evenkeel as ek
     >>> graph = ek.trace(nn.Sequential(nn.ReLU(), nn.Dropout(0.3), nn.Linear(2, 2), nn.Tanh()), torch.ones(1, 2))
@@ -154,7 +154,7 @@ def _printed(
     x: Signal,
     slope: float,
 ) -> float:
-    """W / sqrt(E f^2 / keep + keep E f'^2), the second term read behind the weights (Hendrycks & Gimpel 2016, 2.2)."""
+    """W / sqrt(E f^2 / keep + keep E f'^2), f' of the activation behind the weights (Hendrycks & Gimpel 2016, 2.2)."""
     if layer.function in EMBEDDINGS:
         return 1.0
     before, keep_before = _neighbours(graph.upstream(layer, _SOURCES), known)
@@ -195,7 +195,7 @@ def _tilt(propagation: Propagation, layer: Layer) -> _Tilt:
 def _slope(tilt: _Tilt | None, weights: Weights, x: Signal, reached: Sum, variance: float | None) -> float:
     """What comes back of the gradients behind a weight layer to the layers before, per weight: E (dx/dz)^2.
 
-    A part comes back by changes of the sample's strength; counted in full, it could ask for weights that are almost 0.
+    A part comes back by changes of the sample's strength; counted in full, it could make weights almost 0.
     """
     passing = reached.passed @ x.local
     if tilt is None or not variance:

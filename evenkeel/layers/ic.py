@@ -1,4 +1,4 @@
-"""IC: the independent-component layer, batch norm then dropout, made to stand before each weight layer."""
+"""IC: the independent-component layer, batch norm then dropout, placed before each weight layer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def ic(
 class IC(nn.Module):
     """The independent-component layer: batch norm, then dropout of single elements at a small rate.
 
-    `IC(x) = Dropout(BatchNorm(x))` (Chen et al. 2019), made to stand before each weight layer, in place of a norm
+    `IC(x) = Dropout(BatchNorm(x))` (Chen et al. 2019), placed before each weight layer, instead of a norm
     after it: {activation, IC, weight} for {weight, norm, activation}. Batch norm centres and scales its input; the
     dropout after it multiplies the correlation of any two elements by keep = 1 - p, and their mutual information by
     keep^2 (the paper's theorem). In training only: in eval mode IC is batch norm.
@@ -130,5 +130,5 @@ def _require_rate(p: float) -> None:
     if not 0 <= p < 1:  # not a number is neither
         raise EvenkeelError(
             f"p is {p}, but IC drops elements at a rate of 0 <= p < 1: give the rate to drop, such as 0.05, "
-            "which is 1 less the rate to keep"
+            "which is 1 minus the rate to keep"
         )

@@ -38,11 +38,11 @@ def uout(x: Tensor, beta: float = 0.1, training: bool = True, *, generator: torc
     _require_beta(beta)
     if not (x.is_floating_point() or x.is_complex()) or x.dtype.itemsize < 2:
         raise EvenkeelError(
-            f"Uout was given a tensor of {x.dtype}, which cannot hold x (1 + r): convert it first, such as by x.float()"
+            f"Uout was given a tensor of {x.dtype}, which cannot hold x (1 + r): convert it first, for example by x.float()"
         )
     if not training or beta == 0:
         return x
-    # Drawn in bfloat16, r has 256 values and a mean below 0: so 16 bits are rounded once, at the very end.
+    # In bfloat16, r would have 256 values and a mean below 0: so x of 16 bits is rounded once, at the end.
     wide = torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
     if generator is None:
         factor = torch.rand_like(x, dtype=wide)
@@ -55,7 +55,7 @@ def uout(x: Tensor, beta: float = 0.1, training: bool = True, *, generator: torc
 class Uout(nn.Module):
     """Dropout's uniform variant: in training every element is multiplied by 1 + r, r ~ U(-beta, beta); in eval, by 1.
 
-    `X = x + x r` has mean x and second moment `(1 + beta^2 / 3) x^2`, so a norm fed with it stores a variance that is
+    `X = x + x r` has mean x and second moment `(1 + beta^2 / 3) x^2`, so a norm behind it stores a variance that is
     a little too large: `Var_eval / Var_train = 3 / (3 + beta^2)` for x of mean 0 (Li et al. 2018, section 5, equation
     15), and `v / (v + beta^2 / 3 (c^2 + v))` for mean c and variance v. With mean 0 and beta 0.1 that is 0.9967; with
     dropout of rate 0.1 it is 0.9.
@@ -73,8 +73,8 @@ class Uout(nn.Module):
     No Uout is as noisy as dropout of more than 25 %. To replace one of rate p <= 1/4 by its equal, take
     `beta = sqrt(3 p / (1 - p))`: at a norm with nothing but weights in between, the variance shift is equal, too.
 
-    Several public copies are not Uout: they *add* the noise, `x + r`, which does not grow with x, or draw r between
-    -beta and -beta, a constant. A zero tells them apart: `copy(torch.zeros(1000))` has to be all zeros in train mode,
+    Several public implementations are not Uout: they *add* the noise, `x + r`, which does not grow with x, or draw r
+    between -beta and -beta, a constant. To check one: `copy(torch.zeros(1000))` has to be all zeros in train mode,
     and `copy(torch.ones(1000))` has to vary, between 1 - beta and 1 + beta.
 
     Args:

@@ -8,7 +8,7 @@ ones, and those of Figures 4 and 5 are read off the vector graphics, within .03 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,10 +16,9 @@ from typing import Any
 from evenkeel.papers.lab import measures, plots
 from evenkeel.papers.lab.claims import Between, Claim, Within
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
-from evenkeel.papers.lab.specs import SCALES, Factors, Net, Recipe, Scale, Source, Training, grid
+from evenkeel.papers.lab.specs import SCALES, Factors, ImageSource, Net, Recipe, Scale, Training, grid
+from evenkeel.papers.li2018_values import FIGURE_4, NETS, TABLE_1, TABLE_3, TABLE_4, TABLE_6
 from evenkeel.theory.li2018 import equal_noise_p
-
-NETS = ("preresnet", "resnext", "wrn", "densenet")
 
 # PreResNet "110" has 164 layers: 54 bottlenecks, 1.70 M parameters, as the paper counts.
 _SIZES: dict[Scale, dict[str, dict[str, Any]]] = {
@@ -51,14 +50,14 @@ _RECIPES = {
     "densenet": Recipe(epochs=300, batch=64, weight_decay=1e-4, milestones=(0.5, 0.75)),
 }
 _SHORT: dict[Scale, dict[str, Any]] = {"smoke": {"epochs": 1}, "quick": {"epochs": 8, "batch": 64}, "full": {}}
-_SOURCES: dict[Scale, dict[str, Source]] = {
-    "smoke": {"synthetic": Source("synthetic")},
-    "quick": {"cifar10": Source("cifar10", train=10_000, size=16)},
-    "full": {"cifar10": Source("cifar10"), "cifar100": Source("cifar100")},
+_SOURCES: dict[Scale, dict[str, ImageSource]] = {
+    "smoke": {"synthetic": ImageSource("synthetic")},
+    "quick": {"cifar10": ImageSource("cifar10", train=10_000, size=16)},
+    "full": {"cifar10": ImageSource("cifar10"), "cifar100": ImageSource("cifar100")},
 }
 _SEEDS: dict[Scale, int] = {"smoke": 1, "quick": 3, "full": 5}
 _SMALL = (
-    "At quick scale: nets of 10 to 16 layers, the wide one of 16 to 64 channels, 10,000 images brought down to 16x16, "
+    "At quick scale: nets of 10 to 16 layers, the wide one of 16 to 64 channels, 10,000 images averaged down to 16x16, "
     "8 epochs."
 )
 
@@ -82,23 +81,6 @@ def _uout(scale: Scale, data: str, net: str, noise: str, beta: float) -> Trainin
     return _training(scale, data, net, "none" if noise == "none" else "b", kind, amount)
 
 
-def _published(
-    key: str, levels: Sequence[str], values: Mapping[str, Sequence[Sequence[float]]], after: str = ""
-) -> dict[str, dict[str, float]]:
-    """A printed table with one row a net and one column a level, by data set, as figures by arm."""
-    return {
-        f"{data}-{net}{after}-{level}": {key: value}
-        for data, rows in values.items()
-        for net, row in zip(NETS, rows, strict=True)
-        for level, value in zip(levels, row, strict=True)
-    }
-
-
-def _merged(*tables: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    arms = dict.fromkeys(arm for table in tables for arm in table)
-    return {arm: {key: v for table in tables for key, v in table.get(arm, {}).items()} for arm in arms}
-
-
 def _arms(without: Factors, **factors: Mapping[Scale, tuple[Any, ...]]) -> dict[Scale, tuple[Factors, ...]]:
     """All four nets on all data of a scale, without dropout and with it at every combination of factors, if any."""
     return {
@@ -120,146 +102,6 @@ _NONE = {"place": "none", "p": 0.0}
 _HALF: dict[Scale, tuple[float, ...]] = {"smoke": (0.5,), "quick": (0.5,), "full": (0.5,)}
 _ERROR = Column("test error %", "test_error", 100, 2)
 
-# The paper's own values
-
-_TABLE_1 = {
-    f"{data}-{net}": {"cos2": cos2, "d_cos2": d_cos2}
-    for data, rows in {
-        "cifar10": ((0.03546, 2.91827), (0.02244, 14.78266), (0.02292, 52.73550), (0.01538, 3.83390)),
-        "cifar100": ((0.03169, 2.59925), (0.02468, 14.72835), (0.02118, 44.31261), (0.01390, 3.43325)),
-    }.items()
-    for net, (cos2, d_cos2) in zip(NETS, rows, strict=True)
-}
-_FOUR = ("0.1", "0.3", "0.5", "0.7")
-_FIGURE_4 = _merged(
-    _published(
-        "test_error",
-        _FOUR,
-        {
-            "cifar10": (
-                (5.16, 5.87, 8.43, 14.51),
-                (3.86, 4.10, 4.43, 4.57),
-                (3.91, 3.99, 4.59, 10.26),
-                (4.63, 5.55, 8.70, 18.10),
-            ),
-            "cifar100": (
-                (24.10, 26.35, 32.45, 48.79),
-                (17.75, 17.85, 19.04, 20.11),
-                (18.65, 19.52, 21.08, 28.08),
-                (22.41, 25.26, 31.45, 49.48),
-            ),
-        },
-        after="-a",
-    ),
-    _published(
-        "test_error",
-        _FOUR,
-        {
-            "cifar10": (
-                (5.06, 5.29, 5.86, 7.23),
-                (3.81, 3.77, 4.09, 4.91),
-                (3.85, 3.81, 3.81, 4.38),
-                (4.67, 4.92, 5.63, 7.19),
-            ),
-            "cifar100": (
-                (23.68, 24.36, 25.53, 27.74),
-                (17.78, 18.35, 19.35, 21.17),
-                (18.83, 18.73, 19.50, 20.99),
-                (22.56, 22.86, 25.02, 27.51),
-            ),
-        },
-        after="-b",
-    ),
-    _published(
-        "test_error",
-        ("0",),
-        {"cifar10": ((4.91,), (3.77,), (3.98,), (4.83,)), "cifar100": ((23.98,), (17.69,), (19.15,), (22.45,))},
-        after="-none",
-    ),
-    _published(
-        "median",
-        _FOUR,
-        {
-            "cifar10": (
-                (1.025, 1.089, 1.272, 1.565),
-                (1.033, 1.084, 1.221, 1.322),
-                (1.066, 1.134, 1.293, 1.713),
-                (1.062, 1.205, 1.484, 1.922),
-            )
-        },
-        after="-a",
-    ),
-    _published(
-        "median",
-        _FOUR,
-        {
-            "cifar10": (
-                (1.017, 1.028, 1.046, 1.060),
-                (1.006, 1.019, 1.048, 1.064),
-                (1.011, 1.018, 1.025, 1.051),
-                (1.011, 1.014, 1.021, 1.041),
-            )
-        },
-        after="-b",
-    ),
-    _published("median", ("0",), {"cifar10": ((1.003,), (1.004,), (1.002,), (1.006,))}, after="-none"),
-)
-_TABLE_3 = _merged(
-    *(
-        _published(key, ("0.5",), {"cifar10": [(x,) for x in small], "cifar100": [(x,) for x in large]}, after=after)
-        for key, after, small, large in (
-            ("test_error", "-a", (8.42, 4.43, 4.59, 8.70), (32.45, 19.04, 21.08, 31.45)),
-            ("adjusted_error", "-a", (6.42, 3.96, 4.20, 6.82), (26.57, 18.24, 20.70, 26.98)),
-            ("test_error", "-b", (5.85, 4.09, 3.81, 5.63), (25.50, 19.33, 19.48, 25.00)),
-            ("adjusted_error", "-b", (5.77, 3.93, 3.71, 5.29), (25.20, 19.09, 19.15, 23.92)),
-        )
-    )
-)
-_TABLE_4 = _published(
-    "test_error",
-    ("0", "0.1", "0.2", "0.3", "0.5"),
-    {
-        "cifar10": (
-            (5.02, 4.96, 5.01, 4.94, 5.03),
-            (3.77, 3.89, 3.69, 3.78, 3.78),
-            (3.97, 3.90, 4.00, 3.93, 3.84),
-            (4.72, 4.67, 4.73, 4.75, 4.87),
-        ),
-        "cifar100": (
-            (23.73, 23.43, 23.65, 23.45, 23.76),
-            (17.78, 17.77, 17.99, 17.97, 18.26),
-            (19.17, 19.17, 19.23, 19.19, 19.25),
-            (22.58, 21.86, 22.41, 22.41, 23.49),
-        ),
-    },
-)
-_TABLE_6 = _merged(
-    _published(
-        "test_error",
-        ("0.1", "0.2", "0.3", "0.5"),
-        {
-            "cifar10": (
-                (5.02, 4.85, 4.98, 4.97),
-                (3.84, 3.83, 3.75, 3.79),
-                (3.96, 3.80, 3.90, 3.84),
-                (4.70, 4.64, 4.68, 4.61),
-            ),
-            "cifar100": (
-                (23.73, 23.62, 23.53, 23.77),
-                (17.74, 17.77, 17.83, 17.86),
-                (19.07, 18.98, 18.95, 18.87),
-                (22.39, 22.57, 22.35, 22.30),
-            ),
-        },
-        after="-uout",
-    ),
-    _published(
-        "test_error",
-        ("0",),
-        {"cifar10": ((5.02,), (3.77,), (3.97,), (4.72,)), "cifar100": ((23.73,), (17.78,), (19.17,), (22.58,))},
-        after="-none",
-    ),
-)
 
 # Table 1: angles
 
@@ -272,10 +114,10 @@ angles = Experiment(
     training=partial(_training, places="none", noise="Dropout", amount=0.0),
     measure=measures.angles,
     columns=(Column("cos^2", "cos2", digits=4), Column("d cos^2", "d_cos2", digits=2)),
-    published=_TABLE_1,
+    published=TABLE_1,
     plots={
         "bars": partial(
-            plots.bars, keys="d_cos2", groups="net", panels="data", factor=1.0, ylabel="d cos^2", published=_TABLE_1
+            plots.bars, keys="d_cos2", groups="net", panels="data", factor=1.0, ylabel="d cos^2", published=TABLE_1
         )
     },
     claims=(
@@ -310,7 +152,7 @@ shift = Experiment(
         Column("worst shift", "worst", digits=2),
         Column("shift after dropout", "after_dropout", digits=2),
     ),
-    published=_FIGURE_4,
+    published=FIGURE_4,
     plots={
         "profile": partial(
             plots.profiles,
@@ -329,7 +171,7 @@ shift = Experiment(
             panels="net",
             rows=("data", "place"),
             baseline={"place": "none"},
-            published=_FIGURE_4,
+            published=FIGURE_4,
         ),
     },
     claims=(
@@ -382,7 +224,7 @@ adjust = Experiment(
         Column("adjusted %", "adjusted_error", 100, 2),
         Column("without data %", "corrected_error", 100, 2),
     ),
-    published=_TABLE_3,
+    published=TABLE_3,
     plots={
         "bars": partial(
             plots.bars,
@@ -390,7 +232,7 @@ adjust = Experiment(
             groups=("place", "p"),
             panels="net",
             rows="data",
-            published=_TABLE_3,
+            published=TABLE_3,
         )
     },
     claims=(
@@ -472,8 +314,8 @@ last_layer = Experiment(
     training=_last,
     measure=measures.scores,
     columns=(_ERROR,),
-    published=_TABLE_4,
-    plots={"bars": partial(plots.bars, keys="test_error", groups="p", panels="net", rows="data", published=_TABLE_4)},
+    published=TABLE_4,
+    plots={"bars": partial(plots.bars, keys="test_error", groups="p", panels="net", rows="data", published=TABLE_4)},
     claims=(
         Claim(
             "One dropout of 0.5 behind all norms lowers the error.",
@@ -504,7 +346,7 @@ uout = Experiment(
     training=_uout,
     measure=measures.shift,
     columns=(_ERROR, Column("median shift", "median"), Column("worst shift", "worst", digits=2)),
-    published=_TABLE_6,
+    published=TABLE_6,
     plots={
         "bars": partial(
             plots.bars,
@@ -512,7 +354,7 @@ uout = Experiment(
             groups=("noise", "beta"),
             panels="net",
             rows="data",
-            published=_TABLE_6,
+            published=TABLE_6,
         )
     },
     claims=(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -14,10 +12,10 @@ from evenkeel.graph.tracing import graph_of
 from evenkeel.model.buffers import Held, put_back_, write_buffers_
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.output.tables import Cells, Report
-from evenkeel.prediction.replicas import Channels
+from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.prediction.sampling import SamplingPlan
 from evenkeel.prediction.shift_prediction import Prediction, PredictionInputs, predict, prediction_inputs
+from evenkeel.statistics.norm_change import NormChange
 
 if TYPE_CHECKING:
     pass
@@ -26,35 +24,7 @@ _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
 _ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts
 
 
-@dataclass(frozen=True)
-class CorrectionRow:
-    """What was done to one norm layer.
-
-    Attributes:
-        path: the norm's path in the model.
-        before, after: its running variance, averaged over channels.
-        moved: the largest move of a channel's running mean, in standard deviations as stored before.
-
-    >>> CorrectionRow("bn1", before=2.0, after=1.0, moved=0.0).ratio
-    0.5
-    """
-
-    path: str
-    before: float
-    after: float
-    moved: float
-
-    @property
-    def ratio(self) -> float:
-        """The new variance over the old one."""
-        return self.after / self.before if self.before else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain numbers and strings."""
-        return asdict(self) | {"ratio": self.ratio}
-
-
-class Correction(Report[CorrectionRow]):
+class Correction(Report[NormChange]):
     """What `correct_` did, a row a norm in execution order, and the way back; `str()` is the table.
 
     Attributes:
@@ -64,7 +34,7 @@ class Correction(Report[CorrectionRow]):
 
     def __init__(
         self,
-        rows: Iterable[CorrectionRow],
+        rows: Iterable[NormChange],
         untouched: dict[str, str],
         before: Held | None = None,
     ) -> None:
@@ -87,9 +57,8 @@ class Correction(Report[CorrectionRow]):
 
     def _cells(self) -> Cells:
         rows = [(r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}") for r in self]
-        notes = [f"{path} untouched: {reason}" for path, reason in self.untouched.items()]
         columns = ("norm", "running var", "corrected", "ratio", "mean moved, deviations")
-        return Cells(columns, rows, [self.summary, *notes], words=columns[:1])
+        return Cells(columns, rows, [self.summary, *grouped(self.untouched, "untouched")], words=columns[:1])
 
 
 def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = "both", seed: int = 0) -> Correction:
@@ -148,8 +117,8 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         if not value.isfinite().all():
             path = next(path for path, other in norms.items() if other is norm)
             raise ModelError(f"{name} of {path!r} is predicted to overflow {value.dtype}: nothing was changed")
-    rows = [_row(path, moments, stats) for path, moments in channels.items()]
-    return Correction(rows, untouched, write_buffers_(values))
+    held = write_buffers_(values)
+    return Correction([NormChange.of(path, norms[path], held) for path in channels], untouched, held)
 
 
 def _settle(given: PredictionInputs, stats: str, seed: int) -> Prediction:
@@ -162,9 +131,3 @@ def _settle(given: PredictionInputs, stats: str, seed: int) -> Prediction:
         if left == settled:
             return found
         settled = left
-
-
-def _row(path: str, moments: Channels, stats: str) -> CorrectionRow:
-    moves = (moments.eval_mean - moments.train_mean).abs() / moments.train_var.clamp_min(1e-300).sqrt()
-    moved = float(moves.max()) if stats == "both" else 0.0
-    return CorrectionRow(path, float(moments.train_var.mean()), float(moments.eval_var.mean()), moved)

@@ -1,4 +1,4 @@
-"""Activations: what an elementwise function makes of a signal's moments."""
+"""Activations: a signal's moments behind an elementwise function."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STRENGTHS = 17  # of the input, at which an activation is evaluated where its i
 
 
 def activation_of(layer: Layer) -> Function:
-    """The elementwise function of an activation layer; of its parameters, the mean, and of its noise, too.
+    """The elementwise function of an activation layer, with the mean of its parameters and of its noise.
 
     >>> import evenkeel as ek
     >>> layer = ek.trace(torch.nn.LeakyReLU(0.5), torch.ones(1)).of(ek.Kind.ACTIVATION)[0]
@@ -80,10 +80,10 @@ def activated(x: Signal, f: Function) -> Signal:
 
 
 def _radial(x: Signal, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """What an activation makes of a change of strength: of strength again, and of everything else, by level.
+    """Behind an activation, a change of strength: the part that is one again, and the rest, by level.
 
-    If z grows to z (1 + e / 2), f(z) grows by e f'(z) z / 2: its part along f(z) changes the mean square by
-    chi e, chi = E f f' z / E f^2, and the rest is a change like any other.
+    If z grows to z (1 + e / 2), f(z) grows by e f'(z) z / 2. The part along f(z) changes the mean square by chi e,
+    chi = E f f' z / E f^2; the rest is a change like any other.
     """
     weights = x.marginal.weights
     grown = slopes * x.marginal.values * math.sqrt(x.power)
@@ -103,7 +103,7 @@ def _with_slopes(f: Function, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_homogeneous(f: Function) -> bool:
-    """Whether f(3 z) = 3 f(z), as of ReLU: then samples of any strength are treated alike.
+    """Whether f(3 z) = 3 f(z), as for ReLU: samples of any strength are then treated alike.
 
     >>> is_homogeneous(torch.relu), is_homogeneous(torch.tanh)
     (True, False)
@@ -113,7 +113,7 @@ def is_homogeneous(f: Function) -> bool:
 
 
 def _responses(f: Function, x: Signal, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """E f^2 and E f'^2 where the input is weaker or stronger than its mean, over what they are at the mean."""
+    """E f^2 and E f'^2 where the input is weaker or stronger than on average, relative to those at the average."""
     grid = torch.linspace(float(strength.min()), float(strength.max()), _STRENGTHS, dtype=torch.float64)
     law, scale = x.marginal, math.sqrt(x.power)
     found: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""Marginal: the law of a signal's values over random weights, inputs and masks, as a function of a normal variable."""
+"""Marginal: the distribution of a signal's values over random weights, inputs and masks, by a normal variable."""
 
 from __future__ import annotations
 
@@ -33,22 +33,23 @@ def nodes() -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Marginal:
-    """The law of one element of a signal, given how strong the sample is that it belongs to.
+    """The distribution ("law") of one element of a signal, given the level of its sample.
 
     Weights, inputs and masks are random, so an element of a pre-activation is normal *given its sample's level*: the
     mean square of the values that reach it. Levels vary from sample to sample, because layers are of finite width and
-    dropout thins them, and they matter: of a mixture of levels an activation makes more, or less, than of their mean.
+    dropout thins them. That matters: the mean square behind an activation differs between a mixture of levels and
+    their mean.
 
     Attributes:
         levels: mean square of single samples, relative to the mean over samples; shape (K,).
         masses: how likely each level is; shape (K,).
-        values: the element at the nodes z, and what it is if dropped, at each level, in units of the root of the
+        values: the element at the nodes z and, last, its value if dropped, by level, in units of the root of the
             second moment; shape (K, N + 1).
         slopes: (dx/dz)^2 there, up to a factor; shape (K, N + 1).
-        weights: of the nodes, and the share that is dropped; shape (N + 1,).
+        weights: of the nodes and, last, the share that is dropped; shape (N + 1,).
         mean: E x in these units.
         fourth: E x^4 given the level, over the level's square; shape (K,).
-        paired: E x^2 g^2 given the level, g = dx/dz, over E x^2 E g^2: how much stronger x is where errors pass; (K,).
+        paired: E x^2 g^2 given the level, g = dx/dz, over E x^2 E g^2: how much stronger x is where gradients pass; (K,).
         normal: whether values are still linear in z.
         kept: of normal values, the share that is not dropped; None if values are no longer linear in z.
         channelwise: whether a mask drops all positions of a channel at once.
@@ -72,7 +73,7 @@ class Marginal:
         return float((self.masses * self.levels**2).sum()) - 1
 
     def at_mean(self) -> Marginal:
-        """The law of a sample of mean strength, for all."""
+        """The law with all samples at the mean level."""
         one = torch.ones(1, dtype=torch.float64)
         values = gaussian(mean=self.mean).values if self.normal else (self.masses @ self.values)[None]
         slopes, fourth, paired = ((self.masses @ t)[None] for t in (self.slopes, self.fourth, self.paired))
@@ -105,10 +106,10 @@ class Marginal:
         ), second
 
     def dropped(self, keep: float, *, channelwise: bool) -> Marginal:
-        """The law after dropout, in units that grow with it: a share 1 - keep of values is 0, the rest over keep."""
+        """The law after dropout: a share 1 - keep of values is 0, the rest is divided by keep, and units grow along."""
         kept = torch.cat([self.weights[:-1] * keep, 1 - keep * self.weights[:-1].sum()[None]])
         scale = torch.ones_like(kept)
-        scale[-1] = 0  # what was dropped before at another value counts as 0, too
+        scale[-1] = 0  # values dropped earlier, other than 0, become 0, too
         return replace(
             self,
             values=self.values * scale / math.sqrt(keep),
@@ -157,7 +158,7 @@ class Marginal:
         """The law of a sum of fan_in such elements with random weights, and how levels have moved.
 
         Given the sample, the sum is normal; its level is the elements' mean square, which itself varies by
-        `(E x^4 - (E x^2)^2) / fan_in` around its expectation. Where errors pass, one of the elements is a stronger one.
+        `(E x^4 - (E x^2)^2) / fan_in` around its expectation. Where gradients pass, one of the elements is stronger.
 
         Args:
             fan_in: how many elements are summed.
@@ -179,7 +180,7 @@ class Sum:
     Attributes:
         law: the law.
         moved: P(new level | level), shape (new K, K).
-        passed: the same for the errors that pass one of the elements.
+        passed: the same for gradients that pass one of the elements.
     """
 
     law: Marginal
@@ -238,7 +239,7 @@ def latent_correlation(marginal: Marginal, share: Tensor, same_mask: bool = Fals
 
 
 def _coefficients(marginal: Marginal, same_mask: bool) -> Tensor:
-    """Squares a_n^2, and last what they leave of E x^2, the share of it that the masks of two elements both keep."""
+    """The squares a_n^2 and, last, the rest of E x^2, as far as the masks of both elements keep it."""
     _, weights = nodes()
     averaged, keep = marginal.masses @ marginal.values, float(marginal.weights[:-1].sum())
     terms = (_hermite() @ (weights * averaged[:-1])) ** 2  # of what is kept
@@ -268,10 +269,10 @@ def _hermite() -> Tensor:
 def _scattered(
     levels: Tensor, masses: Tensor, variance: Tensor, shift: Tensor, most: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Spread each level over a log-normal law with that relative variance, and gather the mixture in bins.
+    """Replace each level by a log-normal distribution with that relative variance, and sort the mixture into bins.
 
-    Every bin keeps its mass and its mean, so no mean is changed by the gathering. Also returned is the share of each
-    level that comes to each bin if the law is shifted in logarithm.
+    Every bin keeps its mass and its mean, so that binning changes no mean. Also returned is the share of each level in
+    each bin if the distribution is shifted in logarithm.
     """
     deviation = torch.log1p(variance).sqrt().clamp_min(1e-9)
     center = levels.clamp_min(1e-300).log() - deviation**2 / 2
@@ -285,7 +286,7 @@ def _scattered(
     used = held > 1e-14
     moved, passed = (share[used] / share[used].sum(0).clamp_min(1e-300) for share in (moved, passed))
     sums, held = sums[used], held[used]
-    scale = (masses * levels).sum() / sums.sum()  # what was cut off beyond the edges
+    scale = (masses * levels).sum() / sums.sum()  # the part cut off beyond the edges
     return sums / held * scale, held / held.sum(), moved, passed
 
 

@@ -17,7 +17,7 @@ from evenkeel.errors import ActivationError, brief
 
 Activation = Callable[[Tensor], Tensor]
 
-_END = 14  # the normal density beyond is below 1e-43: only a function that grows like e^(z^2/4) is felt there
+_END = 14  # the normal density beyond is below 1e-43: only functions that grow like e^(z^2/4) matter there
 _NODES = 20  # of the Gauss-Legendre rule on one piece
 _TOLERANCE = 1e-11  # by how much halving a piece may still change its integral
 _HALVINGS = 50  # after which a piece is too short to matter, whatever kink or jump it holds
@@ -28,8 +28,8 @@ class Moments:
     """Moments of an activation f of z ~ N(0, 1).
 
     Attributes:
-        second: E f(z)^2, what f makes of unit variance on the way forward.
-        derivative_second: E f'(z)^2, what it makes of it on the way back.
+        second: E f(z)^2, the factor of unit variance in the forward pass.
+        derivative_second: E f'(z)^2, the factor in the backward pass.
         mean: E f(z).
         derivative_mean: E f'(z).
     """
@@ -49,9 +49,9 @@ def activation_moments(f: Activation) -> Moments:
     """Integrate an activation's second moment, and its derivative's, against the normal density.
 
     `E f(z)^2 = int f(z)^2 phi(z) dz` by the Gauss-Legendre rule, in float64, on the unit pieces between -14 and 14,
-    each halved for as long as that changes its integral: so kinks and jumps, wherever they are, are closed in on, and
-    the results are exact to 1e-8. f' comes from autograd; where f jumps, the jump itself has no derivative. The
-    moments are those of Hendrycks & Gimpel (2016, Table 1), three of whose printed E f'^2 are wrong.
+    each halved until its integral no longer changes. So kinks and jumps are resolved wherever they are, and results
+    are exact to 1e-8. f' comes from autograd; a jump of f has no derivative. The moments are those of Hendrycks &
+    Gimpel (2016, Table 1), three of whose printed E f'^2 are wrong.
 
     Args:
         f: any elementwise callable of a tensor, of any shape: torch function, module or lambda. Of a module a copy in
@@ -74,7 +74,7 @@ def activation_moments(f: Activation) -> Moments:
 
 
 def _integrate(f: Activation, left: Tensor, right: Tensor, name: str) -> Tensor:
-    """The four integrals over the pieces between left and right, which grow finer where they need to."""
+    """The four integrals over the pieces between left and right, halved where needed."""
     whole = _piecewise(f, left, right, name)
     if float(whole[[0, -1]].abs().max()) > _TOLERANCE:
         raise ActivationError(f"{name} grows so fast that its Gaussian moments do not exist")
@@ -117,7 +117,7 @@ def _with_slope(f: Activation, z: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _require_elementwise(f: Activation, name: str) -> None:
-    """Refuse what depends on other elements, on their place, or on chance."""
+    """Refuse functions that depend on other elements, on positions, or on chance."""
     z = torch.linspace(-3.1, 3.3, 31, dtype=torch.float64)
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Signal: what is known of one tensor of a model whose weights are random: moments, maps over its elements, levels."""
+"""Signal: the moments of one tensor of a model whose weights are random, as maps over its elements."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Signal:
         sample: E x x' of two samples, in the same channel of one network.
         mean: E x.
         marginal: the law of one element, in units of the root of the mean of `second`.
-        flow: what reaches the element of a unit sent in at the model's inputs, every layer replaced by its expected
-            squared derivative, by level; its gradient is the second moment of error signals. Shape (levels, *map).
-        radial: what reaches the logarithm of the sample's mean square of that unit, squared: activations that are no
-            multiple of ReLU pass a change of strength on by another factor than other changes. Shape (levels,).
-        local: the `flow` of a unit sent in at the latest weight layer, norm, join or opaque call; shape (levels,).
-        known: whether all that it was computed from is understood.
+        flow: a unit at every element of the model's inputs, multiplied by the expected squared derivative of each
+            layer on its way, by level; its derivative is the second moment of gradients. Shape (levels, *map).
+        radial: the same for the logarithm of the sample's mean square: activations that are no multiple of ReLU
+            multiply a change of a sample's strength by another factor than other changes. Shape (levels,).
+        local: the `flow` since the latest weight layer, norm, join or opaque call; shape (levels,).
+        known: whether everything that it is computed from is understood.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Signal:
 
     @property
     def total_flow(self) -> Tensor:
-        """What reaches all elements of a unit sent in at the model's inputs: the flow, and the changes of strength."""
+        """What reaches all elements of units at the model's inputs: by the flow, and by changes of strength."""
         flow = self.flow.sum() / max(self.flow[0].numel(), 1)
         return math.prod(self.shape) * (flow + self.power * (self.radial @ self.marginal.levels) / 4)
 
@@ -75,7 +75,7 @@ class Signal:
         return latent_correlation(self.marginal, common / self.second.clamp_min(1e-300), same_mask)
 
     def mapped(self, change: Function, shape: tuple[int, ...], **changes: Any) -> Signal:
-        """The signal with one and the same change made to each of its maps."""
+        """The signal with a function applied to each of its maps."""
         maps = {
             name: squeeze_constant(change(getattr(self, name))) for name in ("second", "position", "sample", "mean")
         }
@@ -88,7 +88,7 @@ class Signal:
         return any(t.numel() > 1 for t in maps)
 
     def averaged(self, keep: int | None = None) -> Signal:
-        """The signal with its maps' means in place of the maps, but along the dimension to keep."""
+        """The signal with each map averaged over all dimensions but the one to keep."""
 
         def mean(t: Tensor) -> Tensor:
             return t.mean([dim for dim in range(t.dim()) if dim != keep], keepdim=True)
@@ -101,7 +101,7 @@ class Signal:
         return masses.view(-1, *(1,) * total.dim()) * total
 
     def aligned(self, dims: int) -> Signal:
-        """The signal with as many leading dimensions as it takes for broadcasting."""
+        """The signal with so many dimensions, new ones of size 1 in front."""
         missing = dims - len(self.shape)
         if missing <= 0:
             return self
@@ -109,7 +109,7 @@ class Signal:
         return self.mapped(lambda t: t.reshape(*ones, *t.shape), (*ones, *self.shape))
 
     def broadcast_to(self, shape: tuple[int, ...]) -> Signal:
-        """The signal broadcast to a shape: one position over many is what these share."""
+        """The signal broadcast to a shape; positions that are copies of one are equal."""
         x = self.aligned(len(shape))
         alone = len(shape) > 2 and math.prod(x.shape[2:]) == 1 < math.prod(shape[2:])
         return replace(x, position=x.second) if alone else x
@@ -139,7 +139,7 @@ class Signal:
         return replace(self, second=second, position=position, sample=sample, mean=mean, marginal=law)
 
     def after_unknown(self, shape: tuple[int, ...]) -> Signal:
-        """The signal after an operation that is not understood: of second moment 1/2, as the paper takes it."""
+        """The signal after an operation that is not understood: of second moment 1/2, the paper's default."""
         half, law = constant(0.5, shape), gaussian()
         flow = 0.5 * (self.flow.sum() / self.flow[0].numel()).reshape((1,) * (len(shape) + 1))
         return Signal(
@@ -171,7 +171,7 @@ def standard(shape: tuple[int, ...]) -> Signal:
 
 
 def by_level(change: Callable[..., Tensor], *flows: Tensor) -> Tensor:
-    """A change of maps made to flows, at each of their levels."""
+    """Apply a function of maps to flows, level by level."""
     if len(flows[0]) == 1:
         result = change(*(flow[0] for flow in flows))[None]
     else:
@@ -183,7 +183,7 @@ def by_level(change: Callable[..., Tensor], *flows: Tensor) -> Tensor:
 
 
 def squeeze_constant(full: Tensor, first: int = 0) -> Tensor:
-    """A map without the dimensions, from the first one asked for, along which it does not vary.
+    """A map with size 1 in every dimension, from `first` on, along which it does not vary.
 
     >>> squeeze_constant(torch.tensor([[1.0, 2.0], [1.0, 2.0]]))
     tensor([[1., 2.]])
@@ -195,5 +195,5 @@ def squeeze_constant(full: Tensor, first: int = 0) -> Tensor:
         if full.stride(dim) == 0:
             full = start
         elif bool((full.detach() == start.detach()).all()):
-            full = full.mean(dim, keepdim=True)  # not the first: the gradient belongs to all
+            full = full.mean(dim, keepdim=True)  # not the first entry: all of them need the gradient
     return full

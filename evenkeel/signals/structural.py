@@ -1,4 +1,4 @@
-"""Structural layers: what pools, joins, concatenations, gates and rearrangements make of signals' moments."""
+"""Structural layers: signals' moments behind pools, joins, concatenations, gates and rearrangements."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from evenkeel.signals.weights import extent
 Function = Callable[[Tensor], Tensor]
 
 _MOST_ELEMENTS, _MOST_AT_LEVELS = 1 << 17, 1 << 24  # of maps that are rearranged element by element
-_MOST_COUNTS = 9  # kinds of windows, by how many values they hold, of one pool
-_MOST_CONCATENATED = 1 << 16  # of one concatenated map, beyond which it does not vary in space
+_MOST_COUNTS = 9  # different numbers of values in the windows of one pool
+_MOST_CONCATENATED = 1 << 16  # elements of one concatenated map, beyond which it is averaged over positions
 
 
 def _pooled(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
@@ -63,7 +63,7 @@ def _pooled(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
 
 
 def _extreme(layer: Layer, x: Signal, windows: _Windows, sign: float) -> Signal:
-    """The largest of a window's values, or, sign being -1, the smallest; of fewer values at borders."""
+    """The largest of a window's values, or the smallest if sign is -1; at borders, of fewer values."""
     signed, correlation = replace(x.marginal, values=sign * x.marginal.values), x.correlation
     law, grown, steeper = signed.largest(windows.count, correlation)
     growth, center, steepness = (torch.full_like(windows.counts, value) for value in (grown, law.mean, 1.0))
@@ -89,13 +89,13 @@ def _extreme(layer: Layer, x: Signal, windows: _Windows, sign: float) -> Signal:
 
 @dataclass(frozen=True)
 class _Windows:
-    """The windows over which a pool takes means, or extremes.
+    """The windows over which a pool takes means or extremes.
 
     Attributes:
-        mean: of a map, the mean over each window, in which padding counts as 0 where the pool says so.
-        squares: the same with squared weights: what a mean of independent values of such mean squares has.
+        mean: the mean of a map over each window, where padding counts as 0 if the pool counts it.
+        squares: the same with squared weights: the mean square of the mean of independent values.
         count: how many values most windows hold.
-        counts: how many each does, as a map, if not all hold as many.
+        counts: how many each window holds, as a map.
     """
 
     mean: Function
@@ -189,7 +189,7 @@ def _concatenated(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Sign
 
 
 def _mixture(laws: Sequence[Marginal], strongest: Marginal, shares: Tensor) -> Marginal:
-    """The law of an element of one of several signals, which have these shares of all elements."""
+    """The law of an element of one of several signals, with these shares of all elements."""
     if any(law.kept is None for law in laws):  # some are no normal values, some of them dropped
         every = all(law.kept is None for law in laws)
         return strongest if every else gaussian(strongest.levels, strongest.masses)
@@ -199,7 +199,7 @@ def _mixture(laws: Sequence[Marginal], strongest: Marginal, shares: Tensor) -> M
 
 
 def _joining(layer: Layer, inputs: list[Signal], shares: Tensor, *, bordered: bool) -> Callable[..., Tensor]:
-    """What a concatenation makes of maps, given what it makes of constants; the maps' weighted mean if not bordered."""
+    """How maps are concatenated, given a function for constants among them; if not bordered, their weighted mean."""
     shapes = {source: x.shape for source, x in zip(layer.inputs, inputs, strict=True)}
     dims = [len(x.shape) for x in inputs]
 
@@ -268,7 +268,7 @@ def _passed(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
 
 
 def _shifted(layer: Layer, x: Signal) -> Signal:
-    """A constant added, or taken from it, or it from a constant."""
+    """A constant added to the signal, or subtracted from it, or the signal subtracted from a constant."""
     value = _constant(layer) * float(layer.kwargs.get("alpha", 1))
     taken = layer.function in SUBTRACTIONS
     if taken and _comes_second(layer):
@@ -279,13 +279,13 @@ def _shifted(layer: Layer, x: Signal) -> Signal:
 
 
 def _comes_second(layer: Layer) -> bool:
-    """Whether the signal is taken from the constant, not the constant from the signal."""
+    """Whether the signal is subtracted from the constant, not the constant from the signal."""
     first = isinstance((*layer.args, layer.kwargs.get("input"))[0], Layer)
     return first == (layer.function in REVERSED)
 
 
 def _scaled(layer: Layer, x: Signal) -> Signal:
-    """A constant multiplied to it, or dividing it."""
+    """The signal multiplied, or divided, by a constant."""
     value = _constant(layer)
     if layer.function in DIVISIONS:
         if layer.function in REVERSED:
@@ -328,14 +328,14 @@ def _replayed(layer: Layer, maps: dict[Layer, Tensor], of_constant: Function) ->
         return value
 
     args, kwargs = substitute(layer.args), {key: substitute(value) for key, value in layer.kwargs.items()}
-    call = Tensor.reshape if layer.function == "view" else layer.call  # of maps that do not vary no view need exist
+    call = Tensor.reshape if layer.function == "view" else layer.call  # maps of size 1 may have no such view
     assert call is not None
     result = call(*args, **kwargs)
     result = args[0] if writes else result
     if not isinstance(result, (tuple, list)):
         return result
     parts = [part for part in result if part.shape == result[0].shape]
-    return torch.stack(parts).mean(0)  # the graph does not tell which part is read
+    return torch.stack(parts).mean(0)  # the graph does not record which part is read
 
 
 def _on_common_levels(inputs: list[Signal]) -> tuple[Tensor, list[Tensor]]:
@@ -346,13 +346,13 @@ def _on_common_levels(inputs: list[Signal]) -> tuple[Tensor, list[Tensor]]:
 
 
 def _joint_radial(inputs: list[Signal], shares: list[float], masses: Tensor) -> Tensor:
-    """Changes in the strength of a signal of parts that have these shares of its mean square."""
+    """Changes of strength of a signal whose parts have these shares of its mean square."""
     changes = torch.stack([x.radial.sum() for x in inputs])
     return masses * (changes @ torch.tensor([(s / sum(shares)) ** 2 for s in shares], dtype=torch.float64))
 
 
 _BY_CONSTANT: dict[Kind, Callable[[Layer, Signal], Signal]] = {Kind.JOIN: _shifted, Kind.GATE: _scaled}
-# What each kind makes of its inputs: called with the layer, the inputs' signals, and whether borders count.
+# By kind, the signal behind a layer: called with the layer, the signals of its inputs, and whether borders count.
 STRUCTURAL: dict[Kind, Callable[..., Signal]] = {
     Kind.POOL: _pooled,
     Kind.JOIN: _summed,

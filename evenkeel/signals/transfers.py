@@ -1,4 +1,4 @@
-"""Transfers: what each kind of layer makes of a signal's moments when weights are random."""
+"""Transfers: signals' moments behind each kind of layer when weights are random."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class PropagationOptions:
 
     Attributes:
         training: in train mode, with dropout on and statistics of the batch, or in eval mode.
-        bordered: count the zeros that padding adds at the borders; if not, every weight layer sums by its fan.
-        levelled: tell samples of different strength apart, as has to be unless all activations treat them alike.
+        bordered: count the zeros that padding adds at the borders; if not, every output sums fan_in values.
+        levelled: tell samples of different strength apart; needed unless all activations treat them alike.
         choose: the variance of a layer's weights.
     """
 
@@ -52,7 +52,7 @@ class PropagationOptions:
 
 
 def transfer(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:
-    """What one layer makes of its inputs: the signal it returns.
+    """The signal behind one layer.
 
     Args:
         layer: the layer.
@@ -60,7 +60,7 @@ def transfer(layer: Layer, inputs: list[Signal], options: PropagationOptions) ->
         options: how to propagate.
 
     Returns:
-        The signal; not `known` where the layer or what it reads is not understood, until the next weights or norm.
+        The signal; not `known` if the layer or its input is not understood, until the next weights or norm.
     """
     if not inputs:
         return standard(layer.shape)
@@ -97,7 +97,7 @@ def _weight(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> 
     flow = torch.tensordot(summed.passed * others, reached, 1)
     strengthened = x.flow.flatten(1).mean(1) * strengthening(x)
     radial = summed.moved @ x.radial + summed.passed @ strengthened
-    radial = radial * float(1 - bias / second.mean().clamp_min(1e-300))  # a bias grows with no sample
+    radial = radial * float(1 - bias / second.mean().clamp_min(1e-300))  # a bias does not grow with the sample
     mean, law = torch.zeros_like(second), summed.law
     return Signal(layer.shape, second, position, sample, mean, law, flow, radial, law.masses)
 
@@ -117,16 +117,16 @@ def _norm(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Si
 
 
 def _normalized(layer: Layer, x: Signal, eps: float) -> Signal:
-    """The signal less what it shares, over the root of what is left, by the norm's own extent."""
+    """The signal minus its mean over the norm's dimensions, divided by its standard deviation there."""
     dims = list(range(len(x.shape)))
     batch, centered = layer.function in BATCH_NORMS, layer.function != "rms_norm"
-    if batch:  # what the samples of a channel share is taken out
+    if batch:  # the part common to all samples of a channel
         over, crossed = [dim for dim in dims if dim != 1], x.sample
-    elif layer.function == "instance_norm":  # what the positions of a channel share
+    elif layer.function == "instance_norm":  # the part common to all positions of a channel
         over = dims[2:]
         common = x.position.clamp_min(0).sqrt()
         crossed = common * common.mean(over, keepdim=True)
-    else:  # what the channels share
+    else:  # the part common to all channels
         normalized = layer.arguments.get("normalized_shape", dims[1:])
         over = dims[-len(normalized) :]
         crossed = x.mean * x.mean.mean(over, keepdim=True) * centered
@@ -134,13 +134,13 @@ def _normalized(layer: Layer, x: Signal, eps: float) -> Signal:
     variance = (x.second - 2 * crossed + center).mean(over, keepdim=True) + eps
     second, position, sample = ((t - 2 * crossed + center) / variance for t in (x.second, x.position, x.sample))
     if batch or layer.function == "instance_norm":
-        sample = torch.zeros_like(variance)  # what samples share is part of what was taken out
+        sample = torch.zeros_like(variance)  # the common part of samples is subtracted with it
     law, flow, local = x.marginal, x.flow / variance, x.marginal.masses
     if law.normal:
         law = gaussian(law.levels, law.masses, 0.0 if centered else ratio(x.mean, x.second))
     else:
         law, _ = law.mapped(law.values - law.mean * centered)
-    if not batch:  # every sample by itself: all are equally strong
+    if not batch:  # samples are normalized one by one: all are equally strong
         law = replace(law.at_mean(), normal=law.normal)
         flow, local = x.flow_over(law.masses) / variance, law.masses
     mean = torch.zeros_like(variance) if centered else x.mean / variance.sqrt()
@@ -214,8 +214,8 @@ def _alpha_dropped(x: Signal, keep: float, law: Marginal) -> Signal:
 
 
 def along(x: Signal) -> Tensor:
-    """The share of a change of one element, where errors pass, that only makes the sample's signal stronger."""
-    if not x.power:  # no signal that could be
+    """The share of a change of one element, where gradients pass, that only makes the sample's signal stronger."""
+    if not x.power:  # no signal to make stronger
         return torch.zeros_like(x.marginal.levels)
     return (x.marginal.paired / x.size).clamp_max(1)
 
@@ -254,5 +254,5 @@ _TRANSFERS: dict[Kind, Callable[[Layer, list[Signal], PropagationOptions], Signa
     Kind.OPAQUE: _opaque,
     Kind.OUTPUT: _output,
 }
-# What goes wrong where arguments are not known or a function is no map's: the layer counts as not understood.
+# Raised where arguments are not known, or a function cannot take maps: the layer counts as not understood.
 _NOT_UNDERSTOOD = (ActivationError, ArithmeticError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)

@@ -94,7 +94,7 @@ def _parameter(value: object) -> nn.Parameter | None:
 def gathering(
     layer: Layer, weights: Weights, *, bordered: bool, any_position: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """What a weight layer sums: of a map of its input, the sum over the weights that meet in one output.
+    """The sum that a weight layer takes of a map of its input, over the weights that meet in one output.
 
     Args:
         layer: a layer of kind WEIGHT.

@@ -23,8 +23,9 @@ from evenkeel.output.progress import Bar
 from evenkeel.statistics.batch_merging import MOST_PARTS
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.measurement import MEMORY, Measurement
+from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.population import Population, Statistics
-from evenkeel.statistics.reestimation_report import Reestimation, ReestimationRow, largest
+from evenkeel.statistics.reestimation_report import Reestimation, largest
 from evenkeel.statistics.settling import settle
 
 _STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
@@ -122,7 +123,7 @@ def reestimate_(
             _blend(population, free[path], prior / measurement.samples, ranks)
     held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
     done = Reestimation(
-        [_row(path, free[path], held, errors[path]) for path in populations],
+        [NormChange.of(path, free[path], held, errors[path]) for path in populations],
         batches=measurement.batches,
         samples=measurement.samples,
         untouched=untouched,
@@ -148,18 +149,6 @@ def _scored(
     if not done.kept:
         done.undo()
     return done
-
-
-def _row(path: str, norm: Norm, held: Held, standard_error: float) -> ReestimationRow:
-    """What the report says of a norm that was written to."""
-    means, variances = (
-        [t.double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
-        for name in ("running_mean", "running_var")
-    )
-    moved = (means[1] - means[0]).abs() / variances[0].clamp_min(1e-300).sqrt()
-    return ReestimationRow(
-        path, float(variances[0].mean()), float(variances[1].mean()), float(moved.max()), standard_error
-    )
 
 
 def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Held:

@@ -1,48 +1,19 @@
-"""ReestimationRow and Reestimation: what `reestimate_` did, and the way back."""
+"""Reestimation: what `reestimate_` did, and the way back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.evaluation import Score
 from evenkeel.output.tables import Cells, Report, grouped
+from evenkeel.statistics.norm_change import NormChange
 
 
-@dataclass(frozen=True)
-class ReestimationRow:
-    """What was done to one norm layer.
-
-    Attributes:
-        path: the norm's path in the model.
-        before, after: its running variance, averaged over channels.
-        moved: the largest move of a channel's running mean, in standard deviations as stored before.
-        standard_error: of the mean of `after` over channels, relative to it; NaN from one batch.
-
-    >>> ReestimationRow("bn1", before=2.0, after=1.0, moved=0.0, standard_error=0.01).ratio
-    0.5
-    """
-
-    path: str
-    before: float
-    after: float
-    moved: float
-    standard_error: float
-
-    @property
-    def ratio(self) -> float:
-        """The new variance over the old one."""
-        return self.after / self.before if self.before else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain numbers and strings."""
-        return asdict(self) | {"ratio": self.ratio}
-
-
-class Reestimation(Report[ReestimationRow]):
+class Reestimation(Report[NormChange]):
     """What `reestimate_` did, a row a norm in execution order, and the way back; `str()` is the table.
 
     Attributes:
@@ -62,7 +33,7 @@ class Reestimation(Report[ReestimationRow]):
 
     def __init__(
         self,
-        rows: Iterable[ReestimationRow],
+        rows: Iterable[NormChange],
         *,
         batches: int,
         samples: int,

@@ -44,7 +44,7 @@ def dropout_noise(p: Number) -> Number:
 def uout_noise(beta: Number) -> Number:
     """Variance of Uout's noise: that of 1 + r, r ~ U(-beta, beta).
 
-    `s2 = beta^2 / 3`. The paper has beta at most 1, beyond which values may change sign; the variance does not mind.
+    `s2 = beta^2 / 3`. The paper has beta at most 1, beyond which values may change sign; the formula holds there, too.
 
     Args:
         beta: half width of the noise, >= 0; a number or a tensor of any shape.
@@ -65,7 +65,7 @@ def uout_noise(beta: Number) -> Number:
 def equal_noise_p(beta: Number) -> Number:
     """The drop probability at which dropout is as noisy as Uout.
 
-    `p = beta^2 / (3 + beta^2)` solves `p / keep = beta^2 / 3`: Uout's small shift is for a good part little noise.
+    `p = beta^2 / (3 + beta^2)` solves `p / keep = beta^2 / 3`: much of Uout's small shift comes from weak noise.
 
     Args:
         beta: Uout's half width, >= 0; a number or a tensor of any shape.
@@ -86,7 +86,7 @@ def equal_noise_p(beta: Number) -> Number:
 def equal_noise_beta(p: Number) -> Number:
     """The half width at which Uout is as noisy as dropout: the inverse of `equal_noise_p`.
 
-    `beta = sqrt(3 p / keep)`, above 1, where no Uout of the paper's goes, if p is above 1/4.
+    `beta = sqrt(3 p / keep)`, above 1, the paper's limit, if p is above 1/4.
 
     Args:
         p: probability to drop, 0 <= p < 1; a number or a tensor of any shape.

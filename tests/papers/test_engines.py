@@ -18,7 +18,7 @@ from paths import SUPPORT
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab import engines, measures
 from evenkeel.papers.lab.engines import run_all
-from evenkeel.papers.lab.specs import Source
+from evenkeel.papers.lab.specs import ImageSource
 from evenkeel.papers.lab.training import Hardware
 from evenkeel.papers.lab.trials import Workplace
 
@@ -273,7 +273,7 @@ def test_a_worker_lost_too_often_takes_only_its_own_runs_along(tmp_path, monkeyp
 
 
 def test_images_travel_once_and_only_where_something_is_trained(tmp_path, monkeypatch):
-    workplace, sources = a_workplace(tmp_path), [Source("synthetic", train=64, test=n) for n in (32, 64)]
+    workplace, sources = a_workplace(tmp_path), [ImageSource("synthetic", train=64, test=n) for n in (32, 64)]
     trained = [
         a_run(measures.scores, seed, training=a_training(source=source, epochs=1), n=source.test)
         for source in sources

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from labs import MLP, SOURCE, a_record, a_run, a_training, a_workplace, drawn, raises
+from labs import MLP, SOURCE, a_record, a_run, a_training, a_workplace, drawn, noisy, raises
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab import measures, runner
@@ -26,7 +26,7 @@ SEEDS = {"smoke": 1, "quick": 2, "full": 3}
 
 
 def training_of(scale, net, p):
-    return a_training(MLP.but(places="hidden", noise=["Dropout", p]), epochs=len(scale))
+    return a_training(noisy(MLP, "hidden", p), epochs=len(scale))
 
 
 def an_experiment(measure=drawn, training=training_of):

@@ -20,7 +20,7 @@ import evenkeel as ek
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab import training as lab
 from evenkeel.papers.lab.images import augment, batches
-from evenkeel.papers.lab.specs import Net, Source
+from evenkeel.papers.lab.specs import ImageSource, Net
 from evenkeel.papers.lab.training import (
     Hardware,
     batches_of,
@@ -445,7 +445,7 @@ def test_without_lightning_fabric_it_is_told_how_to_get_it(tmp_path, monkeypatch
 
 
 def test_images_of_any_shape_fit(tmp_path):
-    source = Source("digits", train=64, test=32)
+    source = ImageSource("digits", train=64, test=32)
     for net in (MLP, WRN):
         found = trained_in(tmp_path, a_training(net, source=source, epochs=1, augment=True))
         assert len(found.history) == 1

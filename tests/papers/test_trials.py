@@ -15,7 +15,7 @@ from labs import CPU, SOURCE, a_run, a_training, a_workplace, drawn, images_of, 
 
 from evenkeel.papers.lab import measures, trials
 from evenkeel.papers.lab.images import Images
-from evenkeel.papers.lab.specs import Source, plain
+from evenkeel.papers.lab.specs import ImageSource, plain
 from evenkeel.papers.lab.training import checkpoint_path
 from evenkeel.papers.lab.trials import Run, Workplace, perform
 
@@ -137,7 +137,7 @@ def test_a_run_goes_to_another_process_and_back():
 
 def test_images_are_those_of_the_source_and_kept(tmp_path):
     workplace = Workplace(tmp_path)
-    source = Source("synthetic", train=30, test=20, validation=10, size=8)
+    source = ImageSource("synthetic", train=30, test=20, validation=10, size=8)
     images = workplace.images(source)
     assert isinstance(images, Images) and images.shape == (3, 8, 8)
     assert [len(split.labels) for split in (images.train, images.validation, images.test)] == [30, 10, 20]
@@ -148,6 +148,6 @@ def test_images_are_those_of_the_source_and_kept(tmp_path):
 def test_images_at_hand_are_trained_on(tmp_path):
     images = images_of()
     found = perform(a_run(measures.scores, training=TRAINING), a_workplace(tmp_path / "a"), images)
-    gone = replace(TRAINING, source=Source("cifar10", train=128, test=64))
+    gone = replace(TRAINING, source=ImageSource("cifar10", train=128, test=64))
     other = perform(a_run(measures.scores, training=gone), a_workplace(tmp_path / "b"), images)
     assert found["history"] == other["history"]

@@ -12,26 +12,32 @@ import torch
 from evenkeel.papers.lab import measures, simulations
 from evenkeel.papers.lab.images import Images, load_images
 from evenkeel.papers.lab.results import Record, Results
-from evenkeel.papers.lab.specs import Net, Recipe, Source, Training, arm_name
+from evenkeel.papers.lab.specs import ImageSource, Net, Recipe, Training, arm_name
 from evenkeel.papers.lab.training import Hardware, Trained, train
 from evenkeel.papers.lab.trials import Run, Trial, Workplace
 
 CPU = Hardware(accelerator="cpu")
-SOURCE = Source("synthetic", train=128, test=64)
+SOURCE = ImageSource("synthetic", train=128, test=64)
 MLP = Net("mlp", {"widths": [8]})
 WRN = Net("wrn", {"depth": 10, "widen": 1, "width": 4})
 
 
 def noisy(net: Net, places: str, amount: float = 0.5) -> Net:
-    return net.but(places=places, noise=["Dropout", amount])
+    return Net(net.name, {**net.arguments, "places": places, "noise": ["Dropout", amount]})
 
 
-def images_of(source: Source = SOURCE) -> Images:
+def images_of(source: ImageSource = SOURCE) -> Images:
     return load_images(source.name, train=source.train, test=source.test, validation=source.validation)
 
 
 def a_training(
-    net: Net = MLP, *, source: Source = SOURCE, init: str = "given", epochs: int = 2, batch: int = 32, **recipe: Any
+    net: Net = MLP,
+    *,
+    source: ImageSource = SOURCE,
+    init: str = "given",
+    epochs: int = 2,
+    batch: int = 32,
+    **recipe: Any,
 ) -> Training:
     return Training(net, source, Recipe(epochs=epochs, batch=batch, **recipe), init)
 

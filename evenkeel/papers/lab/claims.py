@@ -1,4 +1,4 @@
-"""Claims: what a paper says, put so that results can tell; and what they tell."""
+"""Claims: what a paper says, as a comparison that results can decide; and the outcome."""
 
 from __future__ import annotations
 

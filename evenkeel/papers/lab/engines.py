@@ -16,7 +16,7 @@ import torch
 
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.papers.lab.images import Images
-from evenkeel.papers.lab.specs import Source
+from evenkeel.papers.lab.specs import ImageSource
 from evenkeel.papers.lab.trials import Run, Workplace, perform
 
 EngineName = Literal["local", "ray"]
@@ -110,7 +110,7 @@ def _on_processes(groups: Sequence[list[Run]], workplace: Workplace, count: int)
 
 
 def _shares(workplace: Workplace) -> list[str | None]:
-    """What CUDA_VISIBLE_DEVICES is for each place: GPUs in turn, of those that this process sees; None without."""
+    """CUDA_VISIBLE_DEVICES of each place: the GPUs that this process sees, one after the other; None without."""
     if not _on_gpu(workplace):
         return [None]
     count, size = torch.cuda.device_count(), workplace.hardware.devices
@@ -158,9 +158,11 @@ def _on_ray(groups: Sequence[list[Run]], workplace: Workplace) -> Iterator[Outco
         gpus = hardware.devices if ray.cluster_resources().get("GPU") and hardware.accelerator != "cpu" else 0
         cores = hardware.threads * hardware.devices
         perform_all = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=_ATTEMPTS - 1)(_perform_all)
-        workplace = replace(workplace, out=workplace.out.absolute())  # a worker stands in another folder
-        lent = {source: ray.put(source and workplace.images(source)) for source in dict.fromkeys(map(_source, groups))}
-        pending = {perform_all.remote(group, workplace, lent[_source(group)]): group for group in groups}
+        workplace = replace(workplace, out=workplace.out.absolute())  # a worker runs in another folder
+        shared = {
+            source: ray.put(source and workplace.images(source)) for source in dict.fromkeys(map(_source, groups))
+        }
+        pending = {perform_all.remote(group, workplace, shared[_source(group)]): group for group in groups}
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1)
             group = pending.pop(done[0])
@@ -173,6 +175,6 @@ def _on_ray(groups: Sequence[list[Run]], workplace: Workplace) -> Iterator[Outco
             ray.shutdown()
 
 
-def _source(group: Sequence[Run]) -> Source | None:
+def _source(group: Sequence[Run]) -> ImageSource | None:
     training = group[0].training
     return training.source if training else None

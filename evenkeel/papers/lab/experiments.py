@@ -20,7 +20,7 @@ class Column:
     """One figure of every run, as the table shows it.
 
     Args:
-        heading: what stands above it, with its unit.
+        heading: of its column, with its unit.
         key: its name among a run's figures.
         factor: what it is multiplied by to be shown, such as 100 for percent.
         digits: behind the decimal point.
@@ -38,12 +38,12 @@ class Experiment:
 
     Args:
         name: how it is asked for.
-        source: where in the paper it stands.
+        source: where in the paper it is.
         about: what is done, in a sentence or two, with what differs from the paper.
         arms: the factors of every arm, by scale.
         seeds: how many runs an arm, by scale.
         measure: what a run finds: figures by name, numbers or lists of numbers.
-        training: the training that an arm stands for, by scale and factors; None where nothing is trained.
+        training: the training of an arm, by scale and factors; None where nothing is trained.
         columns: what the table shows.
         published: the paper's values of these columns by arm name, in the columns' units.
         claims: what the paper says, as tests on the results.

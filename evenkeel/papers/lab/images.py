@@ -102,7 +102,7 @@ def load_images(
         train: number of images to train on; by default all that are not to validate (of `synthetic`, 400).
         test: number of images to test on; by default all (of `synthetic`, 200).
         validation: number of training images that are set apart.
-        size: height and width to which images are brought down, each pixel the mean of those that it takes the place
+        size: height and width to which images are averaged down, each pixel the mean of those that it takes the place
             of; as they are if None.
         data_dir: folder with the files, as for `read_set`.
         download: whether to download files that are missing.

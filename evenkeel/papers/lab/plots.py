@@ -32,9 +32,9 @@ def profiles(
     results: Results,
     *,
     keys: str | Mapping[str, str],
-    lines: sheets.Split = None,
-    panels: sheets.Split = None,
-    rows: sheets.Split = None,
+    lines: sheets.FactorNames = None,
+    panels: sheets.FactorNames = None,
+    rows: sheets.FactorNames = None,
     baseline: Factors | None = None,
     xlabel: str = "layer",
     ylabel: str = "",
@@ -49,7 +49,7 @@ def profiles(
         lines: the factor whose levels are lines.
         panels: the factor whose levels are columns of panels.
         rows: the factor whose levels are rows of panels.
-        baseline: factors of arms, such as those without dropout, that stand at every level of these factors.
+        baseline: factors of arms, such as those without dropout, that are drawn at every level of these factors.
         xlabel: below the panels; list items are counted from 1.
         ylabel: beside them.
         log: on a logarithmic scale.
@@ -58,7 +58,7 @@ def profiles(
     Returns:
         The figure. A layer where no seed found a number is a gap.
 
-    Source:
+    ImageSource:
         Li et al. 2018, Figure 4; Hendrycks & Gimpel 2016, Figures 1 and 5, as variances.
 
     Raises:
@@ -77,9 +77,9 @@ def curves(
     results: Results,
     *,
     keys: str | Mapping[str, str],
-    lines: sheets.Split = None,
-    columns: sheets.Split = None,
-    rows: sheets.Split = None,
+    lines: sheets.FactorNames = None,
+    columns: sheets.FactorNames = None,
+    rows: sheets.FactorNames = None,
     baseline: Factors | None = None,
     transform: Callable[[float], float] | None = None,
     xlabel: str = "epoch",
@@ -95,7 +95,7 @@ def curves(
         lines: the factor whose levels are lines.
         columns: the factor whose levels are columns of panels.
         rows: the factor whose levels are rows of panels.
-        baseline: factors of arms, such as those without dropout, that stand at every level of these factors.
+        baseline: factors of arms, such as those without dropout, that are drawn at every level of these factors.
         transform: what is drawn instead of a figure, such as `accuracy` of an error.
         xlabel: below the panels.
         ylabel: beside them.
@@ -105,7 +105,7 @@ def curves(
     Returns:
         The figure. A run that ended early or found no number counts as long as it has numbers.
 
-    Source:
+    ImageSource:
         Hendrycks & Gimpel 2016, Figure 2; Li et al. 2018, Figure 5.
 
     Raises:
@@ -127,8 +127,8 @@ def densities(
     results: Results,
     *,
     key: str,
-    columns: sheets.Split = None,
-    rows: sheets.Split = None,
+    columns: sheets.FactorNames = None,
+    rows: sheets.FactorNames = None,
     baseline: Factors | None = None,
     xlabel: str = "value",
     ylabel: str = "density",
@@ -143,7 +143,7 @@ def densities(
         key: the figure: by layer, `edges` of bins, and `density` in them.
         columns: the factor whose levels are columns of panels.
         rows: the factor whose levels are rows of panels.
-        baseline: factors of arms, such as those without dropout, that stand at every level of these factors.
+        baseline: factors of arms, such as those without dropout, that are drawn at every level of these factors.
         xlabel: below the panels.
         ylabel: beside them.
         log: densities on a logarithmic scale.
@@ -153,7 +153,7 @@ def densities(
     Returns:
         The figure. A layer that is not finite is left out.
 
-    Source:
+    ImageSource:
         Hendrycks & Gimpel 2016, Figures 1 and 5.
 
     Raises:
@@ -178,9 +178,9 @@ def bars(
     *,
     keys: str | Mapping[str, str],
     groups: str | tuple[str, ...],
-    beside: sheets.Split = None,
-    panels: sheets.Split = None,
-    rows: sheets.Split = None,
+    beside: sheets.FactorNames = None,
+    panels: sheets.FactorNames = None,
+    rows: sheets.FactorNames = None,
     baseline: Factors | None = None,
     published: Mapping[str, Mapping[str, float]] | None = None,
     factor: float = 100.0,
@@ -193,11 +193,11 @@ def bars(
     Args:
         results: to draw.
         keys: the figure, or several by what the legend calls them, beside each other.
-        groups: the factor whose levels stand along the axis, numbers in their order.
+        groups: the factor whose levels are the axis, numbers in their order.
         beside: the factor whose levels are bars beside each other.
         panels: the factor whose levels are columns of panels.
         rows: the factor whose levels are rows of panels.
-        baseline: factors of arms, such as those without dropout, that stand at every level of these factors.
+        baseline: factors of arms, such as those without dropout, that are drawn at every level of these factors.
         published: the paper's values by arm and key, in the unit shown.
         factor: what figures are multiplied by to be shown, such as 100 for percent.
         xlabel: below the panels; the factor's name if None.
@@ -207,7 +207,7 @@ def bars(
     Returns:
         The figure. Where some seed found no number there is a cross and no bar.
 
-    Source:
+    ImageSource:
         Li et al. 2018, Figure 4 and Tables 3, 4 and 6; Hendrycks & Gimpel 2016, Figure 4 and Table 2.
 
     Raises:
@@ -247,7 +247,7 @@ def _by_layer(run: Record, key: str) -> Series:
 
 
 def _draw_lines(
-    runs: sheets.Runs, sheet: sheets.Panels, named: Mapping[str, str], read: Reader, *, lines: sheets.Split
+    runs: sheets.Runs, sheet: sheets.Panels, named: Mapping[str, str], read: Reader, *, lines: sheets.FactorNames
 ) -> None:
     levels = runs.levels(lines)
     for axes, panel in sheet:

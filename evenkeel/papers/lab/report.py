@@ -56,7 +56,7 @@ class Report:
 
     @property
     def headings(self) -> list[str]:
-        """What stands above the columns of `rows`."""
+        """The headings of the columns of `rows`."""
         found = [f"{column.heading}{suffix}" for column in self.experiment.columns for suffix in self._pair(column)]
         chosen = [self.experiment.selection.over] if self.experiment.selection else []
         return ["arm", "seeds", *chosen, *found]

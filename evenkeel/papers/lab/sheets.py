@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     Panels = list[tuple[Axes, Factors]]  # with what selects the runs that belong there
 
-Split = str | tuple[str, ...] | None  # a factor, or several together, each of whose levels has its own place
+FactorNames = str | tuple[str, ...] | None  # a factor, or several together, each of whose levels has its own place
 
 _POINTS = 8
-# Okabe and Ito's colours, told apart by the colour-blind too; without yellow, which is faint on white
+# Okabe and Ito's colours, distinct for the colour-blind too; without yellow, which is faint on white
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LETTER = 0.06  # its width in inches
 _TURNED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
 _DASHES = ("-", "--", ":", "-.")
 
 
-def factors(split: Split) -> tuple[str, ...]:
-    """The names of a split's factors."""
-    return (split,) if isinstance(split, str) else split or ()
+def factors(names: FactorNames) -> tuple[str, ...]:
+    """The factors named, as a tuple."""
+    return (names,) if isinstance(names, str) else names or ()
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Runs:
     results: Results
     baseline: Factors = field(default_factory=dict[str, Any])
 
-    def levels(self, split: Split) -> dict[str, Factors]:
-        """What selects each level, by what it is called, in the order met; what selects all, without a factor."""
-        met = [{name: run.factors[name] for name in factors(split)} for run in self.results]
+    def levels(self, names: FactorNames) -> dict[str, Factors]:
+        """What selects each level, by what it is called, in order of appearance; without a factor, what selects all."""
+        met = [{name: run.factors[name] for name in factors(names)} for run in self.results]
         own = [level for level in met if not level.items() & self.baseline.items()]
         return {", ".join(f"{name} = {arm_name({name: level[name]})}" for name in level): level for level in own or met}
 
@@ -79,10 +79,10 @@ class Runs:
             if key not in there:
                 raise EvenkeelError(f"no run has {key} to plot: runs have {', '.join(there) or 'nothing'}")
 
-    def require_factors(self, splits: Iterable[Split]) -> None:
+    def require_factors(self, named: Iterable[FactorNames]) -> None:
         """Refuse factors that runs do not have."""
         there = dict.fromkeys(factor for run in self.results for factor in run.factors)
-        for factor in (factor for split in splits for factor in factors(split)):
+        for factor in (factor for names in named for factor in factors(names)):
             if not all(factor in run.factors for run in self.results):
                 raise EvenkeelError(f"not every run has the factor {factor}: runs have {', '.join(there) or 'none'}")
 
@@ -92,15 +92,15 @@ class Runs:
 
 def lay_out(
     runs: Runs,
-    rows: Split,
-    columns: Split,
-    others: tuple[Split, ...] = (),
+    rows: FactorNames,
+    columns: FactorNames,
+    others: tuple[FactorNames, ...] = (),
     *,
     labels: tuple[str, str],
     title: str,
     width: float = 2.3,
 ) -> tuple[Figure, Panels]:
-    """A figure with a panel for each level of the two splits."""
+    """A figure with a panel for each level of the row and column factors."""
     runs.require_factors((rows, columns, *others))
     down, across = runs.levels(rows), runs.levels(columns)
     size = max(5.5, width * len(across) + 0.4), max(3.0, 1.7 * len(down) + 0.9)
@@ -151,7 +151,7 @@ def _dress(axes: Axes, empty: bool) -> None:
 def finish(
     figure: Figure, sheet: Panels, handles: Sequence[Any], *, log: bool = False, integer: bool = False
 ) -> Figure:
-    """Set the scales, now that all data are in, and the one legend."""
+    """Set the scales once all data are drawn, and the one legend."""
     from matplotlib.ticker import MaxNLocator
 
     for axes, _ in sheet:
@@ -205,7 +205,7 @@ def styles(levels: Mapping[str, Factors], named: Mapping[str, str]) -> dict[tupl
     return {(level, key): (colours[level or key], dashes[key]) for level, key in product(levels, named)}
 
 
-def line_keys(runs: Runs, lines: Split, named: Mapping[str, str]) -> list[Any]:
+def line_keys(runs: Runs, lines: FactorNames, named: Mapping[str, str]) -> list[Any]:
     """The legend's: colours for levels, dashes for keys; none for what there is one of."""
     drawn, first = styles(runs.levels(lines), named), next(iter(named))
     levels = [line_key(colour, label=level) for (level, key), (colour, _) in drawn.items() if level and key == first]
@@ -214,7 +214,7 @@ def line_keys(runs: Runs, lines: Split, named: Mapping[str, str]) -> list[Any]:
 
 
 def line_key(colour: Any, dash: Any = "-", *, label: str) -> Any:
-    """What stands for a line in the legend."""
+    """A line's entry in the legend."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, linestyle=dash, linewidth=1.2, label=label)
@@ -279,7 +279,7 @@ def draw_published(axes: Axes, places: list[float], values: list[float | None]) 
 
 
 def patches(colours: Sequence[Any], texts: Sequence[str]) -> list[Any]:
-    """What stands for bars in the legend; nothing for those without a text."""
+    """The bars' entries in the legend; none for those without a text."""
     from matplotlib.patches import Patch
 
     return [Patch(color=colour, label=text) for colour, text in zip(colours, texts, strict=True) if text]

@@ -16,7 +16,7 @@ Factors = Mapping[str, Any]  # what one arm differs in from the others: {"net": 
 
 @dataclass(frozen=True)
 class Net:
-    """A network by name, with plain arguments, so that it can be written down and built anywhere.
+    """A network by name, with plain arguments, so that it can be stored and built anywhere.
 
     Args:
         name: of a builder in `evenkeel.papers.lab.nets`.
@@ -26,17 +26,9 @@ class Net:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def but(self, **arguments: Any) -> Net:
-        """The same network with other arguments.
-
-        >>> Net("mlp", {"widths": [4, 2]}).but(activation="tanh").arguments
-        {'widths': [4, 2], 'activation': 'tanh'}
-        """
-        return Net(self.name, {**self.arguments, **arguments})
-
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """The images to train and to judge on.
 
     Args:
@@ -44,7 +36,7 @@ class Source:
         train: how many training images are used; all if None.
         test: how many test images are used; all if None.
         validation: how many training images are held out.
-        size: height and width that images are brought down to, by averaging; as they are if None.
+        size: height and width that images are averaged down to; as they are if None.
     """
 
     name: str
@@ -72,7 +64,7 @@ class Recipe:
         milestones: shares of the epochs after which the learning rate is multiplied by gamma.
         gamma: see milestones.
         augment: zero-pad by an eighth of the width (4 of 32), crop at random, mirror half of the images.
-        reset_momentum: epochs after which momentum starts anew, again and again; 0 for never (hendrycks2016).
+        reset_momentum: epochs of each period after which momentum is reset; 0 for never (hendrycks2016).
         snapshots: shares of the epochs after which the weights are kept, besides the end's.
         watched: how many images of the training and of the test or validation split are scored in eval mode after
             each epoch; 0 for none.
@@ -121,14 +113,14 @@ class Training:
     """
 
     net: Net
-    source: Source
+    source: ImageSource
     recipe: Recipe
     init: str = "given"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How arms that differ in one factor only, such as the learning rate, are told: the best by some figure counts.
+    """Which of the arms that differ in one factor only, such as the learning rate, counts: the best by some figure.
 
     Args:
         over: the factor.
@@ -149,7 +141,7 @@ def grid(**levels: tuple[Any, ...]) -> tuple[Factors, ...]:
 
 
 def arm_name(factors: Factors) -> str:
-    """The name that stands for an arm in files and tables.
+    """The name of an arm in files and tables.
 
     >>> arm_name({"net": "wrn", "place": "a", "p": 0.5})
     'wrn-a-0.5'
@@ -158,9 +150,9 @@ def arm_name(factors: Factors) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as what JSON holds.
+    """A dataclass as plain data for JSON.
 
-    >>> plain(Training(Net("mlp"), Source("digits"), Recipe(epochs=1)))["net"]
+    >>> plain(Training(Net("mlp"), ImageSource("digits"), Recipe(epochs=1)))["net"]
     {'name': 'mlp', 'arguments': {}}
     """
     return json.loads(json.dumps(asdict(value)))

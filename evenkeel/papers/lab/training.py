@@ -52,7 +52,7 @@ class Hardware:
     threads: int = 1
 
     def resolved(self) -> Hardware:
-        """The same with the accelerator that `auto` stands for on this machine."""
+        """The same with the accelerator that `auto` means on this machine."""
         found = "cuda" if torch.cuda.is_available() else "cpu"  # scores are summed in float64, which mps has not
         return replace(self, accelerator=found) if self.accelerator == "auto" else self
 
@@ -94,7 +94,7 @@ def train(
 
     After every epoch a checkpoint is written under a name made of all that decides the outcome; a training that is
     found half done goes on from there, one that is found done is read. Every epoch draws its order, its crops and
-    its masks from a seed of its own, so that the outcome is the same to the bit.
+    its masks from a seed of its own, so that the result is the same to the bit.
 
     Args:
         training: what to train, on what, how.

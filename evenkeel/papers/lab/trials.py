@@ -16,7 +16,7 @@ import torch
 
 from evenkeel.output.files import finite
 from evenkeel.papers.lab.images import Images, load_images
-from evenkeel.papers.lab.specs import Factors, Scale, Source, Training, arm_name, digest, plain
+from evenkeel.papers.lab.specs import Factors, ImageSource, Scale, Training, arm_name, digest, plain
 from evenkeel.papers.lab.training import Hardware, Trained, deterministic, device_of, train
 
 _PACKAGES = ("evenkeel", "torch", "numpy", "lightning-fabric")
@@ -40,7 +40,7 @@ class Workplace:
     hardware: Hardware = field(default_factory=Hardware)
     progress: bool = False
 
-    def images(self, source: Source) -> Images:
+    def images(self, source: ImageSource) -> Images:
         """The images of a source; those asked for last are kept in memory."""
         return _images(source, self.data_dir, self.download)
 
@@ -172,5 +172,5 @@ def _version(name: str) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _images(source: Source, data_dir: Path | None, download: bool) -> Images:
+def _images(source: ImageSource, data_dir: Path | None, download: bool) -> Images:
     return load_images(**asdict(source), data_dir=data_dir, download=download)

@@ -66,7 +66,7 @@ def densenet(
         places: of noise, joined by "+": "none"; li2018's "a", before the last (or only) norm of each dense layer, and
             "b", before its last weight; "conv", after every convolution but the first, which is the authors' own;
             "last" or "head-after", before the classifier; "head-before", before the global pool.
-        noise: what stands there.
+        noise: what is put there.
         activation: by name, such as "relu".
 
     Raises:

@@ -31,9 +31,9 @@ def mlp(
         inputs: features of a sample, of whatever shape.
         classes: number of outputs.
         places: of noise: "none"; "hidden", after each hidden activation; or "last", before the classifier alone.
-        noise: what stands there.
+        noise: what is put there.
         activation: by name, such as "relu".
-        norm: whether a batch norm stands before each activation.
+        norm: whether a batch norm comes before each activation.
 
     Raises:
         EvenkeelError: there is no such place or activation, no noise for the place, or a number is none.

@@ -1,4 +1,4 @@
-"""What all nets are made of: rows of named layers, and noise that stands right before layers of some names."""
+"""What all nets are made of: rows of named layers, and noise right before layers of some names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def row(layers: Mapping[str, nn.Module | None], noises: Mapping[str, Noise] | No
     parameter its key in the state dict.
 
     Args:
-        layers: by name; None for a name that only noise can stand at, such as the end of a branch.
+        layers: by name; None for a place without a layer, such as the end of a branch.
         noises: by the name of the layer that follows. Other names are passed over.
 
     >>> row({"conv": nn.Conv2d(3, 8, 1), "join": None}, {"join": Noise("Dropout", 0.1)})
@@ -56,12 +56,12 @@ def place_noises(
     noise: Noise | Mapping[str, Noise] | None,
     slots: Mapping[str, Sequence[str]],
 ) -> dict[str, Noise]:
-    """Noise by the name of the layer that it stands before, which is what `row` takes.
+    """Noise by the name of the layer that it comes before, which is what `row` takes.
 
     Args:
         net: what the net is called, for messages.
         places: "none", or names of places, joined by "+".
-        noise: what stands at all of them, or noises by the name of the layer; not needed, nor used, if there is none.
+        noise: at all of them, or noises by the name of the layer; not needed, nor used, if there are none.
         slots: names of layers, by the name of the place.
 
     Raises:

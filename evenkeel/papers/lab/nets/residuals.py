@@ -61,7 +61,7 @@ class Order:
         return [f"{kind}{number}" for number in range(1, weights + 1) for kind in self.branch.split()]
 
     def slots(self, weights: int) -> dict[str, tuple[str, ...]]:
-        """The layer that noise stands before, by the name of the place in a block.
+        """The layer that noise comes before, by the name of the place in a block.
 
         "a" and "b" are li2018's: before the last norm, and before the last weight. P0 to P7 are kim2023's, in blocks
         of {norm, activation, weight}: P0 before the block, its shortcut included, P1 to P3 before each of the first

@@ -35,7 +35,7 @@ def resnet(
         places: of noise, joined by "+": "none"; "a", before each block's last norm, and "b", before its last weight;
             "last" or "head-after", before the classifier; "head-before", before the pool; or, in place of the block's
             own order, chen2019's "relu-ic-conv", "ic-conv-relu" or "conv-relu-ic", which go with those of the head.
-        noise: what stands there.
+        noise: what is put there.
         activation: by name, such as "relu".
 
     Raises:
@@ -74,7 +74,7 @@ def preresnet(
         places: as for `resnet`, and kim2023's "P0", before the block, its shortcut included; "P1", "P2" and "P3",
             before the first norm, activation and weight; "P4", "P5" and "P6", before the last ones; "P7", before the
             join. "P4" is "a", and "P6" is "b".
-        noise: what stands there.
+        noise: what is put there.
         activation: by name, such as "relu".
 
     Raises:
@@ -112,7 +112,7 @@ def resnext(
         classes: number of outputs.
         channels: of an image.
         places: as for `resnet`, but for chen2019's orders.
-        noise: what stands there.
+        noise: what is put there.
         activation: by name, such as "relu".
 
     Raises:
@@ -152,7 +152,7 @@ def wrn(
         classes: number of outputs.
         channels: of an image.
         places: as for `preresnet`, but for chen2019's orders; "b" is the authors' own.
-        noise: what stands there.
+        noise: what is put there.
         activation: by name, such as "relu".
 
     Raises:

@@ -41,11 +41,11 @@ def vgg(
         channels: of an image.
         places: of noise: "none"; "hendrycks2016", after convolution 1 and 3, after the first two of each of the last
             three stacks, and before each fully connected layer; or "last", before the classifier alone.
-        noise: what stands there, the same everywhere; if None, dropout at `rates`.
+        noise: what is put there, the same everywhere; if None, dropout at `rates`.
         rates: to drop after convolution 1, after 3, in the last three stacks and before the fully connected layers;
             if None, the paper's, 0.3, 0.4, 0.4 and 0.5 (which it states as rates to keep).
         activation: by name, such as "relu".
-        norm: whether a batch norm stands before each activation; the paper's net has none.
+        norm: whether a batch norm comes before each activation; the paper's net has none.
 
     Raises:
         EvenkeelError: there is no such place or activation, both noise and rates are given, the image is too small for
