@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-
-if TYPE_CHECKING:
-    pass
 
 
 def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:

@@ -38,7 +38,7 @@ def uout(x: Tensor, beta: float = 0.1, training: bool = True, *, generator: torc
     _require_beta(beta)
     if not (x.is_floating_point() or x.is_complex()) or x.dtype.itemsize < 2:
         raise EvenkeelError(
-            f"Uout was given a tensor of {x.dtype}, which cannot hold x (1 + r): convert it first, for example by x.float()"
+            f"Uout was given a tensor of {x.dtype}, which cannot hold x (1 + r): convert it first, such as by x.float()"
         )
     if not training or beta == 0:
         return x

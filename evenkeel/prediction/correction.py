@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,9 +16,6 @@ from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.prediction.sampling import SamplingPlan
 from evenkeel.prediction.shift_prediction import Prediction, PredictionInputs, predict, prediction_inputs
 from evenkeel.statistics.norm_change import NormChange
-
-if TYPE_CHECKING:
-    pass
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
 _ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts

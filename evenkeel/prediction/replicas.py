@@ -13,7 +13,7 @@ COUNT = 3  # of each input: one replica without noise, as in eval mode, and two 
 _LEAST = 0.01  # of a stored variance, left for the signal at least; of the signal without noise, passed on beside noise
 _MOVING_AVERAGE_ERROR = 0.02  # relative standard error of what a norm stores
 _STRENGTH = 0.5  # of the variance that the inputs' signals have: how far from it that of the data may be
-_SPREAD = 0.3  # of channels' shares of noise, and of their damping, around those of all together: what is expected
+_DEVIATION = 0.3  # of channels' shares of noise, and of their damping, around those of all together: what is expected
 _SILENT = 1e-8  # of a variance: less counts as none
 _CHANNELS, _PLACES = 64, 8  # at most, along each further dimension, of which a signal's energies are taken
 
@@ -186,7 +186,7 @@ def _noise(found: Channels, variance: Tensor, error: float) -> Tensor:
     noise = found.noise.clamp_min(0)
     noisy = noise > _SILENT * found.train_var
     expected = variance * _ratio(noise[noisy].sum(), variance[noisy].sum())
-    return _shrunk(noise, math.sqrt(2) * error * (noise * expected).sqrt(), expected, _SPREAD * expected) * noisy
+    return _shrunk(noise, math.sqrt(2) * error * (noise * expected).sqrt(), expected, _DEVIATION * expected) * noisy
 
 
 def _shared(found: Channels, error: float) -> Tensor:
@@ -197,9 +197,9 @@ def _shared(found: Channels, error: float) -> Tensor:
     noise_free, noise = found.eval_var, found.noise.clamp_min(0)
     error_of_each = error * (2 * noise_free * noise + noise**2).sqrt()
     whole, error_of_all = noise_free.sum(), error_of_each.square().sum().sqrt()
-    together = _shrunk(found.covariance.sum(), error_of_all, whole, _SPREAD * whole)
-    expected = noise_free * _ratio(together, whole)
-    return torch.maximum(_shrunk(found.covariance, error_of_each, expected, _SPREAD * expected), _LEAST * noise_free)
+    common = _shrunk(found.covariance.sum(), error_of_all, whole, _DEVIATION * whole)
+    expected = noise_free * _ratio(common, whole)
+    return torch.maximum(_shrunk(found.covariance, error_of_each, expected, _DEVIATION * expected), _LEAST * noise_free)
 
 
 def _signal(variance: Tensor, noise: Tensor, shared: Tensor, error: float) -> Tensor:
@@ -217,13 +217,13 @@ def _shift(found: Channels, variance: Tensor, error: float) -> Tensor:
     shift = found.eval_mean - found.train_mean
     apart = found.eval_var - 2 * found.crossed + found.covariance + found.noise / 2  # variance between replicas
     chance = error**2 * apart.clamp_min(0)
-    spread = _ratio((shift**2 - chance).sum(), variance.sum()) * variance
-    return _shrunk(shift, chance.sqrt(), shift * 0, spread.sqrt())
+    squared = _ratio((shift**2 - chance).sum(), variance.sum()) * variance
+    return _shrunk(shift, chance.sqrt(), shift * 0, squared.sqrt())
 
 
-def _shrunk(estimate: Tensor, error: Tensor, expected: Tensor, spread: Tensor) -> Tensor:
+def _shrunk(estimate: Tensor, error: Tensor, expected: Tensor, deviation: Tensor) -> Tensor:
     """Precision-weighted mean of an estimate, with its standard error, and of what is expected, with its deviation."""
-    weight = torch.where(error > 0, spread**2 / (spread**2 + error**2).clamp_min(1e-300), 1.0)
+    weight = torch.where(error > 0, deviation**2 / (deviation**2 + error**2).clamp_min(1e-300), 1.0)
     return weight * estimate + (1 - weight) * expected
 
 

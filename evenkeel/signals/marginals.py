@@ -49,7 +49,8 @@ class Marginal:
         weights: of the nodes and, last, the share that is dropped; shape (N + 1,).
         mean: E x in these units.
         fourth: E x^4 given the level, over the level's square; shape (K,).
-        paired: E x^2 g^2 given the level, g = dx/dz, over E x^2 E g^2: how much stronger x is where gradients pass; (K,).
+        paired: E x^2 g^2 given the level, g = dx/dz, over E x^2 E g^2: how much stronger x is where gradients pass;
+            shape (K,).
         normal: whether values are still linear in z.
         kept: of normal values, the share that is not dropped; None if values are no longer linear in z.
         channelwise: whether a mask drops all positions of a channel at once.

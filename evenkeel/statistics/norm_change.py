@@ -34,7 +34,7 @@ class NormChange:
     def of(cls, path: str, norm: Norm, held: Held, standard_error: float = math.nan) -> NormChange:
         """The change of a norm whose buffers were written; `held` has what they were before."""
         (old_mean, mean), (old_var, var) = (
-            [t.double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
+            [t.detach().double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
             for name in ("running_mean", "running_var")
         )
         moved = float(((mean - old_mean).abs() / old_var.clamp_min(1e-300).sqrt()).max())

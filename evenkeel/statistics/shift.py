@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,9 +20,6 @@ from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
-
-if TYPE_CHECKING:
-    pass
 
 
 def variance_shift(

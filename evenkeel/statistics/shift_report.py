@@ -6,14 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.output.tables import Cells, Report, grouped
-
-if TYPE_CHECKING:
-    pass
-
 
 _LEAST_SHARE = 1.0  # percent of a shift that is worth naming
 

@@ -8,7 +8,7 @@ import pytest
 import evenkeel as ek
 from evenkeel.output.files import write_json
 from evenkeel.papers import find
-from evenkeel.papers.lab.report import Report, read_reports, to_html, to_markdown
+from evenkeel.papers.lab.report import ExperimentReport, read_reports, to_html, to_markdown
 from evenkeel.papers.lab.results import Record, Results
 from evenkeel.papers.lab.specs import arm_name
 
@@ -34,7 +34,7 @@ def moments_report(**changed):
     figures = {"second": 0.5, "derivative_second": 0.5, "derivative_squared": 0.25}
     figures |= {"drawn_second": 0.4999, "drawn_derivative_second": 0.5001} | changed
     record = Record.of(content(PAPER, MOMENTS, {"activation": "relu"}, **figures))
-    return Report(PAPER, MOMENTS, "full", Results([record]))
+    return ExperimentReport(PAPER, MOMENTS, "full", Results([record]))
 
 
 def adjust_report(seeds=3):
@@ -44,7 +44,7 @@ def adjust_report(seeds=3):
         for seed in range(seeds)
         for figures in [{"test_error": 0.3 + seed / 100, "adjusted_error": 0.2 + seed / 90, "corrected_error": 0.25}]
     ]
-    return Report(LI, ADJUST, "quick", Results(map(Record.of, records)))
+    return ExperimentReport(LI, ADJUST, "quick", Results(map(Record.of, records)))
 
 
 def test_a_row_has_the_published_figure_beside_ours():
@@ -63,7 +63,9 @@ def test_figures_are_means_with_deviations_over_seeds_in_the_columns_unit():
 def test_what_was_found_by_no_seed_is_left_empty_and_what_is_no_number_is_said():
     factors = {"data": "cifar10", "net": "wrn", "place": "a", "p": 0.5}
     record = Record.of(content(LI, ADJUST, factors, test_error=math.nan, adjusted_error=0.5))
-    cells = dict(zip(adjust_report().headings, *Report(LI, ADJUST, "quick", Results([record])).rows, strict=True))
+    cells = dict(
+        zip(adjust_report().headings, *ExperimentReport(LI, ADJUST, "quick", Results([record])).rows, strict=True)
+    )
     assert cells["test error %, ours"] == "nan" and cells["without data %"] == ""
 
 
@@ -80,7 +82,7 @@ def test_the_tuned_factor_has_a_column_and_its_arms_are_one_row():
         for init in ("ours", "he")
         for lr, loss in ((1e-3, 2.0), (1e-4, 1.0 if init == "ours" else 3.0))
     ]
-    report = Report(PAPER, MNIST, "full", Results(map(Record.of, records)))
+    report = ExperimentReport(PAPER, MNIST, "full", Results(map(Record.of, records)))
     assert [row[:3] for row in report.rows] == [["relu-0.5-ours", "1", "0.0001"], ["relu-0.5-he", "1", "0.001"]]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.output.tables import table
+from evenkeel.output.tables import Cells, table
 from evenkeel.papers.lab import drawings
 from evenkeel.papers.lab.claims import Verdict
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
@@ -23,7 +23,7 @@ _PAGE = Path(__file__).with_name("report.html")
 
 
 @dataclass(frozen=True)
-class Report:
+class ExperimentReport:
     """What one experiment found at one scale.
 
     Attributes:
@@ -88,11 +88,11 @@ class Report:
     def __rich__(self) -> Group:
         from rich.console import Group
 
-        found = table(self.headings, self.rows, [], words=("arm",))
+        found = table(Cells(self.headings, self.rows, [], words=("arm",)))
         claims = [
             (verdict.claim.text, verdict.claim.published, verdict.ours, verdict.holds) for verdict in self.verdicts
         ]
-        judged = table(CLAIMS, claims, [], words=CLAIMS)
+        judged = table(Cells(CLAIMS, claims, [], words=CLAIMS))
         return Group(f"{self.heading}\n{self.experiment.about}\n", found, "", *([judged, ""] if claims else []))
 
     def write_plots(self, out: Path) -> list[Path]:
@@ -110,14 +110,14 @@ class Report:
 CLAIMS = ("claim", "published", "ours", "holds")
 
 
-def read_reports(out: Path, experiments: Iterable[tuple[Paper, Experiment]]) -> list[Report]:
+def read_reports(out: Path, experiments: Iterable[tuple[Paper, Experiment]]) -> list[ExperimentReport]:
     """What lies in a folder of results, by experiment and scale.
 
     Raises:
         EvenkeelError: there are no results, or a file is damaged.
     """
     reports = [
-        Report(paper, experiment, scale, results)
+        ExperimentReport(paper, experiment, scale, results)
         for paper, experiment in experiments
         for scale in SCALES
         if (results := read_results(out / paper.name / experiment.name, experiment.arms[scale], scale))
@@ -127,7 +127,7 @@ def read_reports(out: Path, experiments: Iterable[tuple[Paper, Experiment]]) -> 
     return reports
 
 
-def to_markdown(reports: Sequence[Report]) -> str:
+def to_markdown(reports: Sequence[ExperimentReport]) -> str:
     """The claims of all reports as one table.
 
     Args:
@@ -146,7 +146,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
 
 
-def to_html(reports: Sequence[Report]) -> str:
+def to_html(reports: Sequence[ExperimentReport]) -> str:
     """One page that needs nothing else: tables, plots, published beside ours.
 
     Args:
