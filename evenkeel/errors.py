@@ -7,9 +7,10 @@ import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PACKAGE = os.path.join(os.path.dirname(__file__), "")
 
@@ -74,6 +75,8 @@ def require(name: str, value: float | Tensor, holds: bool | Tensor, rule: str) -
 
     >>> require("p", 0.5, True, "below 1")
     """
+    import torch  # here, so that `evenkeel --help` need not wait for it
+
     if not torch.as_tensor(holds).all():
         first = torch.as_tensor(value)[~torch.as_tensor(holds)].flatten()[0]
         raise EvenkeelError(f"{name} is {float(first):.6g}: {rule}")

@@ -41,7 +41,7 @@ def test_the_program_prints_the_output_shown():
 
 
 def test_the_claims_are_what_the_results_say():
-    from evenkeel.papers import ALL, find
+    from evenkeel.papers.catalogue import ALL, find
     from evenkeel.papers.lab.report import read_reports, to_markdown
 
     reports = read_reports(Path(__file__).parents[1] / "results", [pair for paper in ALL for pair in find(paper.name)])

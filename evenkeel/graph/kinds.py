@@ -83,10 +83,11 @@ EMBEDDINGS = frozenset("embedding embedding_bag".split())
 BATCH_NORMS = frozenset("batch_norm sync_batch_norm native_batch_norm".split())
 # Activations that mix the elements of a dimension.
 SOFTMAXES = frozenset("softmax log_softmax softmin".split())
-# Pools, their names without "_with_indices": the largest or smallest value, and maps made larger or smaller.
+# Pools, their names without "_with_indices": the largest or smallest value, the mean, resized maps, whole dimensions.
 _POOLS = frozenset(name.removesuffix("_with_indices") for name in _FUNCTIONS[Kind.POOL].split())
 MAXIMA = frozenset(name for name in _POOLS if "max" in name)
 MINIMA = frozenset("min amin".split())
+AVERAGES = frozenset(name for name in _POOLS if "avg" in name) | {"mean"}
 REDUCTIONS = frozenset("mean sum max min amax amin".split())  # over dimensions, not windows
 RESIZES = frozenset(name for name in _POOLS if name.startswith(("interpolate", "upsample")))
 # Pools over windows, by how many dimensions these have, and those whose windows follow from the size asked for.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evenkeel.graph.kinds import Kind
+from evenkeel.graph.kinds import AVERAGES, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
@@ -32,9 +32,6 @@ def norms_behind(graph: LayerGraph, layer: Layer, *, through_weights: bool = Fal
     return tuple(behind for behind in graph.downstream(layer, until=ends) if behind.stores)
 
 
-_AVERAGES = ("adaptive_avg_pool", "avg_pool", "mean")
-
-
 def source_of(layer: Layer, passing: Callable[[Layer], bool] = lambda layer: layer.kind is Kind.PASS) -> Layer | None:
     """What a layer reads, behind layers that only pass it on; None for inputs and layers that read several signals."""
     sources = dict.fromkeys(layer.inputs)
@@ -48,7 +45,7 @@ def source_of(layer: Layer, passing: Callable[[Layer], bool] = lambda layer: lay
 
 def is_global_average(layer: Layer | None) -> bool:
     """Whether a layer averages each channel over all positions."""
-    if layer is None or layer.kind is not Kind.POOL or not layer.function.startswith(_AVERAGES):
+    if layer is None or layer.kind is not Kind.POOL or layer.function not in AVERAGES:
         return False
     (source, *_) = layer.inputs
     return len(source.shape) > 2 and layer.shape[:2] == source.shape[:2] and all(size == 1 for size in layer.shape[2:])

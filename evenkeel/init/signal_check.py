@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from evenkeel.errors import ModelError, brief
+from evenkeel.errors import EvenkeelError, ModelError, brief
 from evenkeel.graph.kinds import Kind, function_name
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.tracing import graph_of, runner
@@ -69,9 +69,15 @@ class SignalReport(Report[SignalRow]):
         """Draw both variances against the layers, and write the picture.
 
         Args:
-            path: of the file; its suffix says the format, such as .svg or .png. Needs matplotlib.
+            path: of the file; its suffix says the format, such as .svg or .png.
+
+        Raises:
+            EvenkeelError: matplotlib is not installed, the format is unknown, or the file cannot be written.
         """
-        from matplotlib.figure import Figure
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise EvenkeelError('a plot needs matplotlib: pip install "evenkeel[plots]"') from error
 
         figure = Figure(figsize=(11, 4), layout="constrained")
         places = range(1, len(self) + 1)
@@ -83,8 +89,11 @@ class SignalReport(Report[SignalRow]):
             axes.set(title=title, xlabel="weight layer", yscale="log")
             axes.axhline(1, color="0.8", zorder=0)
             axes.legend()
+        file_format = Path(path).suffix.lstrip(".") or "png"
+        if file_format not in (known := figure.canvas.get_supported_filetypes()):
+            raise EvenkeelError(f"{path} has an unknown format: end its name in one of .{', .'.join(sorted(known))}")
         with atomic_write(Path(path)) as temporary:
-            figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png")
+            figure.savefig(temporary, format=file_format)
 
     def __repr__(self) -> str:
         return f"SignalReport({len(self)} weight layers, {self.samples} samples)"

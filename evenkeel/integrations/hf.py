@@ -14,8 +14,8 @@ from evenkeel.errors import EvenkeelError
 from evenkeel.integrations.dataloaders import MappedLoader, undisturbed
 from evenkeel.model.batches import length
 from evenkeel.model.flags import flagged
-from evenkeel.statistics.reestimation_report import Reestimation
 from evenkeel.statistics.reestimation import reestimate_
+from evenkeel.statistics.reestimation_report import Reestimation
 
 
 class ReestimationCallback(TrainerCallback):

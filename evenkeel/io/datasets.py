@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from evenkeel.errors import EvenkeelError, brief, raised
-from evenkeel.io.readers import SETS, by, channel_moments, read_set
+from evenkeel.io.downloads import SETS
+from evenkeel.io.readers import by, channel_moments, read_set
 from evenkeel.io.resolving import resolve
 from evenkeel.model.nested import tensors
 

@@ -21,7 +21,7 @@ _PATIENCE = 30  # seconds without a byte from the server
 
 
 @dataclass(frozen=True)
-class Source:
+class Publication:
     """The public home of an image set.
 
     Attributes:
@@ -40,7 +40,7 @@ def _idx(*checksums: str) -> Mapping[str, str]:
 
 # As torchvision's data sets know them, too.
 SOURCES = {
-    "mnist": Source(
+    "mnist": Publication(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         _idx(
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -49,7 +49,7 @@ SOURCES = {
             "ec29112dd5afa0611ce80d1b7f02629c",
         ),
     ),
-    "fashion-mnist": Source(
+    "fashion-mnist": Publication(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         _idx(
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -58,13 +58,13 @@ SOURCES = {
             "bb300cfdad3c16e7a12a480ee83cd310",
         ),
     ),
-    "cifar10": Source(
+    "cifar10": Publication(
         "https://www.cs.toronto.edu/~kriz/", {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
     ),
-    "cifar100": Source(
+    "cifar100": Publication(
         "https://www.cs.toronto.edu/~kriz/", {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}
     ),
-    "svhn": Source(
+    "svhn": Publication(
         "http://ufldl.stanford.edu/housenumbers/",
         {
             "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
@@ -72,6 +72,9 @@ SOURCES = {
         },
     ),
 }
+
+
+SETS = ("digits", *SOURCES)  # what `load_data` knows by name; digits come with scikit-learn
 
 
 def cache_folder() -> Path | None:

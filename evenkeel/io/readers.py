@@ -22,7 +22,7 @@ from evenkeel.io.downloads import SOURCES, cache_folder, fetch
 _AGAIN = "remove it and download it again"
 
 
-class Split(NamedTuple):
+class LabelledImages(NamedTuple):
     """One part of an image set.
 
     Attributes:
@@ -44,8 +44,8 @@ class ImageSet:
         classes: number of classes; labels run from 0 to one less.
     """
 
-    train: Split
-    test: Split
+    train: LabelledImages
+    test: LabelledImages
     classes: int
 
 
@@ -69,9 +69,9 @@ def read_set(name: str, *, data_dir: str | Path | None = None, download: bool = 
     >>> digits.train.images.shape, digits.test.labels.shape, digits.classes
     (torch.Size([1000, 1, 8, 8]), torch.Size([797]), 10)
     """
-    if name not in _SETS:
-        raise EvenkeelError(f"no image set {name!r}: name {', '.join(_SETS)}")
-    kept = _SETS[name]
+    if name not in _READERS:
+        raise EvenkeelError(f"no image set {name!r}: name {', '.join(_READERS)}")
+    kept = _READERS[name]
     train, test = kept.read(name, _locate(name, kept, data_dir, download) if kept.layouts else [], kept.classes)
     return ImageSet(train, test, kept.classes)
 
@@ -104,12 +104,12 @@ def by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _read_digits(_name: str, _paths: Sequence[Path], _classes: int) -> tuple[Split, Split]:
+def _read_digits(_name: str, _paths: Sequence[Path], _classes: int) -> tuple[LabelledImages, LabelledImages]:
     digits: Any = _imported("sklearn.datasets", "digits come with scikit-learn").load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
     images = torch.tensor(digits.images, dtype=torch.uint8)[order, None]
     labels = torch.tensor(digits.target, dtype=torch.int64)[order]
-    return Split(images[:1000], labels[:1000]), Split(images[1000:], labels[1000:])
+    return LabelledImages(images[:1000], labels[:1000]), LabelledImages(images[1000:], labels[1000:])
 
 
 def _imported(module: str, why: str) -> Any:
@@ -119,11 +119,11 @@ def _imported(module: str, why: str) -> Any:
         raise EvenkeelError(f'{why}: pip install "evenkeel[papers]"') from error
 
 
-def _read_idx_set(name: str, paths: Sequence[Path], classes: int) -> tuple[Split, Split]:
+def _read_idx_set(name: str, paths: Sequence[Path], classes: int) -> tuple[LabelledImages, LabelledImages]:
     images, labels, test_images, test_labels = map(_read_idx, paths, (3, 1, 3, 1))
     others = [other for other, first in _FIRST_LABELS.items() if other != name and labels[:10].tolist() == first]
     if others:
-        remedy = f"keep the files of {name} in a sub-folder {_SETS[name].folders[0]}, which is looked at first"
+        remedy = f"keep the files of {name} in a sub-folder {_READERS[name].folders[0]}, which is looked at first"
         raise EvenkeelError(f"{paths[1]} holds the labels of {others[0]}, not of {name}: {remedy}")
     train = _checked(paths[1], images[:, None], labels, classes)
     return train, _checked(paths[3], test_images[:, None], test_labels, classes)
@@ -142,14 +142,16 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
     return _as_tensor(content[start:]).view(shape)
 
 
-def _read_cifar(key: str, label_bytes: int, _name: str, paths: Sequence[Path], classes: int) -> tuple[Split, Split]:
+def _read_cifar(
+    key: str, label_bytes: int, _name: str, paths: Sequence[Path], classes: int
+) -> tuple[LabelledImages, LabelledImages]:
     """The files of a CIFAR set, the last of which is the test split; `label_bytes` precede a record's pixels."""
     *train, test = (_read_cifar_batch(path, key, label_bytes, classes) for path in paths)
     images, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
-    return Split(images, labels), test
+    return LabelledImages(images, labels), test
 
 
-def _read_cifar_batch(path: Path, key: str, label_bytes: int, classes: int) -> Split:
+def _read_cifar_batch(path: Path, key: str, label_bytes: int, classes: int) -> LabelledImages:
     """One file of a CIFAR set: records of labels, the finest last, and 3,072 pixels; or a pickled dictionary."""
     if path.suffix != ".bin":
         pixels, labels = _read_cifar_pickle(path, key)
@@ -209,13 +211,13 @@ def _encode_latin1(text: str, _: str) -> bytes:
     return text.encode("latin1")
 
 
-def _read_svhn(_name: str, paths: Sequence[Path], classes: int) -> tuple[Split, Split]:
+def _read_svhn(_name: str, paths: Sequence[Path], classes: int) -> tuple[LabelledImages, LabelledImages]:
     matlab = _imported("scipy.io", "svhn is read by scipy, which comes with scikit-learn")
     train, test = (_read_mat(matlab, path, classes) for path in paths)
     return train, test
 
 
-def _read_mat(matlab: Any, path: Path, classes: int) -> Split:
+def _read_mat(matlab: Any, path: Path, classes: int) -> LabelledImages:
     """One file of SVHN: X, height x width x channel x image, and y, of which 10 is the digit 0."""
     try:
         content = matlab.loadmat(path, variable_names=("X", "y"))
@@ -229,21 +231,21 @@ def _read_mat(matlab: Any, path: Path, classes: int) -> Split:
     return _checked(path, pixels, labels.where(labels != 10, 0), classes)
 
 
-def _checked(path: Path, images: Tensor, labels: Tensor, classes: int) -> Split:
+def _checked(path: Path, images: Tensor, labels: Tensor, classes: int) -> LabelledImages:
     labels = labels.long()
     if len(images) != len(labels):
         raise _damaged(path, f"{len(labels):,} labels for {len(images):,} images")
     wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()
     if wrong:
         raise _damaged(path, f"label {labels[wrong[0]]} of image {wrong[0]:,} is none of 0 to {classes - 1}")
-    return Split(images, labels)
+    return LabelledImages(images, labels)
 
 
 def _damaged(path: Path, what: str) -> EvenkeelError:
     return EvenkeelError(f"{path} is damaged: {what}; {_AGAIN}")
 
 
-def _locate(name: str, kept: _Kept, data_dir: str | Path | None, download: bool) -> list[Path]:
+def _locate(name: str, kept: _Files, data_dir: str | Path | None, download: bool) -> list[Path]:
     """The files of one layout that are all there, in a usual sub-folder or in the folder itself."""
     named = data_dir or os.environ.get("EVENKEEL_DATA")
     home = Path(named) if named else cache_folder()
@@ -262,11 +264,11 @@ def _locate(name: str, kept: _Kept, data_dir: str | Path | None, download: bool)
     raise EvenkeelError(f"{name}: no {', '.join(lacking)} in {where}: put them there, or {remedy}")
 
 
-def _places(home: Path, kept: _Kept) -> list[Path]:
+def _places(home: Path, kept: _Files) -> list[Path]:
     return [home / folder for folder in (*kept.folders, "")]
 
 
-def _best(home: Path, kept: _Kept) -> list[Path]:
+def _best(home: Path, kept: _Files) -> list[Path]:
     """Of all layouts in all places, the files of that of which most are there."""
     candidates = [[place / file for file in layout] for place in _places(home, kept) for layout in kept.layouts]
     return max(candidates, key=lambda files: sum(file.is_file() for file in files))
@@ -288,10 +290,10 @@ def _as_tensor(data: bytes) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Files:
     """How a set is kept: what reads its files, its classes, its usual sub-folders, and the names of its files."""
 
-    read: Callable[[str, Sequence[Path], int], tuple[Split, Split]]
+    read: Callable[[str, Sequence[Path], int], tuple[LabelledImages, LabelledImages]]
     classes: int
     folders: Sequence[str] = ()  # the first is where downloads go
     layouts: Sequence[Sequence[str]] = ()  # names of the files, training before test, one way and another
@@ -308,15 +310,14 @@ _read_cifar10 = partial(_read_cifar, "labels", 1)
 _read_cifar100 = partial(_read_cifar, "fine_labels", 2)  # a coarse label comes first
 
 # A set is one line here.
-_SETS = {
-    "digits": _Kept(_read_digits, 10),
-    "mnist": _Kept(_read_idx_set, 10, ("mnist", "MNIST/raw", "MNIST"), _IDX),
-    "fashion-mnist": _Kept(_read_idx_set, 10, ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST"), _IDX),
-    "cifar10": _Kept(_read_cifar10, 10, ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar10"), _BATCHES),
-    "cifar100": _Kept(_read_cifar100, 100, ("cifar-100-python", "cifar-100-binary", "cifar100"), _TRAIN_AND_TEST),
-    "svhn": _Kept(_read_svhn, 10, ("svhn", "SVHN"), [tuple(SOURCES["svhn"].files)]),
+_READERS = {
+    "digits": _Files(_read_digits, 10),
+    "mnist": _Files(_read_idx_set, 10, ("mnist", "MNIST/raw", "MNIST"), _IDX),
+    "fashion-mnist": _Files(_read_idx_set, 10, ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST"), _IDX),
+    "cifar10": _Files(_read_cifar10, 10, ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar10"), _BATCHES),
+    "cifar100": _Files(_read_cifar100, 100, ("cifar-100-python", "cifar-100-binary", "cifar100"), _TRAIN_AND_TEST),
+    "svhn": _Files(_read_svhn, 10, ("svhn", "SVHN"), [tuple(SOURCES["svhn"].files)]),
 }
-SETS = tuple(_SETS)  # what `read_set` knows
 
 # MNIST and Fashion-MNIST name their files alike: how the training labels begin tells one from the other.
 _FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion-mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}

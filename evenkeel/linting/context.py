@@ -12,7 +12,6 @@ from evenkeel.graph.branches import Branch, branches_of, gating
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.tracing import record, runner, trace
 from evenkeel.linting.dropout_reach import Exposure, exposures_of
-from evenkeel.model.flags import frozen_in
 from evenkeel.model.norms import has_running_statistics, norms_of
 from evenkeel.prediction.anchors import distrust
 from evenkeel.prediction.sampling import SamplingPlan

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Literal
 
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 
-GUIDELINES = {
+Guideline = Literal["hendrycks2016", "li2018", "chen2019", "kim2023"]
+GUIDELINES: dict[Guideline, str] = {
     "hendrycks2016": "traps that spoil statistics and weights, whatever the placement",
     "li2018": "dropout after all norms",
     "chen2019": "independent-component layers before all weight layers",

@@ -11,22 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.graph.kinds import (
-    ADAPTIVE_POOLS,
-    CONCATENATIONS,
-    DIVISIONS,
-    MAXIMA,
-    MINIMA,
-    PADDINGS,
-    REDUCTIONS,
-    RESIZES,
-    REVERSED,
-    SUBTRACTIONS,
-    UNPREDICTED_POOLS,
-    WINDOWED_POOLS,
-    Kind,
-    kind_of_function,
-)
+from evenkeel.graph import kinds
+from evenkeel.graph.kinds import Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.signals.activations import activated
 from evenkeel.signals.marginals import Marginal, gaussian
@@ -42,14 +28,14 @@ _MOST_CONCATENATED = 1 << 16  # elements of one concatenated map, beyond which i
 
 def _pooled(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
     x, name = inputs[0], layer.function.removesuffix("_with_indices")
-    if name in UNPREDICTED_POOLS:
+    if name in kinds.UNPREDICTED_POOLS:
         return x.after_unknown(layer.shape)
     windows = _windows(layer, name, x.shape, bordered=bordered)
     share = math.prod(layer.shape) / math.prod(x.shape)
-    if name in RESIZES:
+    if name in kinds.RESIZES:
         return replace(x.mapped(windows.mean, layer.shape), local=x.local * share)
-    if name in MAXIMA | MINIMA:
-        return _extreme(layer, x, windows, -1.0 if name in MINIMA else 1.0)
+    if name in kinds.MAXIMA | kinds.MINIMA:
+        return _extreme(layer, x, windows, -1.0 if name in kinds.MINIMA else 1.0)
     factor = windows.count if name == "sum" else 1.0
     position, sample = (
         squeeze_constant(windows.mean(t.clamp_min(0).sqrt()) ** 2 * factor**2) for t in (x.position, x.sample)
@@ -67,8 +53,8 @@ def _extreme(layer: Layer, x: Signal, windows: _Windows, sign: float) -> Signal:
     signed, correlation = replace(x.marginal, values=sign * x.marginal.values), x.correlation
     law, grown, steeper = signed.largest(windows.count, correlation)
     growth, center, steepness = (torch.full_like(windows.counts, value) for value in (grown, law.mean, 1.0))
-    kinds = windows.counts.unique().tolist()
-    for count in kinds if 1 < len(kinds) <= _MOST_COUNTS else ():
+    different = windows.counts.unique().tolist()
+    for count in different if 1 < len(different) <= _MOST_COUNTS else ():
         other, more, steep = signed.largest(count, correlation)
         values = more, other.mean, float(steep @ law.masses) / float(steeper @ law.masses)
         for t, value in zip((growth, center, steepness), values, strict=True):
@@ -106,8 +92,8 @@ class _Windows:
 
 def _windows(layer: Layer, name: str, shape: tuple[int, ...], *, bordered: bool) -> _Windows:
     count = max(math.prod(shape) / math.prod(layer.shape), 1.0)
-    if name in WINDOWED_POOLS:
-        weights = [_along(layer, name, shape, dim) for dim in range(-WINDOWED_POOLS[name], 0)]
+    if name in kinds.WINDOWED_POOLS:
+        weights = [_along(layer, name, shape, dim) for dim in range(-kinds.WINDOWED_POOLS[name], 0)]
         inside = _applied([(w > 0).double() for w in weights], torch.ones((1,) * len(shape), dtype=torch.float64))
         count = float(inside.flatten().mode().values)
         if bordered:
@@ -115,7 +101,7 @@ def _windows(layer: Layer, name: str, shape: tuple[int, ...], *, bordered: bool)
             return _Windows(partial(_applied, weights), partial(_applied, squared), count, inside)
 
     def mean(t: Tensor) -> Tensor:
-        if t.numel() == 1 or not bordered or name not in REDUCTIONS:
+        if t.numel() == 1 or not bordered or name not in kinds.REDUCTIONS:
             return t.mean().reshape((1,) * len(layer.shape))
         rest = [a for a in layer.args[1:] if not isinstance(a, (torch.dtype, torch.Size))]
         return torch.mean(t.expand(shape), *rest, **{k: v for k, v in layer.kwargs.items() if k != "dtype"})
@@ -129,7 +115,7 @@ def _along(layer: Layer, name: str, shape: tuple[int, ...], dim: int) -> Tensor:
     """The weight of every place in every window along one dimension, shape (windows, places)."""
     arguments, n_in, n_out = layer.arguments, shape[dim], layer.shape[dim]
     places, windows = torch.arange(n_in), torch.arange(n_out)[:, None]
-    if name in ADAPTIVE_POOLS:
+    if name in kinds.ADAPTIVE_POOLS:
         inside = (places >= windows * n_in // n_out) & (places < -(-(windows + 1) * n_in // n_out))
         return inside.double() / inside.sum(1, keepdim=True)
     size = extent(arguments["kernel_size"], dim)
@@ -140,7 +126,7 @@ def _along(layer: Layer, name: str, shape: tuple[int, ...], dim: int) -> Tensor:
     steps = places - (windows * stride - padding)
     inside = (steps >= 0) & (steps <= dilation * (size - 1)) & (steps % dilation == 0)
     divisor = inside.sum(1, keepdim=True)
-    if name not in MAXIMA and arguments.get("count_include_pad", True):
+    if name not in kinds.MAXIMA and arguments.get("count_include_pad", True):
         divisor = (windows * stride - padding + size).clamp_max(n_in + padding) - (windows * stride - padding)
     return inside.double() / divisor.clamp_min(1)
 
@@ -154,8 +140,9 @@ def _applied(weights: Sequence[Tensor], t: Tensor) -> Tensor:
 
 
 def _summed(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
-    scale = float(layer.kwargs.get("alpha", 1)) * (-1.0 if layer.function in SUBTRACTIONS else 1.0)
-    x, y = (signal.broadcast_to(layer.shape) for signal in (inputs[::-1] if layer.function in REVERSED else inputs))
+    scale = float(layer.kwargs.get("alpha", 1)) * (-1.0 if layer.function in kinds.SUBTRACTIONS else 1.0)
+    ordered = inputs[::-1] if layer.function in kinds.REVERSED else inputs
+    x, y = (signal.broadcast_to(layer.shape) for signal in ordered)
     second, position, sample = (
         s + scale**2 * t + 2 * scale * x.mean * y.mean
         for s, t in ((x.second, y.second), (x.position, y.position), (x.sample, y.sample))
@@ -206,7 +193,7 @@ def _joining(layer: Layer, inputs: list[Signal], shares: Tensor, *, bordered: bo
     def join(of_constant: Function, *maps: Tensor) -> Tensor:
         if not bordered or layer.call is None:
             return (torch.stack([t.mean() for t in maps]) @ shares).reshape((1,) * len(layer.shape))
-        if layer.function in CONCATENATIONS and len(layer.args[0]) == len(maps):
+        if layer.function in kinds.CONCATENATIONS and len(layer.args[0]) == len(maps):
             dim = layer.kwargs.get("dim", layer.args[1] if len(layer.args) > 1 else 0) % dims[0]
             widest = [max(t.shape[d] for t in maps) for d in range(dims[0])]
             return torch.cat(
@@ -220,7 +207,7 @@ def _joining(layer: Layer, inputs: list[Signal], shares: Tensor, *, bordered: bo
 
 
 def _gated(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
-    if layer.function in DIVISIONS:
+    if layer.function in kinds.DIVISIONS:
         return inputs[0].after_unknown(layer.shape)
     if len(inputs) == 2 and inputs[0] is inputs[1]:
         return replace(activated(inputs[0], torch.square), shape=layer.shape)
@@ -249,7 +236,7 @@ def _passed(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
     x = x.broadcast_to(layer.shape) if len(x.shape) == len(layer.shape) else x
     if kind is not Kind.PASS:
         return replace(x.mapped(lambda t: t.mean().reshape((1,) * len(layer.shape)), layer.shape), known=False)
-    pads = name in PADDINGS
+    pads = name in kinds.PADDINGS
     if layer.call is None or (pads and not bordered) or (not pads and not x.varies):
         return x.mapped(lambda t: t.mean().reshape((1,) * len(layer.shape)), layer.shape)
     elements = math.prod(x.shape)
@@ -270,7 +257,7 @@ def _passed(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
 def _shifted(layer: Layer, x: Signal) -> Signal:
     """A constant added to the signal, or subtracted from it, or the signal subtracted from a constant."""
     value = _constant(layer) * float(layer.kwargs.get("alpha", 1))
-    taken = layer.function in SUBTRACTIONS
+    taken = layer.function in kinds.SUBTRACTIONS
     if taken and _comes_second(layer):
         x = x.scaled(-1.0)
     elif taken:
@@ -281,14 +268,14 @@ def _shifted(layer: Layer, x: Signal) -> Signal:
 def _comes_second(layer: Layer) -> bool:
     """Whether the signal is subtracted from the constant, not the constant from the signal."""
     first = isinstance((*layer.args, layer.kwargs.get("input"))[0], Layer)
-    return first == (layer.function in REVERSED)
+    return first == (layer.function in kinds.REVERSED)
 
 
 def _scaled(layer: Layer, x: Signal) -> Signal:
     """The signal multiplied, or divided, by a constant."""
     value = _constant(layer)
-    if layer.function in DIVISIONS:
-        if layer.function in REVERSED:
+    if layer.function in kinds.DIVISIONS:
+        if layer.function in kinds.REVERSED:
             raise ValueError("a constant divided by a signal")
         value = 1 / value
     x = x.aligned(len(layer.shape))

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from evenkeel.errors import ActivationError
-from evenkeel.graph.kinds import (
-    ALPHA_DROPOUT,
-    BATCH_NORMS,
-    CHANNEL_DROPOUT,
-    EMBEDDINGS,
-    SOFTMAXES,
-    Kind,
-    kind_of_function,
-)
+from evenkeel.graph import kinds
+from evenkeel.graph.kinds import Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.signals.activations import activated, activation_of
 from evenkeel.signals.marginals import MOST_LEVELS, Marginal, Sum, gaussian
@@ -85,7 +78,7 @@ def _weight(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> 
     most = max(_FEWEST_LEVELS, min(MOST_LEVELS, _MOST_ELEMENTS // x.flow[0].numel())) if options.levelled else 1
     summed = x.marginal.summed(weights.fan_in, most)
     variance = options.choose(layer, weights, x, summed)
-    if layer.function in EMBEDDINGS:
+    if layer.function in kinds.EMBEDDINGS:
         return replace(standard(layer.shape), second=constant(variance, layer.shape))
     gather = gathering(layer, weights, bordered=options.bordered)
     bias = 0.0 if weights.bias is None else float(weights.bias.detach().double().square().mean())
@@ -119,7 +112,7 @@ def _norm(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Si
 def _normalized(layer: Layer, x: Signal, eps: float) -> Signal:
     """The signal minus its mean over the norm's dimensions, divided by its standard deviation there."""
     dims = list(range(len(x.shape)))
-    batch, centered = layer.function in BATCH_NORMS, layer.function != "rms_norm"
+    batch, centered = layer.function in kinds.BATCH_NORMS, layer.function != "rms_norm"
     if batch:  # the part common to all samples of a channel
         over, crossed = [dim for dim in dims if dim != 1], x.sample
     elif layer.function == "instance_norm":  # the part common to all positions of a channel
@@ -162,7 +155,7 @@ def _affine(x: Signal, scale: Tensor, offset: Tensor) -> Signal:
 
 def _activation(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:
     x = inputs[0]
-    if layer.function in SOFTMAXES:
+    if layer.function in kinds.SOFTMAXES:
         return x.after_unknown(layer.shape)
     if layer.function == "glu":
         half = replace(x, shape=layer.shape)
@@ -179,7 +172,7 @@ def _dropout(layer: Layer, inputs: list[Signal], options: PropagationOptions) ->
     keep = 1 - p
     channelwise = _mask_is_shared(layer)
     law = x.marginal.dropped(keep, channelwise=channelwise)
-    if layer.function in ALPHA_DROPOUT:
+    if layer.function in kinds.ALPHA_DROPOUT:
         return _alpha_dropped(x, keep, law)
     position = x.position / keep if channelwise else x.position
     y = replace(x, second=x.second / keep, position=position, flow=x.flow / keep, local=x.local / keep, marginal=law)
@@ -230,7 +223,7 @@ def _mask_is_shared(layer: Layer) -> bool:
     if kind_of_function(layer.function) is Kind.GATE:
         masks = [value for value in layer.constants if isinstance(value, torch.Size)]
         return any(1 in mask[2:] or len(mask) < 3 for mask in masks) and len(layer.shape) > 2
-    return layer.function in CHANNEL_DROPOUT
+    return layer.function in kinds.CHANNEL_DROPOUT
 
 
 def _opaque(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:

@@ -34,6 +34,26 @@ def test_special_tables_do_not_contradict_the_kinds():
     assert not kinds.RANDOM & kinds.SHAPE_ONLY
 
 
+@pytest.mark.parametrize(
+    ("kind", "tables"),
+    [
+        (Kind.WEIGHT, "CONVOLUTIONS TRANSPOSED EMBEDDINGS"),
+        (Kind.NORM, "BATCH_NORMS"),
+        (Kind.ACTIVATION, "SOFTMAXES"),
+        (Kind.DROPOUT, "CHANNEL_DROPOUT ALPHA_DROPOUT MULTIPLYING_DROPOUT"),
+        (Kind.POOL, "MAXIMA MINIMA AVERAGES REDUCTIONS RESIZES WINDOWED_POOLS ADAPTIVE_POOLS UNPREDICTED_POOLS"),
+        (Kind.JOIN, "SUBTRACTIONS"),
+        (Kind.GATE, "DIVISIONS"),
+        (Kind.CONCAT, "CONCATENATIONS"),
+        (Kind.PASS, "PADDINGS"),
+    ],
+)
+def test_functions_that_one_kind_treats_apart_are_of_that_kind(kind, tables):
+    for table in tables.split():
+        assert {kind_of_function(name) for name in getattr(kinds, table)} == {kind}, table
+    assert kinds.REVERSED < kinds.SUBTRACTIONS | kinds.DIVISIONS
+
+
 def test_tables_hold_names_as_function_name_gives_them():
     named = {name for names in kinds._FUNCTIONS.values() for name in names.split()}.union(*OTHER_TABLES.values())
     assert [name for name in named if name != name.strip("_")] == []

@@ -462,7 +462,7 @@ def test_a_plot_goes_to_no_folder_that_is_not_there(report, tmp_path):
 
 
 def test_an_unknown_format_is_refused_and_leaves_nothing(report, tmp_path):
-    with pytest.raises(ValueError, match="abc"):
+    with pytest.raises(ek.EvenkeelError, match=r"signals.abc has an unknown format.*\.svg"):
         report.plot(tmp_path / "signals.abc")
     assert list(tmp_path.iterdir()) == []
 

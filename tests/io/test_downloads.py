@@ -16,8 +16,8 @@ from test_readers import IMAGES, LABELS, idx, same, write_cifar, write_cifar100,
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.io import downloads
-from evenkeel.io.downloads import SOURCES, Source, cache_folder
-from evenkeel.io.readers import SETS, read_set
+from evenkeel.io.downloads import SETS, SOURCES, Publication, cache_folder
+from evenkeel.io.readers import read_set
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -69,7 +69,7 @@ def server(tmp_path, monkeypatch):
 def published(monkeypatch, url, name, *files):
     """Point a set's source at these files of a server."""
     checksums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
-    monkeypatch.setitem(SOURCES, name, Source(url, checksums))
+    monkeypatch.setitem(SOURCES, name, Publication(url, checksums))
 
 
 def packed(archive, *folders):
@@ -102,7 +102,7 @@ def test_checksums_are_those_that_torchvision_knows():
     from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 
     for name, theirs in (("mnist", MNIST), ("fashion-mnist", FashionMNIST)):
-        assert SOURCES[name] == Source(theirs.mirrors[0], dict(theirs.resources))
+        assert SOURCES[name] == Publication(theirs.mirrors[0], dict(theirs.resources))
     for name, theirs in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
         assert SOURCES[name].files == {theirs.filename: theirs.tgz_md5}
         assert theirs.url == f"{SOURCES[name].url}{theirs.filename}"
@@ -260,7 +260,7 @@ def test_a_file_that_the_server_lacks_and_a_server_that_is_away_are_told(tmp_pat
     with socket.socket() as taken:  # bound, and listening to no one
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
-        monkeypatch.setitem(SOURCES, "svhn", Source(url, {"train_32x32.mat": "0" * 32}))
+        monkeypatch.setitem(SOURCES, "svhn", Publication(url, {"train_32x32.mat": "0" * 32}))
         message = refusal("svhn", data_dir=tmp_path / "data")
     assert f"svhn: train_32x32.mat could not be downloaded from {url}train_32x32.mat (ConnectionError" in message
     assert message.endswith(f"or put it into {tmp_path / 'data' / 'svhn'} by hand")

@@ -12,7 +12,8 @@ import torch
 from scipy.io import savemat
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.io.readers import SETS, read_set
+from evenkeel.io.downloads import SETS
+from evenkeel.io.readers import read_set
 
 SPLITS = ("train", "t10k")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.io.readers import ImageSet, Split, read_set
+from evenkeel.io.readers import ImageSet, LabelledImages, read_set
 from evenkeel.papers.lab.images import Images, augment, batches, draws, load_images
 
 MODULE = "evenkeel.papers.lab.images"
@@ -24,7 +24,7 @@ def numbered(monkeypatch):
 
     def split(count):
         images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 2, 3, 4).contiguous()
-        return Split(images, torch.arange(count))
+        return LabelledImages(images, torch.arange(count))
 
     def read(name, **keywords):
         asked.append((name, keywords))

@@ -16,7 +16,7 @@ from labs import CPU
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.io.readers import Split
-from evenkeel.papers import ALL, find
+from evenkeel.papers.catalogue import ALL, find
 from evenkeel.papers.lab.claims import Between, Equal, Within
 from evenkeel.papers.lab.images import Images
 from evenkeel.papers.lab.results import Record, Results, read_results

@@ -7,7 +7,7 @@ import pytest
 
 import evenkeel as ek
 from evenkeel.output.files import write_json
-from evenkeel.papers import find
+from evenkeel.papers.catalogue import find
 from evenkeel.papers.lab.report import ExperimentReport, read_reports, to_html, to_markdown
 from evenkeel.papers.lab.results import Record, Results
 from evenkeel.papers.lab.specs import arm_name

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "evenkeel"
 # Top down: a wing imports from those below its own line, never from one beside or above it.
 WINGS = """
     __main__
-    cli
+    cli  compat  hf  lightning
     rewriting
     papers  linting
     demo  integrations  prediction  init

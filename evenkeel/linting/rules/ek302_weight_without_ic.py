@@ -27,7 +27,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from evenkeel.graph.kinds import Kind
+from evenkeel.graph.kinds import CONVOLUTIONS, Kind
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.queries import source_of
 from evenkeel.layers.ic import IC
@@ -72,7 +72,7 @@ def _edits(weight: Layer, others: list[Layer], *, normed: bool) -> tuple[Edit, .
     if normed:
         return (Insert(nn.Dropout(_RATE), weight),)
     dims = len(shape) - 2
-    channels_first = dims == 0 or weight.function.startswith("conv")
+    channels_first = dims == 0 or weight.function in CONVOLUTIONS
     if not channels_first or not 0 <= dims <= _LAST:
         return ()
     return (*map(Remove, others), Insert(IC(shape[1], _RATE, dims), weight, safe=False))

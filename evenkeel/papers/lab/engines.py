@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.papers.lab.images import Images
-from evenkeel.papers.lab.specs import ImageSource
+from evenkeel.papers.lab.specs import EngineName, ImageSource
 from evenkeel.papers.lab.trials import Run, Workplace, perform
 
-EngineName = Literal["local", "ray"]
 Outcome = tuple[Run, "dict[str, Any] | Exception"]
 _ATTEMPTS = 3  # how often a group of runs may lose its worker
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.io.readers import ImageSet, Split, by, channel_moments, read_set
+from evenkeel.io.readers import ImageSet, LabelledImages, by, channel_moments, read_set
 
 SYNTHETIC = "synthetic"
 _DEFAULT = {SYNTHETIC: (400, 200)}  # how many images to train and to test on, where that is not all of them
@@ -30,9 +30,9 @@ class Images:
         classes: number of classes.
     """
 
-    train: Split
-    validation: Split | None
-    test: Split
+    train: LabelledImages
+    validation: LabelledImages | None
+    test: LabelledImages
     mean: Tensor
     deviation: Tensor
     classes: int
@@ -218,15 +218,15 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
     return iter(parts[:-1] if len(parts[-1]) == 1 < size else parts)
 
 
-def _moved(split: Split, device: torch.device | str) -> Split:
-    return Split(split.images.to(device), split.labels.to(device))
+def _moved(split: LabelledImages, device: torch.device | str) -> LabelledImages:
+    return LabelledImages(split.images.to(device), split.labels.to(device))
 
 
-def _chosen(split: Split, indices: Tensor, size: int | None) -> Split:
+def _chosen(split: LabelledImages, indices: Tensor, size: int | None) -> LabelledImages:
     images = split.images[indices]
     if size is not None:
         images = F.adaptive_avg_pool2d(images.float(), size).round().to(torch.uint8)
-    return Split(images, split.labels[indices])
+    return LabelledImages(images, split.labels[indices])
 
 
 def _order(count: int) -> Tensor:
@@ -238,9 +238,9 @@ def _synthetic() -> ImageSet:
     generator = torch.Generator().manual_seed(0)
     colours = torch.randn(10, 3, 4, 4, generator=generator).mul(30).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
-    def split(count: int) -> Split:
+    def split(count: int) -> LabelledImages:
         labels = torch.arange(count) % 10
         noise = torch.randn(count, 3, 16, 16, generator=generator).mul(40)
-        return Split((128 + colours[labels] + noise).round().clamp(0, 255).to(torch.uint8), labels)
+        return LabelledImages((128 + colours[labels] + noise).round().clamp(0, 255).to(torch.uint8), labels)
 
     return ImageSet(split(2000), split(1000), 10)

@@ -10,10 +10,10 @@ from fnmatch import fnmatch
 from evenkeel.errors import EvenkeelError
 from evenkeel.output.files import write_json
 from evenkeel.output.progress import Bar
-from evenkeel.papers.lab.engines import EngineName, run_all
+from evenkeel.papers.lab.engines import run_all
 from evenkeel.papers.lab.experiments import Experiment, Paper
 from evenkeel.papers.lab.results import Record
-from evenkeel.papers.lab.specs import SCALES, Scale, arm_name
+from evenkeel.papers.lab.specs import SCALES, EngineName, Scale, arm_name
 from evenkeel.papers.lab.training import checkpoint_path
 from evenkeel.papers.lab.trials import Run, Workplace
 

@@ -10,6 +10,9 @@ from itertools import product
 from typing import Any, Literal
 
 Scale = Literal["smoke", "quick", "full"]
+EngineName = Literal["local", "ray"]
+Accelerator = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32-true", "bf16-mixed"]  # not 16-mixed: its loss scale is a state that a resumed run would need
 SCALES: tuple[Scale, ...] = ("smoke", "quick", "full")
 Factors = Mapping[str, Any]  # what one arm differs in from the others: {"net": "wrn", "place": "a", "p": 0.5}
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,15 @@ from torch.nn import functional as F
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.init.initialization import init_
 from evenkeel.io.datasets import Batches
-from evenkeel.io.readers import Split
+from evenkeel.io.readers import LabelledImages
 from evenkeel.model.evaluation import Score, evaluate
 from evenkeel.output.files import atomic_write
 from evenkeel.output.progress import Bar
 from evenkeel.papers.lab.images import Images, augment, batches
 from evenkeel.papers.lab.nets import build
-from evenkeel.papers.lab.specs import Recipe, Training, digest, plain
+from evenkeel.papers.lab.specs import Accelerator, Precision, Recipe, Training, digest, plain
 
 History = list[dict[str, float]]
-Accelerator = Literal["auto", "cpu", "cuda"]
-Precision = Literal["32-true", "bf16-mixed"]  # 16 bits that are scaled have a state of their own to be gone on with
 
 
 @dataclass(frozen=True)
@@ -152,12 +150,12 @@ def initialize_(net: nn.Module, init: str, example: Tensor) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def score(net: nn.Module, images: Images, split: Split, count: int | None = None, size: int = 500) -> Score:
+def score(net: nn.Module, images: Images, split: LabelledImages, count: int | None = None, size: int = 500) -> Score:
     """Error and log loss in eval mode on the first images of a split; all of them if count is None."""
     return evaluate(net, batches_of(images, split, count, size))
 
 
-def batches_of(images: Images, split: Split, count: int | None = None, size: int = 128) -> Batches:
+def batches_of(images: Images, split: LabelledImages, count: int | None = None, size: int = 128) -> Batches:
     """A split's first images, standardized, in a fixed order; all of them if count is None."""
     count = min(count or len(split.labels), len(split.labels))
     labels = split.labels[:count]

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.output.files import atomic_write, require_folder
-from evenkeel.papers import ALL, find
-from evenkeel.papers.lab.engines import EngineName
-from evenkeel.papers.lab.report import read_reports, to_html, to_markdown
-from evenkeel.papers.lab.runner import make, runs_of
-from evenkeel.papers.lab.specs import Scale
-from evenkeel.papers.lab.training import Accelerator, Hardware, Precision
-from evenkeel.papers.lab.trials import Workplace
+from evenkeel.papers.lab.specs import Accelerator, EngineName, Precision, Scale
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def reproduce(
@@ -53,6 +48,12 @@ def reproduce(
     Writes OUT/PAPER/EXPERIMENT/ARM-SEED.json for every run, plots beside them, and trained nets under OUT/trained,
     which may be removed once all is done. Exit code 1 if a run failed.
     """
+    from evenkeel.papers.catalogue import find
+    from evenkeel.papers.lab.report import read_reports
+    from evenkeel.papers.lab.runner import make, runs_of
+    from evenkeel.papers.lab.training import Hardware
+    from evenkeel.papers.lab.trials import Workplace
+
     experiments = [pair for target in targets for pair in find(target)]
     chosen = None if seeds is None else range(seeds)
     runs = [run for pair in experiments for run in runs_of(*pair, scale, arms=arms, seeds=chosen)]
@@ -82,6 +83,10 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="Write the table of claims as Markdown.")] = None,
 ) -> None:
     """Show what runs have found: published beside ours, and which claims hold."""
+    from evenkeel.output.files import atomic_write, require_folder
+    from evenkeel.papers.catalogue import ALL, find
+    from evenkeel.papers.lab.report import read_reports, to_html, to_markdown
+
     for path in filter(None, (html, markdown)):
         require_folder(path)
     if not results.is_dir():
@@ -99,4 +104,6 @@ def report(
 
 
 def _console() -> Console:
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else 160)

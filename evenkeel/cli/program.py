@@ -1,4 +1,4 @@
-"""The program `evenkeel`: what each command asks for, does and prints; those of the papers are in papers.commands."""
+"""The program `evenkeel`: what each command asks for, does and prints; those of the papers are in cli/papers.py."""
 
 from __future__ import annotations
 
@@ -6,44 +6,23 @@ import io
 import json
 import sys
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import torch
 import typer
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-from torch import Tensor, nn
 
-from evenkeel.demo import run_demo
+from evenkeel.cli import papers
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
-from evenkeel.io.checkpoints import Checkpoint
-from evenkeel.io.datasets import Data, load_data
-from evenkeel.io.readers import SETS
-from evenkeel.io.targets import load_target, parse_arguments, parse_shape
-from evenkeel.linting import explanation
-from evenkeel.linting.explanation import overview, write_pages
-from evenkeel.linting.findings import summary
-from evenkeel.linting.linter import findings_of, wanted
-from evenkeel.linting.rule import GUIDELINES
-from evenkeel.linting.rules import ALL
-from evenkeel.linting.sarif import to_sarif
-from evenkeel.linting.settings import Settings, read_settings
-from evenkeel.model.evaluation import Score, evaluate
-from evenkeel.output.files import atomic_write, finite, require_folder
-from evenkeel.output.progress import Bar
-from evenkeel.papers import commands
-from evenkeel.prediction.correction import correct_
-from evenkeel.prediction.shift_prediction import predict_shift
-from evenkeel.statistics.reestimation_report import Reestimation
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.shift import variance_shift
-from evenkeel.statistics.shift_report import ShiftReport
+from evenkeel.io.downloads import SETS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from evenkeel.io.datasets import Data
+    from evenkeel.linting.settings import Settings
 
 app = typer.Typer(
     help="Dropout and normalization on an even keel.",
@@ -67,9 +46,9 @@ Arg = Annotated[
     list[str] | None, typer.Option("--arg", help="Argument for TARGET, such as num_classes=10; repeatable.")
 ]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where data sets lie; else the variable EVENKEEL_DATA.")
+    Path | None, typer.Option("--data-dir", help="Where data sets are; else the variable EVENKEEL_DATA.")
 ]
-Download = Annotated[bool, typer.Option("--download", help="Download a data set that is not there.")]
+Download = Annotated[bool, typer.Option("--download", help="Download a missing data set.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Samples a batch, for data sets named here.")]
 MaxBatches = Annotated[
     int | None, typer.Option("--max-batches", min=1, help="How many batches to use; all if left out.")
@@ -83,6 +62,9 @@ Codes = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+_NEEDS_INPUT = "without --data, --input must give the shape of one input, such as 3x224x224"
+
+
 class Format(Enum):
     """How findings are printed."""
 
@@ -91,8 +73,8 @@ class Format(Enum):
     sarif = "sarif"
 
 
-app.command()(commands.reproduce)
-app.command()(commands.report)
+app.command()(papers.reproduce)
+app.command()(papers.report)
 
 
 @app.callback(invoke_without_command=True)
@@ -102,7 +84,7 @@ def program(
 ) -> None:
     """Dropout and normalization on an even keel."""
     if show_version:
-        typer.echo(f"evenkeel {version('evenkeel')} (torch {torch.__version__})")
+        typer.echo(f"evenkeel {version('evenkeel')} (torch {version('torch')})")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -114,6 +96,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the main job on embedded real images: train, measure the shift, repair, score. A minute on a CPU."""
+    from evenkeel.demo import run_demo
+
     result = run_demo(seeds=seeds, epochs=epochs)
     _show(result.to_dict() if as_json else result)
 
@@ -139,10 +123,14 @@ def lint(
     The section [tool.evenkeel] of pyproject.toml may hold guideline, select, ignore and per-path-ignores; options
     given here come first. A source line with the comment `# evenkeel: ignore[EK201]` is left alone.
     """
+    from evenkeel.linting.findings import summary
+    from evenkeel.linting.linter import findings_of
+    from evenkeel.linting.rules import ALL
+    from evenkeel.linting.sarif import to_sarif
+    from evenkeel.output.files import atomic_write, finite
+
     settings = _settings(guideline, select, ignore)
-    if input_shape is None:
-        raise EvenkeelError("--input must tell the shape of one input, such as 3x224x224")
-    example = torch.zeros(1, *parse_shape(input_shape))
+    example = _example(input_shape, "--input must give the shape of one input, such as 3x224x224")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnpredictedWarning)
         findings = findings_of(_model(target, arg, weights), example, settings)
@@ -169,10 +157,12 @@ def explain(
     write: Annotated[Path | None, typer.Option(help="Write the pages of all rules into this folder.")] = None,
 ) -> None:
     """Print a rule's own text, who disagrees with it, and its bad and good example."""
+    from evenkeel.linting import explanation
+
     if write is not None:
-        typer.echo(f"written: {len(write_pages(write))} pages in {write}")
+        typer.echo(f"written: {len(explanation.write_pages(write))} pages in {write}")
     else:
-        typer.echo((explanation.explain(code) if code else overview()).rstrip())
+        typer.echo((explanation.explain(code) if code else explanation.overview()).rstrip())
 
 
 @app.command()
@@ -197,9 +187,14 @@ def shift(
     """
     if fail_above is not None and not fail_above >= 1:
         raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
+    from evenkeel.output.progress import Bar
+    from evenkeel.prediction.shift_prediction import predict_shift
+    from evenkeel.statistics.shift import variance_shift
+
     model = _model(target, arg, weights)
     if data is None:
-        report = predict_shift(model, _example(input_shape, {"--max-batches": max_batches, "--data-dir": data_dir}))
+        _refuse_unused({"--max-batches": max_batches, "--data-dir": data_dir})
+        report = predict_shift(model, _example(input_shape, _NEEDS_INPUT))
     else:
         batches = _load(data, input_shape, data_dir, download, batch_size).train
         report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
@@ -231,19 +226,25 @@ def repair(
     Without --data they are corrected by what is predicted from weights and statistics: for a checkpoint whose
     statistics are those of its training, and have not been repaired before.
     """
+    from rich.console import Console, Group
+
+    from evenkeel.cli.repairing import corrected, reestimated
+    from evenkeel.io.checkpoints import Checkpoint
+    from evenkeel.output.files import atomic_write, require_folder
+
     for path in filter(None, (out, html)):
         require_folder(path)
     if html is not None and html.resolve() in (out.resolve(), weights.resolve()):
         raise EvenkeelError(f"--html {html} is the checkpoint's own file: name another")
     checkpoint = Checkpoint.read(weights)
-    model = load_target(target, parse_arguments(arg or []))
+    model = _model(target, arg, None)
     checkpoint.apply_(model)
     if data is None:
-        unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--data-dir": data_dir}
-        shown, result = _correct(model, _example(input_shape, unused))
+        _refuse_unused({"--max-batches": max_batches, "--tolerance": tolerance, "--data-dir": data_dir})
+        shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT))
     else:
         given = _load(data, input_shape, data_dir, download, batch_size)
-        shown, result = _reestimate(model, given, max_batches, tolerance)
+        shown, result = reestimated(model, given, max_batches, tolerance)
     page = Console(record=True, file=io.StringIO(), width=120)
     page.print(shown)
     if html is None:
@@ -255,39 +256,11 @@ def repair(
     _show({"out": str(out), **result} if as_json else Group(shown, f"written: {out}"))
 
 
-def _reestimate(
-    model: nn.Module, given: Data, max_batches: int | None, tolerance: float | None
-) -> tuple[RenderableType, dict[str, Any]]:
-    """Repair a model by data: what to print, and the same as plain data."""
-    before = _judge(model, given, max_batches, "measuring before")
-    done = reestimate_(
-        model, Bar(given.train, "re-estimating", total=max_batches), max_batches=max_batches, tolerance=tolerance
-    )
-    after = _judge(model, given, max_batches, "measuring after")
-    return _comparison(before, after, done), {
-        "batches": done.batches,
-        "samples": done.samples,
-        "standard_error": done.standard_error,
-        "converged": done.converged,
-        "untouched": done.untouched,
-        "before": before.to_dict(),
-        "after": after.to_dict(),
-    }
-
-
-def _correct(model: nn.Module, example: Tensor) -> tuple[RenderableType, dict[str, Any]]:
-    """Repair a model without data: what to print, and the same as plain data."""
-    before = predict_shift(model, example)
-    done = correct_(model, example)
-    if not len(done):
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
-        raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
-    shown = Group("The shift as predicted:\n", before, "", done)
-    return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
-
-
 def _model(target: str, arg: list[str] | None, weights: Path | None) -> nn.Module:
     """The model that TARGET names, with the weights of a checkpoint if there is one."""
+    from evenkeel.io.checkpoints import Checkpoint
+    from evenkeel.io.targets import load_target, parse_arguments
+
     model = load_target(target, parse_arguments(arg or []))
     if weights is not None:
         Checkpoint.read(weights).apply_(model)
@@ -296,8 +269,13 @@ def _model(target: str, arg: list[str] | None, weights: Path | None) -> nn.Modul
 
 def _settings(guideline: str | None, select: list[str] | None, ignore: list[str] | None) -> Settings:
     """What pyproject.toml asks for, and the command line, which comes first; what either ignores is ignored."""
+    from evenkeel.linting.linter import wanted
+    from evenkeel.linting.rule import GUIDELINES
+    from evenkeel.linting.rules import ALL
+    from evenkeel.linting.settings import read_settings
+
     found = read_settings(Path.cwd(), known=[rule.code for rule in ALL], guidelines=GUIDELINES)
-    asked = wanted(guideline, _split(select), _split(ignore))
+    asked = wanted(guideline, _codes(select), _codes(ignore))
     return replace(
         found,
         guideline=asked.guideline or found.guideline,
@@ -306,67 +284,42 @@ def _settings(guideline: str | None, select: list[str] | None, ignore: list[str]
     )
 
 
-def _split(codes: list[str] | None) -> list[str]:
-    return [code for item in codes or [] for code in item.split(",")]
+def _codes(options: list[str] | None) -> list[str]:
+    return [code for option in options or [] for code in option.split(",")]
 
 
-def _example(input_shape: str | None, unused: dict[str, Any]) -> Tensor:
-    """An input of the shape asked for, where there are no data, nor any use for what tells how to use them."""
+def _example(input_shape: str | None, missing: str) -> Tensor:
+    """One input of the shape asked for; `missing` is the error if there is none."""
+    import torch
+
+    from evenkeel.io.targets import parse_shape
+
     if input_shape is None:
-        raise EvenkeelError("without --data, --input must tell the shape of one input, such as 3x224x224")
-    for name, value in unused.items():
-        if value is not None:
-            raise EvenkeelError(f"{name} tells how to use data, and there is no --data")
+        raise EvenkeelError(missing)
     return torch.zeros(1, *parse_shape(input_shape))
 
 
-@dataclass(frozen=True)
-class _Judgement:
-    """The shift of a model, and its test score where there are labels."""
-
-    shift: ShiftReport
-    score: Score | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"shift": self.shift.to_dict(), "score": asdict(self.score) if self.score else None}
-
-
-def _judge(model: nn.Module, data: Data, max_batches: int | None, description: str) -> _Judgement:
-    report = variance_shift(model, Bar(data.train, description, total=max_batches), max_batches=max_batches)
-    score = None if data.test is None or data.classes is None else evaluate(model, Bar(data.test, "scoring"))
-    return _Judgement(report, score)
-
-
-def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> RenderableType:
-    """The shift, norm by norm, and the scores, before and after."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("norm", overflow="fold")
-    for heading in ("running var before", "after", "eval/train before", "after"):
-        table.add_column(heading, justify="right")
-    table.add_column("fed by dropouts", overflow="fold")
-    for old, new in zip(before.shift, after.shift, strict=True):
-        figures = f"{old.running_var:.4g}", f"{new.running_var:.4g}", f"{old.ratio:.3f}", f"{new.ratio:.3f}"
-        table.add_row(Text(old.path), *figures, Text(old.fed_by))
-    lines = [
-        f"worst norm: x{before.shift.worst:.2f} before, x{after.shift.worst:.2f} after  (x1.00 is even)",
-        f"from {done.summary}",
-        *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
-    ]
-    if before.score and after.score:
-        lines.append(
-            f"{before.score.samples} test samples: error {before.score.error:.2%} before, {after.score.error:.2%} "
-            f"after; log loss {before.score.log_loss:.4f} before, {after.score.log_loss:.4f} after"
-        )
-    return Group(table, Text("\n".join(lines)))
+def _refuse_unused(options: dict[str, Any]) -> None:
+    """Refuse options that say how to use data where there are none."""
+    for name, value in options.items():
+        if value is not None:
+            raise EvenkeelError(f"{name} says how to use data, and there is no --data")
 
 
 def _load(name: str, input_shape: str | None, data_dir: Path | None, download: bool, batch_size: int) -> Data:
+    from evenkeel.io.datasets import load_data
+    from evenkeel.io.targets import parse_shape
+
     shape = None if input_shape is None else parse_shape(input_shape)
     return load_data(name, data_dir=data_dir, shape=shape, batch_size=batch_size, download=download)
 
 
 def _show(result: Any) -> None:
     """Print plain data as JSON, anything else as rich does."""
+    from rich.console import Console
+
+    from evenkeel.output.files import finite
+
     if isinstance(result, dict):
         typer.echo(json.dumps(finite(result), indent=2))
     else:

@@ -290,14 +290,14 @@ BAD = {
     "no such function": (("shift", "mynets:nett", "--data", "digits"), "nett"),
     "no colon": (("shift", "mynets", "--data", "digits"), "'mynets'"),
     "model that raises": (("shift", "mynets:broken", "--data", "digits"), "RuntimeError"),
-    "neither data nor shape": (("shift", "mynets:net"), "without --data, --input must tell the shape"),
+    "neither data nor shape": (("shift", "mynets:net"), "without --data, --input must give the shape"),
     "neither data nor shape to repair by": (
         ("repair", "mynets:net", "--weights", "net.pt", "--out", "new.pt"),
-        "without --data, --input must tell the shape",
+        "without --data, --input must give the shape",
     ),
     "a tolerance without data": (
         ("repair", "mynets:net", "--weights", "net.pt", "--out", "new.pt", "--input", "1x8x8", "--tolerance", "0.1"),
-        "--tolerance tells how to use data, and there is no --data",
+        "--tolerance says how to use data, and there is no --data",
     ),
     "a shape that the model does not take": (
         ("shift", "mynets:net", "--input", "1x9x9"),
@@ -312,7 +312,7 @@ BAD = {
     "unknown code to ignore": ((*LINT, "--ignore", "2"), "ignore: no code begins with '2'"),
     "no code": ((*LINT, "--select", ""), "no code begins with ''"),
     "unknown format": ((*LINT, "--format", "xml"), "xml"),
-    "no shape to lint by": (("lint", "mynets:net"), "--input must tell the shape of one input"),
+    "no shape to lint by": (("lint", "mynets:net"), "--input must give the shape of one input"),
     "what is no shape": (("lint", "mynets:net", "--input", "1xa"), "1xa"),
     "a shape that the model to lint does not take": (
         ("lint", "mynets:net", "--input", "1x9x9"),

@@ -1,0 +1,52 @@
+"""What is public, each name from its home: type checkers read it, and `__init__.py` loads by it."""
+
+from .errors import ActivationError as ActivationError
+from .errors import BatchError as BatchError
+from .errors import EvenkeelError as EvenkeelError
+from .errors import ModelError as ModelError
+from .errors import TraceError as TraceError
+from .errors import UnappliedWarning as UnappliedWarning
+from .errors import UnpredictedWarning as UnpredictedWarning
+from .graph.kinds import Kind as Kind
+from .graph.layer_graph import Layer as Layer
+from .graph.layer_graph import LayerGraph as LayerGraph
+from .graph.tracing import trace as trace
+from .init.init_report import InitReport as InitReport
+from .init.init_report import InitRow as InitRow
+from .init.initialization import init_ as init_
+from .init.signal_check import SignalReport as SignalReport
+from .init.signal_check import SignalRow as SignalRow
+from .init.signal_check import check_signals as check_signals
+from .layers.ic import IC as IC
+from .layers.ic import ic as ic
+from .layers.uout import Uout as Uout
+from .layers.uout import uout as uout
+from .linting.edits import Correct as Correct
+from .linting.edits import Edit as Edit
+from .linting.edits import Initialize as Initialize
+from .linting.edits import Insert as Insert
+from .linting.edits import Move as Move
+from .linting.edits import Remove as Remove
+from .linting.edits import Swap as Swap
+from .linting.explanation import explain as explain
+from .linting.findings import Finding as Finding
+from .linting.linter import lint as lint
+from .linting.rule import Guideline as Guideline
+from .model.batches import Forward as Forward
+from .model.evaluation import Score as Score
+from .output.tables import Report as Report
+from .prediction.correction import Correction as Correction
+from .prediction.correction import correct_ as correct_
+from .prediction.shift_prediction import predict_shift as predict_shift
+from .rewriting.fixer import fix as fix
+from .signals.moments import Moments as Moments
+from .signals.moments import activation_moments as activation_moments
+from .signals.propagation import MeanSquares as MeanSquares
+from .statistics.norm_change import NormChange as NormChange
+from .statistics.reestimation import reestimate_ as reestimate_
+from .statistics.reestimation_report import Reestimation as Reestimation
+from .statistics.shift import variance_shift as variance_shift
+from .statistics.shift_report import ShiftReport as ShiftReport
+from .statistics.shift_report import ShiftRow as ShiftRow
+
+__version__: str

@@ -1,0 +1,93 @@
+"""What `evenkeel repair` does to a model, and what it shows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from torch import Tensor, nn
+
+from evenkeel.errors import EvenkeelError
+from evenkeel.graph.tracing import trace
+from evenkeel.io.datasets import Data
+from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.output.progress import Bar
+from evenkeel.output.tables import Cells, table
+from evenkeel.prediction.correction import correct_
+from evenkeel.prediction.shift_prediction import predict_shift
+from evenkeel.statistics.reestimation import reestimate_
+from evenkeel.statistics.reestimation_report import Reestimation
+from evenkeel.statistics.shift import variance_shift
+from evenkeel.statistics.shift_report import ShiftReport
+
+
+def reestimated(
+    model: nn.Module, given: Data, max_batches: int | None, tolerance: float | None
+) -> tuple[RenderableType, dict[str, Any]]:
+    """Repair a model by data: what to print, and the same as plain data."""
+    before = _judge(model, given, max_batches, "measuring before")
+    done = reestimate_(
+        model, Bar(given.train, "re-estimating", total=max_batches), max_batches=max_batches, tolerance=tolerance
+    )
+    after = _judge(model, given, max_batches, "measuring after")
+    return _comparison(before, after, done), {
+        "batches": done.batches,
+        "samples": done.samples,
+        "standard_error": done.standard_error,
+        "converged": done.converged,
+        "untouched": done.untouched,
+        "before": before.to_dict(),
+        "after": after.to_dict(),
+    }
+
+
+def corrected(model: nn.Module, example: Tensor) -> tuple[RenderableType, dict[str, Any]]:
+    """Repair a model without data: what to print, and the same as plain data."""
+    graph = trace(model, example)
+    before = predict_shift(model, graph)
+    done = correct_(model, graph)
+    if not len(done):
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
+        raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
+    shown = Group("The shift as predicted:\n", before, "", done)
+    return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """The shift of a model, and its test score where there are labels."""
+
+    shift: ShiftReport
+    score: Score | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"shift": self.shift.to_dict(), "score": asdict(self.score) if self.score else None}
+
+
+def _judge(model: nn.Module, data: Data, max_batches: int | None, description: str) -> _Judgement:
+    report = variance_shift(model, Bar(data.train, description, total=max_batches), max_batches=max_batches)
+    score = None if data.test is None or data.classes is None else evaluate(model, Bar(data.test, "scoring"))
+    return _Judgement(report, score)
+
+
+def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> RenderableType:
+    """The shift, norm by norm, and the scores, before and after."""
+    columns = ("norm", "running var before", "after", "eval/train before", "after", "fed by dropouts")
+    rows = [
+        (b.path, f"{b.running_var:.4g}", f"{a.running_var:.4g}", f"{b.ratio:.3f}", f"{a.ratio:.3f}", b.fed_by)
+        for b, a in zip(before.shift, after.shift, strict=True)
+    ]
+    lines = [
+        f"worst norm: x{before.shift.worst:.2f} before, x{after.shift.worst:.2f} after  (x1.00 is even)",
+        f"from {done.summary}",
+        *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
+    ]
+    if before.score and after.score:
+        lines.append(
+            f"{before.score.samples} test samples: error {before.score.error:.2%} before, {after.score.error:.2%} "
+            f"after; log loss {before.score.log_loss:.4f} before, {after.score.log_loss:.4f} after"
+        )
+    shown = table(Cells(columns, rows, [], words=(columns[0], columns[-1])))
+    return Group(shown, Text("\n".join(lines)))
