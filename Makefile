@@ -4,10 +4,11 @@ CONSTRAINTS ?= constraints.txt
 SHELL := /bin/bash
 BIN := .venv/bin
 TESTED := $(if $(CONSTRAINTS),--constraint $(abspath $(CONSTRAINTS)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke check docs clean
+.PHONY: help demo test quick smoke check docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
@@ -19,7 +20,10 @@ demo: .venv/.demo  ## train networks on real images, measure their variance shif
 	$(BIN)/evenkeel demo
 
 test: .venv/.test  ## run the tests and the examples in docstrings, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
+
+quick: .venv/.test  ## run those that are not marked slow, in about a minute
+	$(PYTEST) -m 'not slow'
 
 smoke: .venv/.test  ## run every experiment of the papers at smoke scale, on synthetic images, digits and simulations
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && set -ex && \

@@ -11,6 +11,8 @@ from .graph.kinds import Kind as Kind
 from .graph.layer_graph import Layer as Layer
 from .graph.layer_graph import LayerGraph as LayerGraph
 from .graph.tracing import trace as trace
+from .init.drawing import Distribution as Distribution
+from .init.gains import Mode as Mode
 from .init.init_report import InitReport as InitReport
 from .init.init_report import InitRow as InitRow
 from .init.initialization import init_ as init_
@@ -38,6 +40,8 @@ from .output.tables import Report as Report
 from .prediction.correction import Correction as Correction
 from .prediction.correction import correct_ as correct_
 from .prediction.shift_prediction import predict_shift as predict_shift
+from .rewriting.fix_report import FixReport as FixReport
+from .rewriting.fix_report import FixRow as FixRow
 from .rewriting.fixer import fix as fix
 from .signals.moments import Moments as Moments
 from .signals.moments import activation_moments as activation_moments

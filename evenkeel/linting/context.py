@@ -1,18 +1,22 @@
-"""Context: a model as lint's rules look at it: its graph in both modes, and what is predicted of it, each on demand."""
+"""Context: what lint's rules read of a model: its graph in both modes and predictions, each made once, on demand."""
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.graph.branches import Branch, branches_of, gating
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.tracing import record, runner, trace
-from evenkeel.linting.dropout_reach import Exposure, exposures_of
+from evenkeel.graph.tracing import graph_of, prepared, record, runner
+from evenkeel.linting.dropout_reach import DropoutReach, reaches_of
+from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import has_running_statistics, norms_of
+from evenkeel.model.restoring import restored
 from evenkeel.prediction.anchors import distrust
 from evenkeel.prediction.sampling import SamplingPlan
 from evenkeel.prediction.shift_prediction import Prediction, predict, prediction_inputs
@@ -23,8 +27,8 @@ class Context:
     """A model and an example, read and predicted at most once.
 
     Args:
-        model: the model, as the caller gave it, without what wraps it.
-        example: as for `trace`.
+        model: the model, without wrappers.
+        example: as for `trace`, or what `trace` made of it.
 
     Attributes:
         unpredicted: what could not be predicted that was asked for, and why.
@@ -37,18 +41,33 @@ class Context:
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
-        self.example = example
+        self.example = example.example if isinstance(example, LayerGraph) else example
+        self._given = example
         self.unpredicted: list[str] = []
 
     @cached_property
     def graph(self) -> LayerGraph:
         """The layers in train mode."""
-        return trace(self.model, self.example)
+        return graph_of(self.model, self._given)
 
     @cached_property
     def eval_graph(self) -> LayerGraph:
         """The layers in eval mode."""
         return record(self.model, *runner(self.model, self.example), training=False)
+
+    @cached_property
+    def outputs(self) -> list[Tensor]:
+        """What the model returns in eval mode for the example's tensors, floating ones filled with random values."""
+        run, inputs = runner(self.model, self.example)
+        with restored(self.model), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            generator = torch.Generator().manual_seed(0)
+            given = map_tensors(
+                lambda t: torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t,
+                prepared(inputs, self.model),
+            )
+            self.model.eval()
+            return tensors(run(given))
 
     @cached_property
     def branches(self) -> tuple[Branch, ...]:
@@ -61,9 +80,9 @@ class Context:
         return tuple(layer for layer in self.graph if layer.drops and not layer.drops_samples)
 
     @cached_property
-    def exposures(self) -> tuple[Exposure, ...]:
+    def reaches(self) -> tuple[DropoutReach, ...]:
         """The dropouts whose noise reaches norms."""
-        return exposures_of(self.graph, self.dropouts)
+        return reaches_of(self.graph, self.dropouts)
 
     @cached_property
     def gating(self) -> frozenset[Layer]:

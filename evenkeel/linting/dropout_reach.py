@@ -14,7 +14,7 @@ from evenkeel.linting.edits import Edit, Insert, Move, Remove
 
 
 @dataclass(frozen=True)
-class Exposure:
+class DropoutReach:
     """A dropout whose noise reaches norms with running statistics.
 
     Attributes:
@@ -38,7 +38,7 @@ class Exposure:
         return "Remove it: there is, or will be, a dropout behind the last norm."
 
 
-def exposures_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[Exposure, ...]:
+def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutReach, ...]:
     """The dropouts whose noise reaches norms, but for Uout, which is made to stand there.
 
     The first that feeds the last weight layers behind all norms, one a head, goes before these, where no dropout is
@@ -55,7 +55,7 @@ def exposures_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[Exposure
         for weight in graph.of(Kind.WEIGHT)
         if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
     }
-    found: list[Exposure] = []
+    found: list[DropoutReach] = []
     mover: Layer | None = None  # the last dropout that is to go before a head
     for dropout in noisy:
         if dropout in harmless:
@@ -66,7 +66,7 @@ def exposures_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[Exposure
         taken.update(free)
         mover = dropout if free else mover
         norms = direct or norms_behind(graph, dropout, through_weights=True)
-        found.append(Exposure(dropout, norms, bool(direct), _edits(dropout, heads, free, mover)))
+        found.append(DropoutReach(dropout, norms, bool(direct), _edits(dropout, heads, free, mover)))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""lint: what the guidelines have to say about a model, rule by rule."""
+"""lint: the findings of the guidelines' rules on a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.rule import GUIDELINES
+from evenkeel.linting.rule import GUIDELINES, Guideline
 from evenkeel.linting.rules import ALL
 from evenkeel.linting.settings import Settings, chosen, is_asked, require_codes
 from evenkeel.linting.suppressions import is_ignored
@@ -23,7 +23,7 @@ def lint(
     model: nn.Module,
     example: Any,
     *,
-    guideline: str | None = None,
+    guideline: Guideline | None = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
 ) -> list[Finding]:
@@ -31,11 +31,11 @@ def lint(
 
     The guidelines contradict each other, so each finding names its own, and `fix` takes one. A source line with the
     comment `# evenkeel: ignore[EK201]` is left alone; pyproject.toml is read by the command line only. By chen2019
-    nearly every network has findings: where that matters, ask for a guideline. The model is given back as found.
+    nearly every network has findings: so name a guideline in a check. The model is restored.
 
     Args:
         model: the model, in train or eval mode.
-        example: as for `trace`.
+        example: as for `trace`, or what `trace` made of it.
         guideline: hendrycks2016 (traps), li2018, chen2019 or kim2023; all of them if None.
         select: codes, or beginnings of codes such as "EK2": only these.
         ignore: likewise: all but these.

@@ -10,18 +10,16 @@ from collections.abc import Iterable
 from types import CellType, FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, ModelError, TraceError, UnappliedWarning
-from evenkeel.graph.tracing import prepared, runner
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.linter import examine, wanted
-from evenkeel.model.nested import map_tensors, tensors
-from evenkeel.model.restoring import restored
+from evenkeel.linting.rule import Guideline
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.rewriting.operations import EditPlan, Operation, SurgeryError, operate_
+from evenkeel.rewriting.fix_report import FixReport, FixRow
+from evenkeel.rewriting.operations import EditError, EditPlan, Operation, carry_out_, recompute_
 from evenkeel.rewriting.source_calls import file_of
 
 _ROUNDS = 8
@@ -40,7 +38,7 @@ def fix(
     model: nn.Module,
     example: Any,
     *,
-    guideline: str,
+    guideline: Guideline,
     unsafe: bool = False,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -56,7 +54,7 @@ def fix(
 
     Args:
         model: the model, which stays as it is.
-        example: as for `trace`.
+        example: as for `trace`, or what `trace` made of the model.
         guideline: whose findings are fixed: hendrycks2016, li2018, chen2019 or kim2023.
         unsafe: also carry out edits that change what the model computes in eval mode: all of chen2019's, which also
             change the state dict, and of the traps EK101 to EK103.
@@ -64,7 +62,8 @@ def fix(
         ignore: likewise: all but these.
 
     Returns:
-        The copy, without what wraps the model (DistributedDataParallel, torch.compile).
+        The copy, without wrappers (DistributedDataParallel, torch.compile). Its attribute `evenkeel_fix` is a
+        `FixReport`: what was done, and what was left, with the reason. The model itself needs no undo.
 
     Raises:
         EvenkeelError: there is no such guideline or code; the model cannot be copied; or there are findings, all of
@@ -82,14 +81,19 @@ def fix(
       in_features=8, out_features=2, bias=True
       (input_dropout): Dropout(p=0.5, inplace=False)
     ))
+    >>> print(fixed.evenkeel_fix)
+    rule    layer   edit                 done
+    ─────────────────────────────────────────
+    EK201   1       move 1 to before 3   yes
+    li2018: 1 fixed, 0 left
     >>> torch.equal(fixed.eval()(torch.ones(2, 4)), model.eval()(torch.ones(2, 4)))
     True
     """
     settings = wanted(guideline, select, ignore)
     with unwrapped(model) as plain:
         _require_values(plain)
-        context, left, applied, changed = Context(_copy(plain), example), Reasons(), Counter[Key](), False
-        found: list[Finding] = []
+        context, left, applied = Context(plain, example), Reasons(), Counter[Key]()
+        found, rows = list[Finding](), list[FixRow]()
         for _ in range(_ROUNDS):
             found = examine(context, settings)
             counts = Counter(map(_key, found))
@@ -103,11 +107,16 @@ def fix(
             todo = [finding for finding in open_ if _is_safe(finding)] or open_  # these can be checked by themselves
             context, failed = _apply(context, todo)
             left |= failed
-            done = [_key(finding) for finding in todo if _key(finding) not in failed]
-            changed |= bool(done)
-            applied = Counter({key: counts[key] for key in done})
-    _report([(finding, left.get(_key(finding), _ENDLESS)) for finding in found], changed=changed)
-    return context.model
+            done = [finding for finding in todo if _key(finding) not in failed]
+            rows += map(FixRow.of, done)
+            applied = Counter({_key(finding): counts[_key(finding)] for finding in done})
+        fixed = _copy(plain) if context.model is plain else context.model
+    undone = [FixRow.of(finding, left.get(_key(finding), _ENDLESS)) for finding in found]
+    still = Counter((row.code, row.path) for row in undone if row.reason == _NO_USE)
+    report = FixReport([*(row for row in rows if not still[row.code, row.path]), *undone], guideline)
+    _warn_of(report)
+    fixed.evenkeel_fix = report  # type: ignore[assignment]
+    return fixed
 
 
 def _obstacle(finding: Finding, *, unsafe: bool) -> str | None:
@@ -147,12 +156,14 @@ def _attempt(context: Context, findings: list[Finding]) -> tuple[Context, Reason
     plan, operations, failed = _planned(context, findings)
     copied = Context(_copy(context.model), context.example)
     try:
-        operate_(copied.model, operations, context.example)
-        reason = "" if plan.holds(copied.graph) else _MISSED
-    except (SurgeryError, TraceError) as error:
+        carry_out_(copied.model, operations)
+        if not plan.holds(copied.graph):
+            return copied, failed, _MISSED
+        recompute_(copied.model, operations, copied.graph)
+    except (EditError, TraceError) as error:
         return copied, failed, str(error)
-    agree = not all(map(_is_safe, findings)) or _agree(context.model, copied.model, context.example)
-    return copied, failed, reason or ("" if agree else _UNEQUAL)
+    agree = not all(map(_is_safe, findings)) or _agree(context, copied)
+    return copied, failed, "" if agree else _UNEQUAL
 
 
 def _planned(context: Context, findings: list[Finding]) -> tuple[EditPlan, list[Operation], Reasons]:
@@ -165,32 +176,17 @@ def _planned(context: Context, findings: list[Finding]) -> tuple[EditPlan, list[
         for finding in active:
             try:
                 operations += [operation for edit in finding.edits for operation in plan.operations(edit)]
-            except SurgeryError as error:
+            except EditError as error:
                 failed[_key(finding)] = str(error)
                 break
         else:
             return plan, operations, failed
 
 
-def _agree(before: nn.Module, after: nn.Module, example: Any) -> bool:
+def _agree(before: Context, after: Context) -> bool:
     """Whether two models have the same keys and return the same bits in eval mode."""
-    if list(before.state_dict()) != list(after.state_dict()):
-        return False
-    return _same(_evaluated(before, example), _evaluated(after, example))
-
-
-def _evaluated(model: nn.Module, example: Any) -> list[Tensor]:
-    """What a model returns in eval mode for the example's tensors, floating ones filled with random values."""
-    run, inputs = runner(model, example)
-    with restored(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        generator = torch.Generator().manual_seed(0)
-        given = map_tensors(
-            lambda t: torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t,
-            prepared(inputs, model),
-        )
-        model.eval()
-        return tensors(run(given))
+    same_keys = list(before.model.state_dict()) == list(after.model.state_dict())
+    return same_keys and _same(before.outputs, after.outputs)
 
 
 def _same(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -239,23 +235,15 @@ def _enclosed(function: FunctionType) -> list[nn.Module]:
     return [value for value in (*cells, *(function.__defaults__ or ())) if isinstance(value, nn.Module)]
 
 
-def _report(left: list[tuple[Finding, str]], *, changed: bool) -> None:
+def _warn_of(report: FixReport) -> None:
     """Warn of what could not be fixed; raise if that is all, for want of `unsafe=True`."""
-    if not left:
+    if not report.left:
         return
-    if not changed and all(reason == _UNSAFE for _, reason in left):
-        (finding, _), *rest = left
-        more = f" and {len(rest)} more" if rest else ""
-        raise EvenkeelError(f"{finding.code} at {finding.path}{more} cannot be fixed: {_UNSAFE}")
-    lines = [_by_hand(finding, reason) for finding, reason in left]
-    count = f"{len(left)} finding{'' if len(left) == 1 else 's'} left to do by hand:"
-    warnings.warn(UnappliedWarning("\n".join([count, *lines])), stacklevel=3)
-
-
-def _by_hand(finding: Finding, reason: str) -> str:
-    where = f" ({file_of(finding.file)}:{finding.line})" if finding.file else ""
-    edits = "; ".join(map(str, finding.edits)) or finding.advice.rstrip(".")
-    return f"{finding.code} {finding.path}{where}: {edits}, since {reason}"
+    if len(report.left) == len(report) and all(row.reason == _UNSAFE for row in report):
+        more = f" and {len(report) - 1} more" if report.rows[1:] else ""
+        raise EvenkeelError(f"{report[0].code} at {report[0].path}{more} cannot be fixed: {_UNSAFE}")
+    count = f"{len(report.left)} finding{'' if len(report.left) == 1 else 's'} left to do by hand:"
+    warnings.warn(UnappliedWarning("\n".join([count, *map(str, report.left)])), stacklevel=3)
 
 
 def _key(finding: Finding) -> Key:

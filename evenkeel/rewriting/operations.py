@@ -19,14 +19,14 @@ from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Correct, Edit, Initialize, Insert, Move, Remove, Side, Swap
 from evenkeel.model.hooks import attach_, free_name
 from evenkeel.prediction.correction import correct_
-from evenkeel.rewriting.source_edits import Change, MethodError, method_of, rewrite_
+from evenkeel.rewriting.source_edits import Change, RewriteError, method_of, rewrite_
 
 Action = Literal["remove", "replace", "before", "after"]
 
 _PASSING = (Kind.DROPOUT, Kind.PASS, Kind.GATE)
 
 
-class SurgeryError(EvenkeelError):
+class EditError(EvenkeelError):
     """An edit cannot be carried out: says why, in words that fit behind "by hand, since"."""
 
 
@@ -118,13 +118,13 @@ class EditPlan:
         """What carries out an edit.
 
         Raises:
-            SurgeryError: nothing does.
+            EditError: nothing does.
         """
         if isinstance(edit, (Correct, Initialize)):
             return [Whole(edit)]
         if isinstance(edit, Remove):
             if edit.given and edit.given not in self.gone:
-                raise SurgeryError(f"{edit.given.name}, which is to take its place, stays where it is")
+                raise EditError(f"{edit.given.name}, which is to take its place, stays where it is")
             return [self._take_out(edit.layer, None)]
         if isinstance(edit, Swap):
             return [self._take_out(edit.layer, edit.module)]
@@ -133,7 +133,7 @@ class EditPlan:
         signal = edit.target.inputs[0] if edit.side == "before" else edit.target
         module = dropout_like(edit.layer, shape=signal.shape)
         if module is None:
-            raise SurgeryError(f"there is no module for what {edit.layer.name} does")
+            raise EditError(f"there is no module for what {edit.layer.name} does")
         return [self._take_out(edit.layer, None), self._put(module, edit.target, edit.side)]
 
     def _take_out(self, layer: Layer, new: nn.Module | None) -> Operation:
@@ -141,7 +141,7 @@ class EditPlan:
         action = "replace" if new else "remove"
         if layer.module is not None:
             if inside := [x for x in self.graph if x.path.startswith(f"{layer.path}.") and x.kind is not Kind.PASS]:
-                raise SurgeryError(f"{inside[0].name} is inside {layer.path}, and would go with it")
+                raise EditError(f"{inside[0].name} is inside {layer.path}, and would go with it")
             if self.gone.issuperset(self._calls(layer)):
                 return Replace(tuple(self.paths[layer.module]), new or nn.Identity())
             return self._rewrite(layer, action, new)
@@ -153,7 +153,7 @@ class EditPlan:
         """Run a module on what a layer reads or returns."""
         several = len(set(layer.inputs)) > 1 or (layer.module is not None and not _takes_one(layer.module))
         if side == "before" and several:
-            raise SurgeryError(f"{layer.name} takes several arguments, and nothing tells which is the signal")
+            raise EditError(f"{layer.name} takes several arguments, and nothing tells which is the signal")
         if layer.module is not None and self.inserted.issuperset((call, side) for call in self._calls(layer)):
             return Attach(self.paths[layer.module][0], module, side)
         return self._rewrite(layer, side, module)
@@ -163,12 +163,12 @@ class EditPlan:
         caller = self._module(layer.caller)
         owner = f"{type(caller).__name__} ({layer.caller or 'the model'})"
         if layer.file is None or layer.line is None:
-            raise SurgeryError(f"no source line is known for {layer.name}")
+            raise EditError(f"no source line is known for {layer.name}")
         if method_of(caller, layer.file, layer.line) is None:
-            raise SurgeryError(f"{layer.where} is in no method of {owner}, which makes the call")
+            raise EditError(f"{layer.where} is in no method of {owner}, which makes the call")
         rest = [x for x in self.graph if x.site == layer.site and not self._is_edited(x, action)]
         if rest:
-            raise SurgeryError(f"{layer.where} also makes {rest[0].name}, which is to stay as it is")
+            raise EditError(f"{layer.where} also makes {rest[0].name}, which is to stay as it is")
         target = layer.call if layer.module is None else self.paths[layer.module][0]
         return Rewrite(layer.caller, layer.file, layer.line, target, action, new, layer.end)
 
@@ -196,16 +196,15 @@ def _rate(noise: Layer | nn.Module) -> float | None:
     return next((round(p, 6) for p in rates if isinstance(p, (int, float))), None)
 
 
-def operate_(model: nn.Module, operations: Sequence[Operation], example: Any) -> None:
-    """Carry out operations on a model.
+def carry_out_(model: nn.Module, operations: Sequence[Operation]) -> None:
+    """Carry out operations on a model's layers; `recompute_` does those on its values.
 
     Args:
         model: a copy of the model they were planned for, changed in place.
         operations: all of one round; those that are equal count once.
-        example: as for `trace`.
 
     Raises:
-        SurgeryError: one cannot be carried out; the copy is then of no use.
+        EditError: one cannot be carried out; the copy is then of no use.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     changes: dict[str, list[Change]] = defaultdict(list)
@@ -223,8 +222,18 @@ def operate_(model: nn.Module, operations: Sequence[Operation], example: Any) ->
     for path, found in changes.items():
         try:
             rewrite_(modules[path], found)
-        except MethodError as error:
-            raise SurgeryError(str(error)) from error
+        except RewriteError as error:
+            raise EditError(str(error)) from error
+
+
+def recompute_(model: nn.Module, operations: Sequence[Operation], example: Any) -> None:
+    """Correct the statistics or draw the weights of a model, where operations ask for it.
+
+    Args:
+        model: the copy, its layers as they are to be.
+        operations: all of one round.
+        example: as for `trace`, or what `trace` made of it.
+    """
     for operation in operations:
         if isinstance(operation, Whole):
             (correct_ if isinstance(operation.edit, Correct) else init_)(model, example)
@@ -234,13 +243,13 @@ def _distinct(operations: Iterable[Operation]) -> list[Operation]:
     """The operations without those that are there already.
 
     Raises:
-        SurgeryError: two would put different modules in one place.
+        EditError: two would put different modules in one place.
     """
     found: dict[object, Operation] = {}
     for operation in operations:
         place = _place(operation)
         if place in found and _content(found[place]) != _content(operation):
-            raise SurgeryError(f"{_content(found[place])} and {_content(operation)} would stand in one place")
+            raise EditError(f"{_content(found[place])} and {_content(operation)} would stand in one place")
         found[place] = operation
     return list(found.values())
 
@@ -282,7 +291,7 @@ def _replace_(modules: dict[str, nn.Module], operation: Replace) -> None:
         parent, _, name = path.rpartition(".")
         held = modules[parent]._modules
         if not path or held.get(name) not in (old, new):  # the parent itself may be held at several paths
-            raise SurgeryError(f"{path or 'the model'} is no child that can be replaced")
+            raise EditError(f"{path or 'the model'} is no child that can be replaced")
         held[name] = new
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from evenkeel.errors import EvenkeelError
 
 
-class MethodError(EvenkeelError):
+class RewriteError(EvenkeelError):
     """A method's source cannot be edited, so that it is left to the user; the message is a clause that says why."""
 
 
@@ -47,7 +47,7 @@ class Change:
     end: tuple[int, int] | None = None
 
 
-class Source(NamedTuple):
+class SourceCode(NamedTuple):
     r"""The source text of a method: the lines of its def, decorators included, edited or not.
 
     Attributes:
@@ -56,7 +56,7 @@ class Source(NamedTuple):
         first: number of the first line there.
         text: the lines.
 
-    >>> source = Source("forward", "net.py", 7, "    def forward(self, x):\n        return x\n")
+    >>> source = SourceCode("forward", "net.py", 7, "    def forward(self, x):\n        return x\n")
     >>> source.parsed().body[0].lineno
     8
     """
@@ -85,7 +85,7 @@ class Source(NamedTuple):
             node = ast.parse(self.padded).body[0]
         node = node.body[0] if isinstance(node, ast.If) else node
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            raise MethodError(f"{self.name} is not written as a def")
+            raise RewriteError(f"{self.name} is not written as a def")
         return node
 
 
@@ -141,7 +141,7 @@ class Scope:
         function: the method.
 
     Raises:
-        MethodError: the method has no parameter that is its module.
+        RewriteError: the method has no parameter that is its module.
 
     >>> net = nn.Sequential(nn.ReLU())
     >>> scope = Scope(net, nn.Sequential.forward)
@@ -152,7 +152,7 @@ class Scope:
     def __init__(self, module: nn.Module, function: FunctionType) -> None:
         code = function.__code__
         if not code.co_argcount:
-            raise MethodError(f"{function.__qualname__} has no name for its module")
+            raise RewriteError(f"{function.__qualname__} has no name for its module")
         self.receiver = code.co_varnames[0]
         self._module, self._function, self._cells = module, function, cells_of(function)
         self._local = {name for c in codes_in(code) for name in (*c.co_varnames, *c.co_cellvars)}
@@ -182,7 +182,7 @@ class Scope:
         return f"_{owner}{name}" if owner and name.startswith("__") and not name.endswith("__") else name
 
 
-def place_of(source: Source, scope: Scope, change: Change) -> int:
+def place_of(source: SourceCode, scope: Scope, change: Change) -> int:
     """How many of the calls in the line that can be meant end before the one that is.
 
     Args:
@@ -191,17 +191,17 @@ def place_of(source: Source, scope: Scope, change: Change) -> int:
         change: the change.
 
     Raises:
-        MethodError: there is none, or there are several, and nothing tells which.
+        RewriteError: there is none, or there are several, and nothing tells which.
     """
     ends = [(call.end_lineno, call.end_col_offset) for call, _ in _candidates(source, scope, change)]
     if change.end in ends:
         return ends.index(change.end)
     if len(ends) != 1:
-        raise MethodError(f"{len(ends) or 'no'} calls {_at(change)} can be the one meant")
+        raise RewriteError(f"{len(ends) or 'no'} calls {_at(change)} can be the one meant")
     return 0
 
 
-def edited(source: Source, scope: Scope, change: Change, place: int | None = None) -> Source:
+def edited(source: SourceCode, scope: Scope, change: Change, place: int | None = None) -> SourceCode:
     """A method's source with one call changed, in as many lines, and nothing else.
 
     Args:
@@ -214,13 +214,13 @@ def edited(source: Source, scope: Scope, change: Change, place: int | None = Non
         The source after it.
 
     Raises:
-        MethodError: as for `place_of`, or the call does not show its signal, or more than its value would change.
+        RewriteError: as for `place_of`, or the call does not show its signal, or more than its value would change.
 
     >>> import inspect
     >>> class Net(nn.Module):
     ...     def forward(self, x):
     ...         return functional.dropout(x, 0.5, self.training)  # as in 2014
-    >>> source = Source("forward", "net.py", 2, inspect.getsource(Net.forward))
+    >>> source = SourceCode("forward", "net.py", 2, inspect.getsource(Net.forward))
     >>> change = Change("net.py", 3, functional.dropout, "replace", "drop")
     >>> print(edited(source, Scope(Net(), Net.forward), change).text, end="")
         def forward(self, x):
@@ -228,17 +228,17 @@ def edited(source: Source, scope: Scope, change: Change, place: int | None = Non
     """
     node, at = source.parsed(), _at(change)
     if sum(_binds(n, scope.receiver) for n in ast.walk(node)) > 1:
-        raise MethodError(f"{source.name} gives the name {scope.receiver} to something else, too")
+        raise RewriteError(f"{source.name} gives the name {scope.receiver} to something else, too")
     inside = _body(node)
     number = place_of(source, scope, change) if place is None else place
     call, callee = _candidates(source, scope, change, inside)[number]
     if any(isinstance(n, ast.JoinedStr) and call in ast.walk(n) for n in inside):
-        raise MethodError(f"the call {at} is in an f-string")  # whose positions are wrong before Python 3.12
+        raise RewriteError(f"the call {at} is in an f-string")  # whose positions are wrong before Python 3.12
     signal = call.func.value if callee == "method" and isinstance(call.func, ast.Attribute) else _argument(call, at)
     if change.action in ("remove", "replace") and _effects(call) > _effects(signal):
-        raise MethodError(f"an argument of the call {at} assigns or waits")
+        raise RewriteError(f"an argument of the call {at} assigns or waits")
     if change.action != "remove" and any(isinstance(n, ast.Expr) and n.value is call for n in inside):
-        raise MethodError(f"the call {at} works in place: what it returns is not used")
+        raise RewriteError(f"the call {at} works in place: what it returns is not used")
     return _spliced(source, call, signal, change.action, f"{scope.receiver}.{change.child}(")
 
 
@@ -248,7 +248,7 @@ def _body(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
 
 
 def _candidates(
-    source: Source, scope: Scope, change: Change, inside: list[ast.AST] | None = None
+    source: SourceCode, scope: Scope, change: Change, inside: list[ast.AST] | None = None
 ) -> list[tuple[ast.Call, Literal["function", "method"]]]:
     """The calls that a change can mean, in the order in which they end, and how each is made."""
     nodes = _body(source.parsed()) if inside is None else inside
@@ -300,7 +300,7 @@ def _argument(call: ast.Call, at: str) -> ast.expr:
     named = [keyword.value for keyword in call.keywords if keyword.arg in ("input", "x")]
     signal = next(iter([*call.args[:1], *named]), None)
     if signal is None or isinstance(signal, (ast.Starred, ast.GeneratorExp)):
-        raise MethodError(f"the call {at} does not show which argument is the signal")
+        raise RewriteError(f"the call {at} does not show which argument is the signal")
     return signal
 
 
@@ -308,7 +308,7 @@ def _effects(node: ast.AST) -> int:
     return sum(isinstance(n, (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)) for n in ast.walk(node))
 
 
-def _spliced(source: Source, call: ast.expr, signal: ast.expr, action: str, child: str) -> Source:
+def _spliced(source: SourceCode, call: ast.expr, signal: ast.expr, action: str, child: str) -> SourceCode:
     """The source with the call edited; what is taken out leaves its line breaks, in parentheses."""
     data = source.padded.encode()
     starts = [0, *accumulate(map(len, data.splitlines(keepends=True)))]

@@ -21,9 +21,9 @@ from torch import nn
 from evenkeel.errors import brief
 from evenkeel.rewriting.source_calls import (
     Change,
-    MethodError,
+    RewriteError,
     Scope,
-    Source,
+    SourceCode,
     cells_of,
     codes_in,
     edited,
@@ -62,7 +62,7 @@ def rewrite_(module: nn.Module, changes: Sequence[Change]) -> None:
         changes: the changes, all of them to the source as it is now; the same one twice counts once.
 
     Raises:
-        MethodError: a call was not found, or not for certain, or the method is no plain one with source.
+        RewriteError: a call was not found, or not for certain, or the method is no plain one with source.
 
     >>> class Net(nn.Module):
     ...     def forward(self, x):
@@ -77,7 +77,7 @@ def rewrite_(module: nn.Module, changes: Sequence[Change]) -> None:
     (Net(), True, tensor([0., 2.]))
     """
     if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
-        raise MethodError(f"a {type(module).__bases__[0].__name__} runs code that was generated")
+        raise RewriteError(f"a {type(module).__bases__[0].__name__} runs code that was generated")
     sources = {source.name: source for source in _sources(type(module))}
     planned: list[tuple[int, str, Scope, Change]] = []
     for change in dict.fromkeys(changes):
@@ -93,7 +93,7 @@ def rewrite_(module: nn.Module, changes: Sequence[Change]) -> None:
 class _Rewritten:
     """Base of rewritten classes, before the original."""
 
-    _evenkeel_sources: tuple[Source, ...]
+    _evenkeel_sources: tuple[SourceCode, ...]
 
     def __init_subclass__(cls) -> None:
         """Keep the original from registering the class as one more of its subclasses."""
@@ -111,7 +111,7 @@ class _Rewritten:
 def _rebuilt(original: type, sources: Sequence[tuple[Any, ...]], make: Callable[..., Any], args: Sequence[Any]) -> Any:
     """What pickles and copies of rewritten modules call: a module as the original class makes it, rewritten."""
     module = make(*args)
-    _become_(module, original, tuple(Source(*source) for source in sources))
+    _become_(module, original, tuple(SourceCode(*source) for source in sources))
     return module
 
 
@@ -119,36 +119,36 @@ def _original(cls: type) -> type:
     return cls.__bases__[1] if cls.__bases__[0] is _Rewritten else cls
 
 
-def _sources(cls: type) -> tuple[Source, ...]:
+def _sources(cls: type) -> tuple[SourceCode, ...]:
     return cast("type[_Rewritten]", cls)._evenkeel_sources if cls.__bases__[0] is _Rewritten else ()
 
 
-def _become_(module: nn.Module, original: type, sources: tuple[Source, ...]) -> None:
+def _become_(module: nn.Module, original: type, sources: tuple[SourceCode, ...]) -> None:
     """Make the module one of the subclass of its class with these methods, which is made once."""
     known = (cls for cls in type.__subclasses__(original) if _sources(cls) == sources)
     cls = next(known, None) or _subclass(original, sources)
     try:
         object.__setattr__(module, "__class__", cls)
     except TypeError as error:
-        raise MethodError(f"{original.__name__} cannot be subclassed in place: {brief(error)}") from error
+        raise RewriteError(f"{original.__name__} cannot be subclassed in place: {brief(error)}") from error
 
 
-def _subclass(original: type, sources: tuple[Source, ...]) -> type:
+def _subclass(original: type, sources: tuple[SourceCode, ...]) -> type:
     names = ("__doc__", "__module__", "__firstlineno__")
     body: dict[str, Any] = {name: vars(original)[name] for name in names if name in vars(original)}
     body |= {"__qualname__": original.__qualname__, "_evenkeel_sources": sources}
     for source in sources:
         function = inspect.getattr_static(original, source.name, None)
         if not isinstance(function, FunctionType):
-            raise MethodError(f"{original.__name__}.{source.name} is no longer a plain method")
+            raise RewriteError(f"{original.__name__}.{source.name} is no longer a plain method")
         body |= dict.fromkeys(_names(original, function), _function(function, source))
     try:
         return type(original)(original.__name__, (_Rewritten, original), body)
     except Exception as error:
-        raise MethodError(f"{original.__name__} cannot be subclassed: {brief(error)}") from error
+        raise RewriteError(f"{original.__name__} cannot be subclassed: {brief(error)}") from error
 
 
-def _function(original: FunctionType, source: Source) -> FunctionType:
+def _function(original: FunctionType, source: SourceCode) -> FunctionType:
     """The original function with another body: its globals, defaults and closure."""
     code = _compiled(source, original, source.label)
     cells = cells_of(original)
@@ -162,7 +162,7 @@ def _function(original: FunctionType, source: Source) -> FunctionType:
     return function
 
 
-def _compiled(source: Source, original: FunctionType, file: str) -> CodeType:
+def _compiled(source: SourceCode, original: FunctionType, file: str) -> CodeType:
     """The code of a def, compiled where its names mean what they mean to the original."""
     old, owner = original.__code__, owner_of(original)
     free = ", ".join(name for name in old.co_freevars if name != "__class__")
@@ -174,16 +174,16 @@ def _compiled(source: Source, original: FunctionType, file: str) -> CodeType:
         with quiet():
             whole = compile(nest, file, "exec", flags, dont_inherit=True)
     except SyntaxError as error:
-        raise MethodError(f"{original.__qualname__} cannot be compiled: {brief(error)}") from error
+        raise RewriteError(f"{original.__qualname__} cannot be compiled: {brief(error)}") from error
     found = (c for c in codes_in(whole) if (c.co_name, c.co_firstlineno) == (old.co_name, old.co_firstlineno))
     code = next(found, None)
     if code is None or not set(code.co_freevars) <= set(old.co_freevars):
-        raise MethodError(f"{original.__qualname__} cannot be compiled by itself")
+        raise RewriteError(f"{original.__qualname__} cannot be compiled by itself")
     return code.replace(co_qualname=original.__qualname__) if sys.version_info >= (3, 11) else code
 
 
 @functools.lru_cache(64)
-def _read(name: str, function: FunctionType) -> Source:
+def _read(name: str, function: FunctionType) -> SourceCode:
     """The source of a function, for certain: the file, compiled again, gives the function's code."""
     code, file = function.__code__, function.__code__.co_filename
     linecache.checkcache(file)
@@ -193,11 +193,11 @@ def _read(name: str, function: FunctionType) -> Source:
         known = codes_in(compile("".join(lines), file, "exec", flags, dont_inherit=True))
         if code in known:
             block = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
-            source = Source(name, file, code.co_firstlineno, block)
+            source = SourceCode(name, file, code.co_firstlineno, block)
             if _symbols(_compiled(source, function, file)) == _symbols(code):
                 return source
     what = "has changed since it was imported, or was compiled from another" if lines else "cannot be found"
-    raise MethodError(f"the source of {function.__qualname__} {what}")
+    raise RewriteError(f"the source of {function.__qualname__} {what}")
 
 
 def _symbols(code: CodeType) -> tuple[object, ...]:
@@ -209,14 +209,14 @@ def _method_at(module: nn.Module, file: str, line: int) -> tuple[str, FunctionTy
     cls = _original(type(module))
     name, value, function = next(_methods_at(module, file, line), ("", None, None))
     if function is None:
-        raise MethodError(f"no method of {cls.__name__} holds {os.path.basename(file)}:{line}")
+        raise RewriteError(f"no method of {cls.__name__} holds {os.path.basename(file)}:{line}")
     if value is not function:
-        raise MethodError(f"a decorator wraps {function.__qualname__}")
+        raise RewriteError(f"a decorator wraps {function.__qualname__}")
     for alias in _names(cls, function):
         if inspect.getattr_static(cls, alias) is not function:
-            raise MethodError(f"{function.__qualname__} is called by another method of its name, in a subclass")
+            raise RewriteError(f"{function.__qualname__} is called by another method of its name, in a subclass")
         if alias in vars(module):
-            raise MethodError(f"{alias} of this {cls.__name__} is set on the instance")
+            raise RewriteError(f"{alias} of this {cls.__name__} is set on the instance")
     return name, function
 
 

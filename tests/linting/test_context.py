@@ -11,7 +11,7 @@ from evenkeel.linting.context import Context
 
 X = torch.zeros(2, 4)
 READINGS = (
-    "graph", "eval_graph", "branches", "dropouts", "exposures", "gating", "prediction", "distrusted", "powers",
+    "graph", "eval_graph", "branches", "dropouts", "reaches", "gating", "prediction", "distrusted", "powers",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_every_reading_leaves_the_model_as_found_and_is_made_once(reading, train
 
 
 def test_nothing_is_read_before_it_is_asked_for(monkeypatch):
-    for name in ("trace", "record", "predict", "predict_mean_squares"):
+    for name in ("graph_of", "record", "predict", "predict_mean_squares"):
         monkeypatch.setattr(module, name, None)
     Context(net(), X)
 

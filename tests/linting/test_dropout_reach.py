@@ -27,13 +27,13 @@ def images(*layers):
     return nn.Sequential(nn.Unflatten(1, (8, 1, 1)), *layers, nn.Flatten())
 
 
-def exposures(model):
-    return Context(model, torch.zeros(2, 8)).exposures
+def reaches(model):
+    return Context(model, torch.zeros(2, 8)).reaches
 
 
 def shown(model):
-    """Of every exposure: the dropout, whether it is direct, the first norms and the edits."""
-    found = exposures(model)
+    """Of every reach: the dropout, whether it is direct, the first norms and the edits."""
+    found = reaches(model)
     return [
         (e.dropout.name, e.direct, [n.name for n in e.norms], [str(edit).split(" (")[0] for edit in e.edits])
         for e in found
@@ -77,7 +77,7 @@ UNMOVED = {
 
 @pytest.mark.parametrize("name", UNMOVED)
 def test_norms_without_running_statistics_do_not_count(name):
-    assert exposures(nn.Sequential(linear(), nn.Dropout(0.5), UNMOVED[name], linear())) == ()
+    assert reaches(nn.Sequential(linear(), nn.Dropout(0.5), UNMOVED[name], linear())) == ()
 
 
 COUNTED = {
@@ -113,13 +113,12 @@ QUIET = {
 
 @pytest.mark.parametrize("name", QUIET)
 def test_what_drops_nothing_or_is_meant_to_stand_there_is_exempt(name):
-    assert exposures(nn.Sequential(linear(), QUIET[name], norm(), linear())) == ()
+    assert reaches(nn.Sequential(linear(), QUIET[name], norm(), linear())) == ()
 
 
 def test_dropout_behind_the_last_norm_is_free():
     assert (
-        exposures(nn.Sequential(linear(), norm(), nn.Dropout(0.5), linear(), nn.ReLU(), nn.Dropout(0.5), linear()))
-        == ()
+        reaches(nn.Sequential(linear(), norm(), nn.Dropout(0.5), linear(), nn.ReLU(), nn.Dropout(0.5), linear())) == ()
     )
 
 
@@ -127,7 +126,7 @@ def test_the_first_moves_and_the_others_go():
     model = nn.Sequential(
         nn.Dropout(0.1), linear(), nn.Dropout(0.5), norm(), linear(), nn.Dropout(0.3), norm(), linear()
     )
-    assert [(e.dropout.name, [type(edit) for edit in e.edits]) for e in exposures(model)] == [
+    assert [(e.dropout.name, [type(edit) for edit in e.edits]) for e in reaches(model)] == [
         ("0", [Move]), ("2", [Remove]), ("5", [Remove]),
     ]  # fmt: skip
 
@@ -148,15 +147,15 @@ def test_of_several_heads_each_gets_one():
         lambda m, x: (m.a(y := m.norm(m.drop(m.stem(x)))), m.b(y)),
         stem=linear(), drop=nn.Dropout(0.5), norm=norm(), a=linear(), b=linear(),
     )  # fmt: skip
-    (exposure,) = exposures(model)
-    assert [(type(edit), edit.target.name) for edit in exposure.edits] == [(Move, "a"), (Insert, "b")]
-    assert exposure.advice == "Move it behind the last norm, to before a and b."
+    (reach,) = reaches(model)
+    assert [(type(edit), edit.target.name) for edit in reach.edits] == [(Move, "a"), (Insert, "b")]
+    assert reach.advice == "Move it behind the last norm, to before a and b."
 
 
 @pytest.mark.parametrize("tail", [(), (nn.ReLU(),), (nn.LayerNorm(8),)], ids=["nothing", "activation", "layer norm"])
 def test_without_weights_behind_the_last_norm_there_is_no_edit(tail):
-    (exposure,) = exposures(nn.Sequential(linear(), nn.Dropout(0.5), linear(), norm(), *tail))
-    assert exposure.edits == ()
+    (reach,) = reaches(nn.Sequential(linear(), nn.Dropout(0.5), linear(), norm(), *tail))
+    assert reach.edits == ()
 
 
 def slow_norms_behind(graph, layer, *, through_weights):

@@ -192,3 +192,50 @@ def test_reading_a_model_leaves_what_it_keeps_of_earlier_passes():
     origin = model.kept.grad_fn
     ek.lint(model, torch.randn(2, 4))
     assert model.kept.grad_fn is origin
+
+
+def helper(x, training):
+    return F.dropout(x, 0.5, training)
+
+
+class Helped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.norm, self.head = (
+            nn.Linear(4, 8),
+            nn.Dropout(0.3),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 2),
+        )
+
+    def forward(self, x):
+        return self.head(self.norm(self.drop(helper(self.first(x), self.training))))
+
+
+def test_the_copy_says_what_was_done():
+    model, x = small(), torch.zeros(2, 4)
+    fixed = ek.fix(model, x, guideline="li2018")
+    (row,) = fixed.evenkeel_fix
+    assert (row.code, row.path, row.edit, row.done, row.reason) == ("EK201", "1", "move 1 to before 3", True, "")
+    assert not hasattr(model, "evenkeel_fix") and list(fixed.state_dict()) == list(model.state_dict())
+    assert repr(fixed.evenkeel_fix) == "FixReport(1 findings of li2018 fixed, 0 left)"
+    assert fixed.evenkeel_fix.to_dict()["guideline"] == "li2018"
+    for copied in (copy.deepcopy(fixed), pickle.loads(pickle.dumps(fixed))):
+        assert list(copied.evenkeel_fix) == [row]
+
+
+def test_the_copy_says_what_was_left_and_why():
+    with pytest.warns(ek.UnappliedWarning) as caught:
+        fixed = ek.fix(Helped(), torch.zeros(2, 4), guideline="li2018")
+    assert fixed.evenkeel_fix.left and all(row.reason and not row.done for row in fixed.evenkeel_fix.left)
+    assert all(str(row) in str(caught[0].message) for row in fixed.evenkeel_fix.left)
+
+
+def small():
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def test_without_findings_a_copy_comes_back_with_an_empty_report():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    fixed = ek.fix(model, torch.zeros(2, 4), guideline="li2018")
+    assert fixed is not model and len(fixed.evenkeel_fix) == 0

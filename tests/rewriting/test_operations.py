@@ -14,7 +14,7 @@ from widenets import PreActBasic, PreActBottleneck, PreResNet, WideResNet
 
 import evenkeel as ek
 from evenkeel.linting.edits import Correct, Initialize, Insert, Move, Remove, Swap
-from evenkeel.rewriting.operations import Attach, EditPlan, Replace, Rewrite, SurgeryError, Whole, operate_
+from evenkeel.rewriting.operations import Attach, EditError, EditPlan, Replace, Rewrite, Whole, carry_out_, recompute_
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
 
@@ -138,7 +138,7 @@ def test_a_shared_module_is_replaced_at_all_its_places_or_rewritten_at_one():
     first, second = graph.of(ek.Kind.DROPOUT)
     operations = planned(model, Remove(first), Remove(second), graph=graph)
     assert {operation.paths for operation in operations} == {("1", "3")}
-    with pytest.raises(SurgeryError):
+    with pytest.raises(EditError):
         planned(model, Remove(first), graph=graph)  # the sequence's loop makes both calls
     model = OneModule()
     graph = ek.trace(model, X)
@@ -157,7 +157,7 @@ def test_of_noise_that_no_module_makes_there_is_no_move():
 
     model = Masked()
     graph = ek.trace(model, X)
-    with pytest.raises(SurgeryError, match="no module for what mul does"):
+    with pytest.raises(EditError, match="no module for what mul does"):
         planned(model, Move(graph["mul"], graph["b"]), graph=graph)
 
 
@@ -182,27 +182,27 @@ def test_a_module_with_layers_of_its_own_does_not_go_with_its_noise():
 def test_a_replaced_module_has_the_mode_of_the_old_one_and_is_one_module_everywhere():
     shared = nn.Dropout(0.5).eval()
     model = sequence(shared, nn.ReLU(), shared)
-    operate_(model, [Replace(("1", "3"), nn.Dropout(0.1))], X)
+    carry_out_(model, [Replace(("1", "3"), nn.Dropout(0.1))])
     assert model[1] is model[3] and model[1].p == 0.1 and not model[1].training
 
 
 def test_equal_operations_count_once_and_others_in_one_place_are_refused():
     model = sequence(nn.ReLU())
-    operate_(model, [Attach("2", nn.Dropout(0.1), "before"), Attach("2", nn.Dropout(0.1), "before")], X)
+    carry_out_(model, [Attach("2", nn.Dropout(0.1), "before"), Attach("2", nn.Dropout(0.1), "before")])
     assert picture(model) == "i W A D W o"
-    with pytest.raises(SurgeryError, match=r"p=0\.1.*p=0\.2"):
-        operate_(model, [Attach("2", nn.Dropout(0.1), "after"), Attach("2", nn.Dropout(0.2), "after")], X)
+    with pytest.raises(EditError, match=r"p=0\.1.*p=0\.2"):
+        carry_out_(model, [Attach("2", nn.Dropout(0.1), "after"), Attach("2", nn.Dropout(0.2), "after")])
 
 
 def test_the_model_itself_is_no_child():
-    with pytest.raises(SurgeryError, match="the model is no child"):
-        operate_(nn.Dropout(), [Replace(("",), nn.Identity())], X)
+    with pytest.raises(EditError, match="the model is no child"):
+        carry_out_(nn.Dropout(), [Replace(("",), nn.Identity())])
 
 
 def test_the_module_put_in_is_a_copy():
     module, models = nn.Dropout(0.5), [sequence(nn.ReLU()) for _ in range(2)]
     for model in models:
-        operate_(model, [Attach("0", module, "after")], X)
+        carry_out_(model, [Attach("0", module, "after")])
     assert len({id(model[0].output_dropout) for model in models} | {id(module)}) == 3
 
 
@@ -210,8 +210,8 @@ def test_a_rewrite_that_fails_is_an_error_with_its_line():
     model = Functional()
     line = Functional.forward.__code__.co_firstlineno + 1
     operation = Rewrite("", __file__, line, torch.relu, "remove")
-    with pytest.raises(SurgeryError, match=rf"test_operations\.py:{line}"):
-        operate_(model, [operation], X)
+    with pytest.raises(EditError, match=rf"test_operations\.py:{line}"):
+        carry_out_(model, [operation])
 
 
 # The whole way: a Move is made as a whole
@@ -486,6 +486,8 @@ def test_an_insert_on_both_sides_keeps_its_order():
     model = sequence(nn.ReLU())
     graph = ek.trace(model, X)
     edits = [Insert(nn.Dropout(0.1), graph["2"]), Insert(nn.Dropout(0.2), graph["2"], "after")]
-    operate_(model, planned(model, *edits, graph=graph), X)
+    operations = planned(model, *edits, graph=graph)
+    carry_out_(model, operations)
+    recompute_(model, operations, X)
     assert [layer.p for layer in ek.trace(model, X).of(ek.Kind.DROPOUT)] == [0.1, 0.2]
     assert picture(model) == "i W A D W D o"

@@ -12,7 +12,7 @@ from marked import ACTIONS, plain, twin
 from torch import nn
 from torch.nn import functional as F
 
-from evenkeel.rewriting.source_calls import Change, MethodError, Scope, Source, edited, quiet
+from evenkeel.rewriting.source_calls import Change, RewriteError, Scope, SourceCode, edited, quiet
 
 NUMBERS = itertools.count()
 NOTE = torch.ones(2)
@@ -27,7 +27,7 @@ def edit(text, action="remove", target=F.dropout, line=2, child="new"):
         exec(compile(text, file, "exec"), names)
     module = nn.ModuleDict({"drop": nn.Dropout(), "other": nn.Dropout()})
     target = module["drop"] if target == "drop" else target
-    source, function = Source("forward", file, 1, text), names["forward"]
+    source, function = SourceCode("forward", file, 1, text), names["forward"]
     return edited(source, Scope(module, function), Change(file, line, target, action, child)).text
 
 
@@ -170,14 +170,14 @@ def test_what_is_not_certain_is_refused(case):
     body, reason = REFUSED[case]
     header = "def forward(self, x, y=F.dropout(torch.ones(1))):" if case == "as a default" else "def forward(self, x):"
     line = 1 if case == "as a default" else 2
-    with pytest.raises(MethodError, match=reason):
+    with pytest.raises(RewriteError, match=reason):
         edit(f"{header}\n    {body}\n", line=line)
 
 
 @pytest.mark.parametrize("action", ["replace", "before", "after"])
 def test_what_works_in_place_is_only_removed(action):
     text = "def forward(self, x):\n    F.dropout(x, 0.5, True, True)\n    return x\n"
-    with pytest.raises(MethodError, match="works in place"):
+    with pytest.raises(RewriteError, match="works in place"):
         edit(text, action)
     assert edit(text) == "def forward(self, x):\n    x\n    return x\n"
 
@@ -185,12 +185,12 @@ def test_what_works_in_place_is_only_removed(action):
 @pytest.mark.parametrize("index", ["i", "1:", "x", "'other'", "7"])
 def test_a_child_by_an_index_that_is_not_known_is_refused(index):
     text = f"def forward(self, x, i=0):\n    return self[{index}](x)\n"
-    with pytest.raises(MethodError, match="no calls"):
+    with pytest.raises(RewriteError, match="no calls"):
         edit(text, target="drop")
 
 
 def test_without_a_name_for_the_module_nothing_is_known():
-    with pytest.raises(MethodError, match="no name for its module"):
+    with pytest.raises(RewriteError, match="no name for its module"):
         edit("def forward(*args):\n    return F.dropout(args[1])\n")
 
 
@@ -206,12 +206,12 @@ def test_attributes_that_raise_are_unknown():
     with pytest.raises(LookupError):
         Scope(Net(), Net.forward).value(ast.parse("x.y", mode="eval").body)
     text = "def forward(self, x):\n    return self.drop(x)\n"
-    with pytest.raises(MethodError, match="no calls"):
-        edited(Source("forward", "f", 1, text), Scope(Net(), Net.forward), Change("f", 2, F.dropout, "remove"))
+    with pytest.raises(RewriteError, match="no calls"):
+        edited(SourceCode("forward", "f", 1, text), Scope(Net(), Net.forward), Change("f", 2, F.dropout, "remove"))
 
 
 def test_edits_of_the_same_text_share_a_label_and_others_do_not():
-    source = Source("forward", "/home/a/net.py", 7, "    def forward(self, x):\n        return x\n")
-    assert source.label == Source(*source).label and source.label.startswith("<net.py rewritten ")
+    source = SourceCode("forward", "/home/a/net.py", 7, "    def forward(self, x):\n        return x\n")
+    assert source.label == SourceCode(*source).label and source.label.startswith("<net.py rewritten ")
     others = [source._replace(**change) for change in ({"text": "x"}, {"first": 8}, {"file": "/home/b/net.py"})]
     assert len({source.label, *(other.label for other in others)}) == 4

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import evenkeel as ek
 from benchmarks.torchvision_cpu import import_torchvision
-from evenkeel.rewriting.source_edits import Change, MethodError, method_of, rewrite_
+from evenkeel.rewriting.source_edits import Change, RewriteError, method_of, rewrite_
 
 X = torch.linspace(-1, 2, 12).reshape(3, 4)
 
@@ -483,7 +483,7 @@ def test_what_cannot_be_rewritten_is_left_as_it_was(case):
     marker = Marker(file, F.dropout)
     with marker:
         net(X)
-    with pytest.raises(MethodError, match=reason):
+    with pytest.raises(RewriteError, match=reason):
         rewrite_(net, [Change(file, marker.line, F.dropout, "remove")])
     assert type(net) is cls and vars(net) == before
     assert cls.__subclasses__() == subclasses
@@ -491,7 +491,7 @@ def test_what_cannot_be_rewritten_is_left_as_it_was(case):
 
 def test_generated_code_is_refused():
     for net in (torch.fx.symbolic_trace(Net()), torch.jit.script(Net())):
-        with pytest.raises(MethodError, match=r"a .*(GraphModule|ScriptModule) runs code that was generated"):
+        with pytest.raises(RewriteError, match=r"a .*(GraphModule|ScriptModule) runs code that was generated"):
             rewrite_(net, [change(Net())])
 
 
@@ -505,10 +505,10 @@ def test_one_change_that_fails_undoes_all():
     net = Net()
     good = change(net)
     for bad in (Change(__file__, good.line, F.relu, "remove"), Change(__file__, good.line, "fc", "replace", "0")):
-        with pytest.raises(MethodError, match=r"in test_source_edits.py:\d+"):
+        with pytest.raises(RewriteError, match=r"in test_source_edits.py:\d+"):
             rewrite_(net, [good, bad])
         assert type(net) is Net
-    with pytest.raises(MethodError, match="cannot be compiled: SyntaxError"):
+    with pytest.raises(RewriteError, match="cannot be compiled: SyntaxError"):
         rewrite_(net, [change(net, action="after", child="0")])
     assert type(net) is Net
     rewrite_(net, [])
@@ -526,7 +526,7 @@ def test_a_file_that_changed_since_it_was_imported_is_not_edited(tmp_path):
         "x = (",
     ):
         file.write_text(changed, encoding="utf-8")
-        with pytest.raises(MethodError, match=r"the source of Net\.forward has changed since it was imported"):
+        with pytest.raises(RewriteError, match=r"the source of Net\.forward has changed since it was imported"):
             rewrite_(net, [found])
     file.write_text(f"# -*- coding: utf-8 -*-\n{text}"[24:], encoding="utf-8")
     rewrite_(net, [found])

@@ -39,14 +39,14 @@ EXAMPLE = (2, 4)
 @rule("EK201", guideline="li2018")
 def dropout_before_norm(context: Context) -> Iterator[Finding]:
     """Dropouts with no weight layer between them and a norm."""
-    for exposure in context.exposures:
-        if exposure.direct and exposure.edits:
-            dropout, norm = exposure.dropout, exposure.norms[0]
+    for reach in context.reaches:
+        if reach.direct and reach.edits:
+            dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,
                 f"{label(dropout)} is fed to the norm {norm.name} with no weight layer in between.",
-                exposure.advice,
-                *exposure.edits,
+                reach.advice,
+                *reach.edits,
                 norm=norm.path,
             )
 

@@ -36,14 +36,14 @@ EXAMPLE = (2, 4)
 @rule("EK202", guideline="li2018")
 def dropout_reaches_norm(context: Context) -> Iterator[Finding]:
     """Dropouts with weights between them and a norm."""
-    for exposure in context.exposures:
-        if not exposure.direct and exposure.edits:
-            dropout, norm = exposure.dropout, exposure.norms[0]
+    for reach in context.reaches:
+        if not reach.direct and reach.edits:
+            dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,
                 f"{label(dropout)} reaches the norm {norm.name} through weights.",
-                exposure.advice,
-                *exposure.edits,
+                reach.advice,
+                *reach.edits,
                 norm=norm.path,
             )
 

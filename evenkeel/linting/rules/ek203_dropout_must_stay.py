@@ -37,9 +37,9 @@ EXAMPLE = (2, 4)
 @rule("EK203", guideline="li2018")
 def dropout_must_stay(context: Context) -> Iterator[Finding]:
     """Dropouts before norms, with no weight layer behind the last norm."""
-    for exposure in context.exposures:
-        if not exposure.edits:
-            dropout, norm = exposure.dropout, exposure.norms[0]
+    for reach in context.reaches:
+        if not reach.edits:
+            dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,
                 f"{label(dropout)} reaches the norm {norm.name}, and no weight layer stands behind the last norm.",
