@@ -43,8 +43,8 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 	venv/bin/evenkeel --version && \
 	venv/bin/python -m evenkeel --version
 
-docs: .venv/.test  ## write docs/rules anew, from the rules' own text, and the README's claims, from results
-	$(BIN)/evenkeel explain --write docs/rules
+docs: .venv/.test  ## write docs/linting/rules anew, from the rules' own text, and the README's claims, from results
+	$(BIN)/evenkeel explain --write docs/linting/rules
 	@tmp=$$(mktemp) && trap 'rm -f "$$tmp"' EXIT && $(BIN)/evenkeel report results --markdown "$$tmp" && \
 	sed -i -e '/^<!-- claims -->$$/,/^<!-- .claims -->$$/{/^|/d}' -e "/^<!-- claims -->\$$/r $$tmp" README.md
 

@@ -32,7 +32,7 @@ class Block(nn.Module):
 
     Args:
         inputs: channels that come in.
-        outputs: channels that go out; if there are more, the block also halves height and width.
+        outputs: output channels; if there are more than inputs, the block also halves height and width.
         p: drop probability.
     """
 
@@ -107,10 +107,10 @@ class DemoResult:
             table.add_column(heading, justify="right")
         for treatment, scores in self.scores.items():
             errors, losses = [100 * s.error for s in scores], [s.log_loss for s in scores]
-            spread = [
+            deviations = [
                 " ".join(f"{value:.{digits}f}" for value in values) for values, digits in ((errors, 1), (losses, 2))
             ]
-            table.add_row(treatment, _summary(errors, 2), spread[0], _summary(losses, 3), spread[1])
+            table.add_row(treatment, _summary(errors, 2), deviations[0], _summary(losses, 3), deviations[1])
         count = f"{self.better} of {seeds} seeds have a lower test error after ek.reestimate_ than as trained."
         return Group("Variance shift of the first net, as trained:\n", self.shift, "", table, "", count)
 
@@ -184,5 +184,5 @@ def _with_torch(net: nn.Module, batches: Any) -> None:
 
 
 def _summary(values: list[float], digits: int) -> str:
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return f"{mean(values):.{digits}f} ± {spread:.{digits}f}"
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"

@@ -1,4 +1,4 @@
-"""What evenkeel raises: every message says what (with numbers), where (layer path, file:line) and what to do."""
+"""Errors and warnings: every message says what is wrong (with numbers), where (layer path, file:line), what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TraceError(EvenkeelError):
 
 
 class BatchError(EvenkeelError):
-    """A batch or the iterable that yields it is at fault: it raised, ran short, was empty or not finite."""
+    """A batch, or the iterable that yields it, raised, ran short, was empty or was not finite."""
 
 
 class ActivationError(EvenkeelError):
@@ -44,11 +44,11 @@ class ModelError(EvenkeelError):
 
 
 class UnappliedWarning(UserWarning):
-    """There are findings that `fix` could not fix: names each, with the edit to make by hand and the reason."""
+    """`fix` left findings: each is named with the edit to make by hand and the reason."""
 
 
 class UnpredictedWarning(UserWarning):
-    """What `lint` predicts of a model could not be predicted: says why; findings that need it are missing."""
+    """`lint` could not predict shifts or variances, with the reason; findings that need them are missing."""
 
 
 def brief(error: BaseException, most: int = 200) -> str:

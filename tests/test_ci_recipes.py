@@ -1,4 +1,4 @@
-"""docs/continuous-integration.md and the pre-commit hook: what they say is what the program takes."""
+"""docs/linting/continuous-integration.md and the pre-commit hook: what they say is what the program takes."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from evenkeel.linting.settings import Settings, read_settings
 from evenkeel.linting.suppressions import is_ignored
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "continuous-integration.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "linting" / "continuous-integration.md").read_text(encoding="utf-8")
 CODES = [rule.code for rule in ALL]
 NET = """
 from torch import nn

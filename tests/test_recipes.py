@@ -1,4 +1,4 @@
-"""docs/recipes.md: every recipe runs as it stands, in at most ten lines, and leaves statistics that hold."""
+"""docs/integrations/recipes.md: every recipe runs as it stands, in at most ten lines, and leaves statistics that hold."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import evenkeel as ek
 
-PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "integrations" / "recipes.md").read_text(encoding="utf-8")
 RECIPES = dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGE, flags=re.M | re.S))
 X, Y = samples(96)
 

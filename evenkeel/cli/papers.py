@@ -23,13 +23,13 @@ def reproduce(
     scale: Annotated[Scale, typer.Option(help="smoke: seconds; quick: small nets and data; full: the paper's.")],
     out: Annotated[Path, typer.Option(help="Folder for results; another one for each scale.")] = Path("results"),
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Where data sets lie; else the variable EVENKEEL_DATA.")
+        Path | None, typer.Option("--data-dir", help="Where data sets are; else the variable EVENKEEL_DATA.")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download data sets that are not there.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download missing data sets.")] = False,
     engine: Annotated[
         EngineName, typer.Option(help="local: all cores or GPUs here; ray: the cluster that RAY_ADDRESS names.")
     ] = "local",
-    resume: Annotated[bool, typer.Option("--resume", help="Skip what is done, go on with what was begun.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip finished runs, and continue those begun.")] = False,
     arms: Annotated[str, typer.Option(help="Only arms of such names, as in 'wrn-*'.")] = "*",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="How many seeds, instead of the experiment's number.")

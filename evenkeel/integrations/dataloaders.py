@@ -1,4 +1,4 @@
-"""Loaders: how to iterate over one that is in use elsewhere, and leave no trace."""
+"""Loaders: iterate over a training loader without disturbing training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 @contextmanager
 def undisturbed(loader: Any) -> Generator[Any]:
-    """Lend out a training loader, so that its own iteration, under way or to come, yields what it would have.
+    """Yield a training loader to iterate over without disturbing training: its own iteration yields what it would have.
 
     That is a copy of a DataLoader, without workers that outlive an iteration, since those can serve one only; what its
     samplers keep, such as an epoch's number or the state of a generator, is put back. Of a loader that accelerate
     prepared it is the loader inside, each process's own share included, which does not count steps of training.
 
     Args:
-        loader: a DataLoader that iterates as torch's does; anything else is lent out as it is.
+        loader: a DataLoader that iterates as torch's does; anything else is yielded as it is.
 
     Yields:
         What to iterate over.

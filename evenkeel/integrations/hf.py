@@ -23,7 +23,7 @@ class ReestimationCallback(TrainerCallback):
 
     Args:
         when: "train_end", once, to stay, of the best model if the Trainer loads it; or "evaluation", before each one in
-            training, whereafter the statistics gathered in training are put back, and are what checkpoints hold.
+            training, after which the statistics of training are put back: checkpoints hold those.
         batches: what to measure on; the Trainer's training loader if None, which training does not notice, and of an
             endless one as many batches as training took.
         eval_sets: how many sets the Trainer evaluates on each time, if it has a mapping of them.
@@ -54,7 +54,7 @@ class ReestimationCallback(TrainerCallback):
         self._eval_sets = eval_sets
         self._options = options
         self._to_come = 0  # sets still to be evaluated on
-        self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which tell what is frozen
+        self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which show what is frozen
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Put the statistics of training back, should an evaluation not have taken place."""

@@ -24,7 +24,7 @@ class ReestimationCallback(Callback):
     List it behind callbacks that average weights, which write statistics of their own.
 
     Args:
-        when: "fit_end", once, to stay; or "validation", before each one, whereafter the statistics gathered in training
+        when: "fit_end", once, to stay; or "validation", before each one, after which the statistics of training
             are put back, and are what checkpoints hold.
         batches: what to measure on; the trainer's training loader if None, which training does not notice, with its
             limits and transfer hooks, and of an endless one as many batches as training took.
@@ -56,7 +56,7 @@ class ReestimationCallback(Callback):
         self._batches = batches
         self._run = forward or call
         self._options = options
-        self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which tell what is frozen
+        self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which show what is frozen
         self._undo: Callable[[], None] | None = None  # of a validation under way
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,6 +115,6 @@ class ReestimationCallback(Callback):
 
 
 def _limit(trainer: Trainer) -> int:
-    """How many batches a trainer takes in an epoch; of a loader that does not tell, how many it took so far."""
+    """How many batches a trainer takes in an epoch; of a loader without a length, how many it took so far."""
     most = trainer.num_training_batches
     return int(most) if most < math.inf else trainer.fit_loop.total_batch_idx + 1

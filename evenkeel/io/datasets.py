@@ -1,4 +1,4 @@
-"""The data that a name stands for: image sets read from their standard files, as batches to go over again and again."""
+"""Data sets by name: image sets read from their standard files, as batches that can be iterated over again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Data:
     """A data set.
 
     Attributes:
-        name: what it was asked for by.
+        name: of the set, as given.
         train: training batches: pairs of images (float32, NCHW) and labels (int64), images alone for a flat folder,
             or whatever a callable yields.
         test: test batches, if there are any.
@@ -44,7 +44,7 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Standardized batches of images, in a fixed order, as often as they are asked for.
+    """Standardized batches of images, in a fixed order, each time they are iterated over.
 
     Args:
         read: gives the images of a slice: pixels, NCHW.
@@ -187,7 +187,7 @@ def _read_image(path: Path, mode: str, size: tuple[int, ...]) -> Any:
         with Image.open(path) as image:
             return np.asarray(image.convert(mode).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     except Exception as error:
-        raise EvenkeelError(f"{path} is no image that can be read ({brief(error)}): mend or remove it") from error
+        raise EvenkeelError(f"{path} is no image that can be read ({brief(error)}): fix or remove it") from error
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _load_callable(name: str, shape: tuple[int, ...] | None) -> Data:
 
 
 def _check_first(name: str, batches: Iterable[Any], shape: tuple[int, ...]) -> None:
-    """Refuse data whose first batch is of another shape than asked for."""
+    """Refuse data whose first batch has another shape."""
     found = next((tuple(tensor.shape[1:]) for tensor in tensors(next(iter(batches), ()))), shape)
     if found != shape:
         raise EvenkeelError(f"inputs of {name} are {by(found)}, not {by(shape)}: name a model for {by(found)}")

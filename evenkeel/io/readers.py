@@ -175,7 +175,7 @@ def _read_cifar_pickle(path: Path, key: str) -> tuple[Tensor, Tensor]:
 
 
 class _Stub:
-    """Stands for an array or its dtype while unpickling: numpy's own constructors would trust a hostile file."""
+    """Replaces an array or its dtype while unpickling: numpy's own constructors would trust a hostile file."""
 
     def __init__(self, *made_of: Any) -> None:
         self.made_of = made_of
@@ -319,5 +319,5 @@ _READERS = {
     "svhn": _Files(_read_svhn, 10, ("svhn", "SVHN"), [tuple(SOURCES["svhn"].files)]),
 }
 
-# MNIST and Fashion-MNIST name their files alike: how the training labels begin tells one from the other.
+# MNIST and Fashion-MNIST have the same file names; their first training labels differ.
 _FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion-mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}

@@ -36,7 +36,7 @@ def resolve(target: str) -> Any:
             owner = getattr(value, "__name__", f"an object of type {type(value).__name__}")
             raise EvenkeelError(f"{target!r}: {owner} has no {part!r}: {advice}") from error
         except Exception as error:  # of a module that imports its parts when they are asked for
-            raise EvenkeelError(f"{target!r} {raised(error)}: mend that first") from error
+            raise EvenkeelError(f"{target!r} {raised(error)}: fix that first") from error
     return value
 
 
@@ -53,4 +53,4 @@ def _import_module(target: str, name: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             where = "neither here nor installed: run in the folder that holds it, or install it"
             raise EvenkeelError(f"{target!r}: no module {error.name!r}, {where}") from error
-        raise EvenkeelError(f"{target!r}: importing {name!r} {raised(error)}: mend that first") from error
+        raise EvenkeelError(f"{target!r}: importing {name!r} {raised(error)}: fix that first") from error

@@ -1,4 +1,4 @@
-"""From what a command line says about a model to the model: TARGET, its arguments, the shape of its input."""
+"""A model from the command line: TARGET, its arguments, the shape of its input."""
 
 from __future__ import annotations
 

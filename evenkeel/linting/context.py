@@ -31,7 +31,7 @@ class Context:
         example: as for `trace`, or what `trace` made of it.
 
     Attributes:
-        unpredicted: what could not be predicted that was asked for, and why.
+        unpredicted: what a rule needed and could not be predicted, with the reason.
 
     >>> import torch
     >>> context = Context(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)), torch.ones(2, 4))
@@ -91,7 +91,7 @@ class Context:
 
     @cached_property
     def prediction(self) -> Prediction | None:
-        """What norms are fed in train and in eval mode; None if there are none, or `unpredicted` says why not."""
+        """What norms read in train and in eval mode; None if there are none, or for the reason in `unpredicted`."""
         if not any(has_running_statistics(module) for module in self.model.modules()):
             return None
         try:

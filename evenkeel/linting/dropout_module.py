@@ -1,4 +1,4 @@
-"""Noise: dropout modules of the kind and rate of a dropout that a graph shows."""
+"""A dropout module of the kind and rate of a dropout in a graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DIMENSIONS: dict[type[nn.Module], int] = {nn.Dropout1d: 3, nn.Dropout2d: 4, nn.
 
 
 def dropout_like(layer: Layer, p: float | None = None, shape: tuple[int, ...] | None = None) -> nn.Module | None:
-    """A module that does to a signal, not in place, what a dropout does; None if nothing tells what that is.
+    """A module that does to a signal, not in place, what a dropout does; None if that is not known.
 
     Args:
         layer: the dropout.

@@ -39,10 +39,10 @@ class DropoutReach:
 
 
 def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutReach, ...]:
-    """The dropouts whose noise reaches norms, but for Uout, which is made to stand there.
+    """The dropouts whose noise reaches norms, except Uout, which is made for that place.
 
-    The first that feeds the last weight layers behind all norms, one a head, goes before these, where no dropout is
-    yet; the others go.
+    The first one that feeds the last weight layers behind all norms is moved before these, one a head, where no dropout
+    is yet; the others are removed.
 
     Args:
         graph: the graph.
@@ -56,7 +56,7 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
         if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
     }
     found: list[DropoutReach] = []
-    mover: Layer | None = None  # the last dropout that is to go before a head
+    mover: Layer | None = None  # the last dropout that is moved before a head
     for dropout in noisy:
         if dropout in harmless:
             continue

@@ -34,7 +34,7 @@ class Insert:
     safe: bool = True
 
     def __str__(self) -> str:
-        return f"insert {described(self.module)} {self.side} {_place(self.target)}"
+        return f"insert {described(self.module)} {self.side} {self.target.label}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Move:
     safe: bool = True
 
     def __str__(self) -> str:
-        return f"move {self.layer.name} to {self.side} {_place(self.target)}"
+        return f"move {self.layer.name} to {self.side} {self.target.label}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,3 @@ def described(module: nn.Module) -> str:
     found = ((name, getattr(module, name, None)) for name in ("beta", "p"))
     details = [f"({name}={value:g})" for name, value in found if isinstance(value, (int, float))]
     return "".join([type(module).__name__, *details[:1]])
-
-
-def _place(layer: Layer) -> str:
-    return f"{layer.name} ({layer.where})" if layer.where else layer.name

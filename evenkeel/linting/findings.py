@@ -1,4 +1,4 @@
-"""Finding and Rule: what lint says about a model, and what it asks."""
+"""Finding: one offence against a rule, with its remedy as data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places: where kim2023 wants a dropout in a residual branch, and what stands before it."""
+"""Placement: where kim2023 wants a dropout in a residual branch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def caveat(branch: Branch) -> str:
     activations = [layer for layer in branch.layers[last:] if layer.kind is Kind.ACTIVATION]
     if not activations or _commutes(activations[-1]):
         return ""
-    return f", behind {activations[-1].name} (on {activations[-1].function}'s other side the noise would be another)"
+    return f", behind {activations[-1].name} (dropout does not commute with {activations[-1].function})"
 
 
 def _commutes(activation: Layer) -> bool:
@@ -59,10 +59,10 @@ def _commutes(activation: Layer) -> bool:
         return False
 
 
-def label(dropout: Layer) -> str:
+def in_words(dropout: Layer) -> str:
     """A dropout in words.
 
-    >>> label(Layer("drop", Kind.DROPOUT, "drop", function="dropout2d", p=0.5))
+    >>> in_words(Layer("drop", Kind.DROPOUT, "drop", function="dropout2d", p=0.5))
     'dropout2d p=0.5'
     """
     if dropout.kind is Kind.OPAQUE:

@@ -13,7 +13,7 @@ from evenkeel.linting.findings import Finding
 
 Guideline = Literal["hendrycks2016", "li2018", "chen2019", "kim2023"]
 GUIDELINES: dict[Guideline, str] = {
-    "hendrycks2016": "traps that spoil statistics and weights, whatever the placement",
+    "hendrycks2016": "traps that harm statistics and weights, wherever dropout is",
     "li2018": "dropout after all norms",
     "chen2019": "independent-component layers before all weight layers",
     "kim2023": "one dropout in a residual branch, after its last norm and before its last weight layer",

@@ -139,6 +139,6 @@ def _is_windows(file: str) -> bool:
 
 
 def _fingerprint(finding: Finding) -> str:
-    """The same wherever in its file the call stands."""
+    """The same wherever in its file the call is."""
     message = re.sub(r"(?<=\.py):\d+|\bline \d+", "", finding.message)
     return hashlib.sha256("\n".join((finding.code, finding.path, message)).encode(errors="surrogatepass")).hexdigest()

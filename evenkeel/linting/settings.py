@@ -1,4 +1,4 @@
-"""Settings: which findings a project wants, as [tool.evenkeel] in its pyproject.toml says."""
+"""Settings: which findings a project wants, from [tool.evenkeel] in its pyproject.toml."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         return toml.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # what is no TOML, or not UTF-8, is a ValueError
-        raise EvenkeelError(f"{file} cannot be read: {brief(error)}: mend that first") from error
+        raise EvenkeelError(f"{file} cannot be read: {brief(error)}: fix that first") from error
 
 
 def _table(value: Any, place: str, *, example: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def is_ignored(code: str, file: str | None, line: int | None) -> bool:
     r"""Whether a comment in the source asks for silence about a rule at a line.
 
     `# evenkeel: ignore` asks for silence about all rules, `# evenkeel: ignore[EK201, EK4]` about those whose codes
-    begin so; a reason may follow. The comment stands on the line, or on any line of the call that starts there: of the
+    begin so; a reason may follow. The comment is on the line, or on any line of the call that starts there: of the
     innermost, if several do.
 
     Args:

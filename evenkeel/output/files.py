@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files written whole or not at all, and JSON without NaN."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from evenkeel.errors import EvenkeelError, brief
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[Path]:
-    """Lend a temporary name beside a path, and rename it to the path if all went well.
+    """Yield a temporary name beside a path, and rename it to the path if all went well.
 
     Args:
-        path: where the file shall appear.
+        path: of the file.
 
     Yields:
         Where to write it.

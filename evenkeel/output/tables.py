@@ -58,7 +58,7 @@ class Report(Rows[Row_co]):
     Attributes:
         rows: one a layer, in execution order.
         untouched: what was left as it was, by path, each with the reason.
-        unsure: what could only be guessed, or not be told at all, by path, each with the reason.
+        unsure: what is a guess or unknown, by path, each with the reason.
         notes: what else the reader must know.
     """
 

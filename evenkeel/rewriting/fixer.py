@@ -23,7 +23,7 @@ from evenkeel.rewriting.operations import EditError, EditPlan, Operation, carry_
 from evenkeel.rewriting.source_calls import file_of
 
 _ROUNDS = 8
-_NO_EDIT = "nothing does it by itself"
+_NO_EDIT = "no edit does it"
 _UNSAFE = "it changes what the model computes in eval mode, or is a guess, which needs unsafe=True"
 _UNEQUAL = "the model would compute something else in eval mode, or hold other keys"
 _MISSED = "there would be more or fewer dropouts afterwards than there are to be"
@@ -47,7 +47,7 @@ def fix(
 
     What the copy computes in eval mode is the same, bit for bit, which is checked on the example with random values;
     its state dict has the same keys, train() and eval() switch every dropout, and it can be copied, pickled and
-    compiled. A dropout that is a module gives way to `nn.Identity`; one inserted is a child of the layer that it acts
+    compiled. A dropout module is replaced by `nn.Identity`; one inserted is a child of the layer that it acts
     on, run by a hook. One that is called as a function is taken out of the source of the one method that calls it, and
     the module gets a class of its own, derived from its class, with that method. Like `lint`, it heeds comments in the
     source, and not pyproject.toml.
@@ -74,6 +74,7 @@ def fix(
     Warns:
         UnappliedWarning: there are findings left, each named with its edit, to be done by hand, and the reason.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2))
     >>> fixed = fix(model, torch.zeros(2, 4), guideline="li2018")
     >>> fixed[1], fixed[3]
@@ -120,7 +121,7 @@ def fix(
 
 
 def _obstacle(finding: Finding, *, unsafe: bool) -> str | None:
-    """Why a finding cannot be fixed, as far as that can be told before trying."""
+    """Why a finding cannot be fixed, as far as that is known before trying."""
     if not finding.edits:
         return _NO_EDIT
     return None if unsafe or _is_safe(finding) else _UNSAFE
@@ -247,5 +248,5 @@ def _warn_of(report: FixReport) -> None:
 
 
 def _key(finding: Finding) -> Key:
-    """What a finding is known by from round to round: calls that go give their number to those that follow."""
+    """What identifies a finding from round to round: when a call is removed, those behind it are renumbered."""
     return finding.code, finding.path.partition("#")[0], file_of(finding.file or ""), finding.line

@@ -1,4 +1,4 @@
-"""Surgery: from edits of a graph's layers to operations on a model's modules, and their execution on a copy."""
+"""Operations: edits of a graph's layers as operations on a model's modules, carried out on a copy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PASSING = (Kind.DROPOUT, Kind.PASS, Kind.GATE)
 
 
 class EditError(EvenkeelError):
-    """An edit cannot be carried out: says why, in words that fit behind "by hand, since"."""
+    """An edit cannot be carried out; the message is the reason, as a clause."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class EditPlan:
         """What carries out an edit.
 
         Raises:
-            EditError: nothing does.
+            EditError: no operation does.
         """
         if isinstance(edit, (Correct, Initialize)):
             return [Whole(edit)]
@@ -141,7 +141,7 @@ class EditPlan:
         action = "replace" if new else "remove"
         if layer.module is not None:
             if inside := [x for x in self.graph if x.path.startswith(f"{layer.path}.") and x.kind is not Kind.PASS]:
-                raise EditError(f"{inside[0].name} is inside {layer.path}, and would go with it")
+                raise EditError(f"{inside[0].name} is inside {layer.path}, and would be removed with it")
             if self.gone.issuperset(self._calls(layer)):
                 return Replace(tuple(self.paths[layer.module]), new or nn.Identity())
             return self._rewrite(layer, action, new)
@@ -153,7 +153,7 @@ class EditPlan:
         """Run a module on what a layer reads or returns."""
         several = len(set(layer.inputs)) > 1 or (layer.module is not None and not _takes_one(layer.module))
         if side == "before" and several:
-            raise EditError(f"{layer.name} takes several arguments, and nothing tells which is the signal")
+            raise EditError(f"{layer.name} takes several arguments, and it is not clear which is the signal")
         if layer.module is not None and self.inserted.issuperset((call, side) for call in self._calls(layer)):
             return Attach(self.paths[layer.module][0], module, side)
         return self._rewrite(layer, side, module)
@@ -183,7 +183,7 @@ class EditPlan:
         return self.model.get_submodule(path)
 
     def _only_drops(self, path: str) -> bool:
-        """Whether all that a module does is drop, all of which is to go."""
+        """Whether all that a module does is drop, all of which is to be removed."""
         inside = [layer for layer in self.graph if layer.path == path or layer.path.startswith(f"{path}.")]
         return all(layer.kind in _PASSING and (not layer.drops or layer in self.gone) for layer in inside)
 
@@ -249,7 +249,7 @@ def _distinct(operations: Iterable[Operation]) -> list[Operation]:
     for operation in operations:
         place = _place(operation)
         if place in found and _content(found[place]) != _content(operation):
-            raise EditError(f"{_content(found[place])} and {_content(operation)} would stand in one place")
+            raise EditError(f"{_content(found[place])} and {_content(operation)} would be in one place")
         found[place] = operation
     return list(found.values())
 

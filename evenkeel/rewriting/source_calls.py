@@ -23,7 +23,7 @@ from evenkeel.errors import EvenkeelError
 
 
 class RewriteError(EvenkeelError):
-    """A method's source cannot be edited, so that it is left to the user; the message is a clause that says why."""
+    """A method's source cannot be edited and is left to the user; the message is the reason, as a clause."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SourceCode(NamedTuple):
 
     @property
     def padded(self) -> str:
-        """The text in the lines where it stands in its file, as a source of its own."""
+        """The text at its lines in its file, as a source of its own."""
         if self.text[:1] in " \t\f":
             return "\n" * (self.first - 2) + "if 1:\n" + self.text
         return "\n" * (self.first - 1) + self.text
@@ -90,7 +90,7 @@ class SourceCode(NamedTuple):
 
 
 def file_of(label: str) -> str:
-    """The name of the file, without folders, that a file's name or a rewritten source's label stands for.
+    """The name of the file, without folders, of a file's name or a rewritten source's label.
 
     >>> file_of("<net.py rewritten 4c8c68c9>"), file_of("nets/net.py")
     ('net.py', 'net.py')
@@ -191,7 +191,7 @@ def place_of(source: SourceCode, scope: Scope, change: Change) -> int:
         change: the change.
 
     Raises:
-        RewriteError: there is none, or there are several, and nothing tells which.
+        RewriteError: there is none, or there are several, and it is not clear which.
     """
     ends = [(call.end_lineno, call.end_col_offset) for call, _ in _candidates(source, scope, change)]
     if change.end in ends:

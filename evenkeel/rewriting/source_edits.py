@@ -1,4 +1,4 @@
-"""Methods of single modules, rewritten: a call taken out, replaced or wrapped, the rest of the source as it stands."""
+"""Methods of single modules, rewritten: a call taken out, replaced or wrapped, the rest of the source unchanged."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_docs_rules_is_what_the_rules_say(tmp_path):
-    folder = ROOT / "docs" / "rules"
+    folder = ROOT / "docs" / "linting" / "rules"
     written = write_pages(tmp_path)
     assert sorted(path.name for path in written) == sorted(path.name for path in folder.iterdir())
     for path in written:

@@ -10,7 +10,7 @@ import evenkeel as ek
 from evenkeel.graph.queries import is_global_average, source_of
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Move
-from evenkeel.linting.placement import caveat, dropouts_on, is_well_placed, kept, label, move_into
+from evenkeel.linting.placement import caveat, dropouts_on, in_words, is_well_placed, kept, move_into
 
 WAYS = {
     "pre": lambda m, x: m.d4(m.w2(m.d3(m.act(m.d2(m.n2(m.d1(m.w1(m.n1(m.d0(x)))))))))),
@@ -163,4 +163,4 @@ def test_nothing_and_what_is_no_pool_are_no_average():
 )  # fmt: skip
 def test_a_dropout_in_words(module, text):
     (dropout,) = ek.trace(nn.Sequential(module), torch.zeros(2, 4, 8, 8)).of(ek.Kind.DROPOUT)
-    assert label(dropout) == text
+    assert in_words(dropout) == text

@@ -32,7 +32,7 @@ from evenkeel.linting.context import Context
 from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Swap
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import label
+from evenkeel.linting.placement import in_words
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 4)
@@ -50,7 +50,7 @@ def dropout_stays_on(context: Context) -> Iterator[Finding]:
             edits = [Swap(twins[0], module, safe=False)] if len(twins) == 1 and module else []
             yield Finding.at(
                 layer,
-                f"{label(layer)} stays on in eval mode, {why}.",
+                f"{in_words(layer)} stays on in eval mode, {why}.",
                 _advice(layer, frozen=frozen),
                 *edits,
             )
@@ -89,7 +89,7 @@ def bad() -> nn.Module:
 
 
 def good() -> nn.Module:
-    """The same, told the mode."""
+    """The same, with the mode passed on."""
 
     class Net(nn.Module):
         def __init__(self) -> None:

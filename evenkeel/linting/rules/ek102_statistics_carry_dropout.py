@@ -8,10 +8,10 @@ one that the norm stored in training, dropout on. Above a ratio of 1.1 either wa
 Eval mode normalizes by what was stored, so signals come out too small or too large, at each norm anew.
 
 ## Who disagrees
-Nobody: wherever dropout stands, statistics are to be those of the network that is tested.
+Nobody: wherever dropout is, statistics should be those of the network that is tested.
 
 ## Known limits
-Says nothing of norms that store nothing yet, and of those for which it would have to guess. Statistics that were
+Ignores norms that store nothing yet, and those whose prediction is a guess. Statistics that were
 re-estimated or corrected elsewhere, such as before the checkpoint was saved, look like any others: ignore EK102 there.
 
 ## References

@@ -13,7 +13,7 @@ it, and the factors of all layers multiply: 20 layers at rate .5 make a million.
 Nobody. Li et al. 2018 and Kim et al. 2023 study networks in which norms undo it.
 
 ## Known limits
-Of a trained network without norms it says what its weights do, and there is nothing to mend: ignore EK103 there. The
+In a trained network without norms it describes the trained weights, and nothing needs a fix: ignore EK103 there. The
 fix draws new weights, so it needs `unsafe=True`.
 
 ## References

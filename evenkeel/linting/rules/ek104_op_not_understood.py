@@ -5,15 +5,15 @@ Finds calls that no table knows (OPAQUE, `?` in a graph's picture) which the noi
 norm with running statistics.
 
 ## Why it matters
-Whether the dropout's noise reaches the norm, and how much of it, cannot be told from the graph: what the other rules
-say of this dropout is a guess.
+The graph does not show whether the dropout's noise reaches the norm, or how much of it: the other rules' findings on
+this dropout are a guess.
 
 ## Who disagrees
-Nobody. Where the operation must stay, say what it is: a module that only makes this call, with the attribute
+Nobody. Where the operation must stay, declare its kind: a module that only makes this call, with the attribute
 `evenkeel_kind = evenkeel.Kind.PASS`, or whichever kind fits.
 
 ## Known limits
-The fix moves the dropout behind the norm, to the next weight layer, which no guideline asks for by itself: it needs
+The fix moves the dropout behind the norm, to the next weight layer, which no guideline prescribes: it needs
 `unsafe=True`.
 
 ## References
@@ -32,7 +32,7 @@ from evenkeel.graph.queries import norms_behind
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Move
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import label
+from evenkeel.linting.placement import in_words
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 8)
@@ -50,8 +50,8 @@ def op_not_understood(context: Context) -> Iterator[Finding]:
             edits = [Move(dropout, weights[0], safe=False) for dropout in before] if weights else []
             yield Finding.at(
                 layer,
-                f"{layer.function or 'a call'} is not understood, and stands between {before[-1].name} "
-                f"({label(before[-1])}) and the norm {norms[0].name}.",
+                f"{layer.function or 'a call'} is not understood, and is between {before[-1].name} "
+                f"({in_words(before[-1])}) and the norm {norms[0].name}.",
                 "Move the dropout behind the norm, or wrap the call in a module that declares evenkeel_kind.",
                 *edits,
                 norm=norms[0].path,

@@ -30,7 +30,7 @@ from torch import nn
 
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import label
+from evenkeel.linting.placement import in_words
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 4)
@@ -44,7 +44,7 @@ def dropout_before_norm(context: Context) -> Iterator[Finding]:
             dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,
-                f"{label(dropout)} is fed to the norm {norm.name} with no weight layer in between.",
+                f"{in_words(dropout)} is fed to the norm {norm.name} with no weight layer in between.",
                 reach.advice,
                 *reach.edits,
                 norm=norm.path,

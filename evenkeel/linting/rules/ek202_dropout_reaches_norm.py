@@ -27,7 +27,7 @@ from torch import nn
 
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import label
+from evenkeel.linting.placement import in_words
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 4)
@@ -41,7 +41,7 @@ def dropout_reaches_norm(context: Context) -> Iterator[Finding]:
             dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,
-                f"{label(dropout)} reaches the norm {norm.name} through weights.",
+                f"{in_words(dropout)} reaches the norm {norm.name} through weights.",
                 reach.advice,
                 *reach.edits,
                 norm=norm.path,

@@ -1,4 +1,4 @@
-"""EK203: dropout before a norm that has nowhere else to go.
+"""EK203: dropout before a norm that cannot be moved behind all norms.
 
 ## What it does
 Finds dropouts that reach a norm with running statistics in a model without a weight layer behind its last norm, such
@@ -28,7 +28,7 @@ from evenkeel.layers.uout import Uout
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Swap
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import label
+from evenkeel.linting.placement import in_words
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 4)
@@ -42,7 +42,7 @@ def dropout_must_stay(context: Context) -> Iterator[Finding]:
             dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,
-                f"{label(dropout)} reaches the norm {norm.name}, and no weight layer stands behind the last norm.",
+                f"{in_words(dropout)} reaches the norm {norm.name}, and no weight layer comes behind the last norm.",
                 "Replace it by Uout.",
                 Swap(dropout, Uout()),
                 norm=norm.path,

@@ -32,7 +32,7 @@ from evenkeel.graph.branches import Branch
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import caveat, is_well_placed, kept, label, move_into
+from evenkeel.linting.placement import caveat, in_words, is_well_placed, kept, move_into
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 8)
@@ -40,14 +40,14 @@ EXAMPLE = (2, 8)
 
 @rule("EK401", guideline="kim2023")
 def misplaced_in_branch(context: Context) -> Iterator[Finding]:
-    """The one dropout that a branch keeps, where it stands in the wrong place."""
+    """The one dropout that a branch keeps, if it is in the wrong place."""
     for branch in context.branches:
         dropout = kept(context, branch)
         if dropout and not is_well_placed(dropout, branch):
             move = move_into(dropout, branch)
             yield Finding.at(
                 dropout,
-                f"{label(dropout)} {_offence(dropout, branch)}.",
+                f"{in_words(dropout)} {_offence(dropout, branch)}.",
                 f"Move it to {move.side} {move.target.name}{caveat(branch)}.",
                 move,
                 norm=_nearest_norm(context, dropout),
@@ -58,8 +58,8 @@ def _offence(dropout: Layer, branch: Branch) -> str:
     behind = branch.layers[branch.layers.index(dropout) :]
     norms = [layer for layer in behind if layer.stores]
     if norms:
-        return f"stands before the norm {norms[0].name} of the same residual branch"
-    return f"stands behind {branch.weights[-1].name}, the last weights of its residual branch"
+        return f"comes before the norm {norms[0].name} of the same residual branch"
+    return f"comes behind {branch.weights[-1].name}, the last weights of its residual branch"
 
 
 def _nearest_norm(context: Context, dropout: Layer) -> str | None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Remove
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import dropouts_on, kept, label
+from evenkeel.linting.placement import dropouts_on, in_words, kept
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 8)
@@ -41,7 +41,7 @@ def several_in_branch(context: Context) -> Iterator[Finding]:
             if stays and dropout is not stays:
                 yield Finding.at(
                     dropout,
-                    f"{label(dropout)} is one of several in its residual branch.",
+                    f"{in_words(dropout)} is one of several in its residual branch.",
                     f"Remove it, and keep {stays.name}.",
                     Remove(dropout),
                 )

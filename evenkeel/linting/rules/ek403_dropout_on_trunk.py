@@ -31,7 +31,7 @@ from evenkeel.graph.queries import is_global_average, norms_behind
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Remove
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import caveat, dropouts_on, label, move_into
+from evenkeel.linting.placement import caveat, dropouts_on, in_words, move_into
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 8)
@@ -51,7 +51,7 @@ def dropout_on_trunk(context: Context) -> Iterator[Finding]:
             mover = full.setdefault(branch.join, dropout)
             yield Finding.at(
                 dropout,
-                f"{label(dropout)} acts {place} {branch.join.name}.",
+                f"{in_words(dropout)} acts {place} {branch.join.name}.",
                 f"Move it into the branch{caveat(branch)}." if free else "Remove it: the branch has a dropout.",
                 move_into(dropout, branch) if free else Remove(dropout, given=mover),
                 norm=norms[0].path,

@@ -32,7 +32,7 @@ from evenkeel.graph.queries import is_global_average, source_of
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Edit, Insert, Move, Remove
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.placement import label
+from evenkeel.linting.placement import in_words
 from evenkeel.linting.rule import rule
 
 EXAMPLE = (2, 3, 8, 8)
@@ -48,7 +48,7 @@ def head_dropout_after_pool(context: Context) -> Iterator[Finding]:
         if pool and is_global_average(pool) and not inside:
             yield Finding.at(
                 dropout,
-                f"{label(dropout)} acts on what the global average pool {pool.name} returns.",
+                f"{in_words(dropout)} acts on what the global average pool {pool.name} returns.",
                 "Move it before the pool, and tune its rate anew: the same rate is weaker there.",
                 *_edits(dropout, pool),
             )
