@@ -1,8 +1,10 @@
 """The architecture: imports between wings go one way, none goes in a circle, and the root only re-exports."""
 
 import ast
+import re
 
 import pytest
+from paths import ROOT
 from wings import FLOOR, PACKAGE, WINGS, arrows_of, circle_in, imported, modules_in, wing_arrows, wing_of
 
 MODULES = modules_in(PACKAGE)
@@ -11,6 +13,12 @@ ARROWS = arrows_of(PACKAGE)
 
 def test_every_wing_is_in_the_table_once():
     assert sorted(WINGS.split()) == sorted({wing_of(module) for module in MODULES})
+
+
+def test_the_picture_for_contributors_is_the_table():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = [re.sub(r" {16,}.*", "", line).split() for line in page.split("```")[3].strip().splitlines()]
+    assert lines == [line.split() for line in WINGS.replace("__main__", "").split("\n") if line.strip()]
 
 
 def test_wings_import_from_lower_ones_only():

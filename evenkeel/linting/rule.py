@@ -33,7 +33,7 @@ class Rule:
     """
 
     code: str
-    guideline: str
+    guideline: Guideline
     check: Callable[[Context], Iterable[Finding]]
     module: ModuleType
 
@@ -58,7 +58,7 @@ class Rule:
             yield replace(finding, code=self.code, guideline=self.guideline)
 
 
-def rule(code: str, *, guideline: str) -> Callable[[Callable[[Context], Iterable[Finding]]], Rule]:
+def rule(code: str, *, guideline: Guideline) -> Callable[[Callable[[Context], Iterable[Finding]]], Rule]:
     """Make a function that finds offences a rule.
 
     Args:
