@@ -58,11 +58,6 @@ def build_net(
 ) -> nn.Sequential:
     """The demo's network: a pre-activation residual CNN for images of ten classes.
 
-    Args:
-        p: drop probability in every block.
-        widths: channels of each block.
-        channels: of an image.
-
     >>> sum(1 for module in build_net().modules() if isinstance(module, nn.Dropout))
     6
     """
@@ -118,10 +113,6 @@ class DemoResult:
 def run_demo(*, seeds: int = 5, epochs: int = 15) -> DemoResult:
     """Train one net a seed on the digits embedded in scikit-learn, and treat its statistics three ways.
 
-    Args:
-        seeds: number of nets, seeded 0, 1, ...
-        epochs: passes over the 1,000 training images.
-
     Returns:
         The shift of the first net and the test scores of all.
 
@@ -156,9 +147,6 @@ def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], epochs: int,
         batches: images and labels, which are pooled, and drawn anew in every epoch.
         epochs: passes over them.
         batch_size: images in a step.
-
-    Returns:
-        The net.
     """
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -64,12 +64,6 @@ def brief(error: BaseException, most: int = 200) -> str:
 def require(name: str, value: float | Tensor, holds: bool | Tensor, rule: str) -> None:
     """Refuse an argument that breaks a rule, with the first value that does.
 
-    Args:
-        name: what the argument is called.
-        value: a number or a tensor.
-        holds: whether the rule holds, of each value.
-        rule: the rule, and what to do.
-
     Raises:
         EvenkeelError: it does not hold.
 

@@ -1,4 +1,4 @@
-"""docs/integrations/recipes.md: every recipe runs as it stands, in at most ten lines, and leaves statistics that hold."""
+"""docs/integrations/recipes.md: every recipe runs as it is, in at most ten lines, and leaves statistics that hold."""
 
 import re
 from collections.abc import Callable

@@ -50,9 +50,6 @@ def branches_of(graph: LayerGraph) -> tuple[Branch, ...]:
     its own input (a dense block). There may be several beside a shortcut without weights. What makes maps smaller and
     larger again (a U-Net) is no branch.
 
-    Args:
-        graph: the graph.
-
     >>> import torch, evenkeel as ek
     >>> from torch import nn
     >>> class Block(nn.Module):

@@ -67,12 +67,7 @@ def graph_of(model: nn.Module, example: Any) -> LayerGraph:
 
 
 def runner(model: nn.Module, example: Any) -> tuple[Callable[[Any], Any], Any]:
-    """How the model is run on an example, and the inputs to run it with: what `record` takes.
-
-    Args:
-        model: the model.
-        example: as for `trace`.
-    """
+    """How the model is run on an example, and the inputs to run it with: what `record` takes."""
     if isinstance(example, Mapping):
         return lambda inputs: model(**inputs), dict(example)
     return lambda inputs: model(*inputs), example if isinstance(example, tuple) else (example,)
@@ -86,9 +81,6 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any, *, training
         run: makes one forward pass of the model and returns its outputs.
         inputs: what `run` is given, in any nesting; its tensors are the graph's inputs.
         training: in train mode, if that succeeds; or in eval mode.
-
-    Returns:
-        The graph.
 
     Raises:
         TraceError: as for `trace`.

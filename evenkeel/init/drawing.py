@@ -43,9 +43,6 @@ def fill_(matrix: Tensor, variance: float, distribution: Distribution, generator
             (orthogonal rows, or columns if there are more rows than columns), "normal" or "uniform".
         generator: of the matrix's device.
 
-    Returns:
-        The matrix.
-
     >>> fill_(torch.empty(4, 9), 2.0, "sphere", torch.Generator().manual_seed(0)).square().sum(1)
     tensor([18.0000, 18.0000, 18.0000, 18.0000])
     """

@@ -74,9 +74,6 @@ def choose_variances(
         mode: one of MODES.
         xavier: for hendrycks2016: its form for uniform weights, with fan_out at the second term.
         scales: extra factors of single layers' weights.
-
-    Returns:
-        The variances.
     """
     rules: dict[Mode, Rule] = {
         "forward": _forward,

@@ -61,9 +61,6 @@ class Checkpoint:
             path: a `.safetensors` file, or anything that `torch.load(weights_only=True)` reads: a state dict, or a
                 dictionary with one in it, such as `{"state_dict": ..., "epoch": 3}`.
 
-        Returns:
-            The checkpoint.
-
         Raises:
             EvenkeelError: no such file, damaged, more than tensors in it, or no state dict in it.
         """
@@ -83,9 +80,6 @@ class Checkpoint:
         """Load the weights into a model, every one of them, or none.
 
         Prefixes such as `module.` and `_orig_mod.` may differ, and of tied weights one may be left out of the file.
-
-        Args:
-            model: the model, changed in place.
 
         Raises:
             EvenkeelError: keys are missing, unexpected, or of another shape; the model is then as it was.

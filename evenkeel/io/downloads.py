@@ -100,9 +100,6 @@ def fetch(name: str, folder: str, home: Path | None) -> Path:
         folder: the sub-folder that the files belong in; of archives, the folder that they hold.
         home: the folder above it, made if need be; `cache_folder` if None.
 
-    Returns:
-        The folder above it.
-
     Raises:
         EvenkeelError: pooch is not installed, a file cannot be had, or it is not the published one; in one line that
             says where to put it by hand.

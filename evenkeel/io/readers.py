@@ -79,9 +79,6 @@ def read_set(name: str, *, data_dir: str | Path | None = None, download: bool = 
 def channel_moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel, exactly, from how often each pixel value occurs.
 
-    Args:
-        pixels: uint8, NCHW.
-
     Returns:
         Mean and deviation, float32, C, in units of the pixels; the deviation of a constant channel is given as 1.
 

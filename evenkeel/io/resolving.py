@@ -17,9 +17,6 @@ def resolve(target: str) -> Any:
         target: the name; dots after the colon are followed. Modules are also found in the current directory, which
             stays importable, as under `python -m`.
 
-    Returns:
-        The object.
-
     Raises:
         EvenkeelError: no such module, nothing of that name in it, or importing it raised; in one line.
 

@@ -55,9 +55,6 @@ def parse_shape(text: str) -> tuple[int, ...]:
     Args:
         text: sizes with an x between them, such as `3x224x224`.
 
-    Returns:
-        The sizes.
-
     Raises:
         EvenkeelError: the text is not of that form.
 
@@ -75,9 +72,6 @@ def parse_arguments(items: Iterable[str]) -> dict[str, object]:
 
     Args:
         items: each `name=value`; a value that is no Python literal stays a string.
-
-    Returns:
-        The values by name.
 
     Raises:
         EvenkeelError: an item is not of that form, or a name comes twice.

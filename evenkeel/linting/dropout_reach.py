@@ -43,10 +43,6 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
 
     The first one that feeds the last weight layers behind all norms is moved before these, one a head, where no dropout
     is yet; the others are removed.
-
-    Args:
-        graph: the graph.
-        dropouts: its dropouts.
     """
     noisy = [layer for layer in dropouts if not isinstance(layer.module, Uout)]
     harmless = {layer for layer in noisy if not norms_behind(graph, layer, through_weights=True)}

@@ -60,12 +60,6 @@ def overview() -> str:
 def write_pages(folder: str | Path) -> list[Path]:
     """Write a page for every rule, and README.md with the table of all.
 
-    Args:
-        folder: where to.
-
-    Returns:
-        The files written.
-
     Raises:
         EvenkeelError: the folder does not exist.
     """

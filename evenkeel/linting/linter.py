@@ -76,13 +76,7 @@ def wanted(guideline: str | None, select: Iterable[str], ignore: Iterable[str]) 
 
 
 def findings_of(model: nn.Module, example: Any, settings: Settings) -> list[Finding]:
-    """What `lint` finds, by settings.
-
-    Args:
-        model: the model.
-        example: as for `trace`.
-        settings: what is asked for.
-    """
+    """What `lint` finds, by settings."""
     with unwrapped(model) as plain:
         context = Context(plain, example)
         found = [
@@ -96,12 +90,7 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> list[Find
 
 
 def examine(context: Context, settings: Settings) -> list[Finding]:
-    """The findings that settings ask for, without the shifts predicted for them.
-
-    Args:
-        context: the model.
-        settings: what is asked for.
-    """
+    """The findings that settings ask for, without the shifts predicted for them."""
     rules = [r for r in ALL if settings.guideline in (None, r.guideline) and is_asked(r.code, settings)]
     if settings.select and not rules:
         codes, whose = ", ".join(settings.select), settings.guideline or "those not ignored"

@@ -59,12 +59,7 @@ class Rule:
 
 
 def rule(code: str, *, guideline: Guideline) -> Callable[[Callable[[Context], Iterable[Finding]]], Rule]:
-    """Make a function that finds offences a rule.
-
-    Args:
-        code: such as "EK201".
-        guideline: whose advice it is, one of `GUIDELINES`.
-    """
+    """Make a function that finds offences a rule."""
 
     def make(check: Callable[[Context], Iterable[Finding]]) -> Rule:
         return Rule(code, guideline, check, sys.modules[check.__module__])

@@ -34,9 +34,6 @@ def to_sarif(findings: Sequence[Finding], rules: Sequence[Rule], *, root: Path, 
         root: of the source tree, which a code scanning service takes for the root of the repository.
         version: evenkeel's.
 
-    Returns:
-        The log.
-
     Raises:
         EvenkeelError: a finding's rule is not among the rules.
 

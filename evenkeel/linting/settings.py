@@ -106,9 +106,6 @@ def chosen(code: str, path: str, settings: Settings) -> bool:
         settings: what is wanted. Where a code is both selected and ignored, the longer of the two beginnings counts,
             and ignoring if they are as long as each other; what is ignored at a path is not wanted there.
 
-    Returns:
-        Whether it is.
-
     >>> settings = Settings(select=("EK201",), ignore=("EK2",))
     >>> chosen("EK201", "drop", settings), chosen("EK202", "drop", settings)
     (True, False)

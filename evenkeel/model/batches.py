@@ -20,13 +20,6 @@ _NO_LENGTH = (TypeError, NotImplementedError, RuntimeError)  # of generators, st
 def call(model: nn.Module, batch: Any) -> Any:
     """Call the model on a batch: a tensor b as `model(b)`, a tuple or list as `model(b[0])`, a mapping as `model(**b)`.
 
-    Args:
-        model: the model.
-        batch: tensor, tuple, list or mapping.
-
-    Returns:
-        What the model returns.
-
     Raises:
         BatchError: the batch is none of these; `forward=lambda model, batch: ...` is the way for anything else.
     """
@@ -53,15 +46,6 @@ def inputs(batch: Any) -> Any:
 
 def forward_pass(model: nn.Module, batch: Any, number: int, forward: Forward | None = None) -> Any:
     """Run the model on a batch, naming the batch and the layer if that raises.
-
-    Args:
-        model: the model.
-        batch: the batch.
-        number: which batch it is, counted from 1.
-        forward: how to run it, if not by `call`.
-
-    Returns:
-        What the model returns.
 
     Raises:
         BatchError: the forward pass raised.

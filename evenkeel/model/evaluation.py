@@ -42,9 +42,6 @@ def evaluate(model: nn.Module, batches: Iterable[Any]) -> Score:
         model: returns logits, shape (samples, classes).
         batches: yields pairs of inputs and labels, the labels of shape (samples,) and integer.
 
-    Returns:
-        The score.
-
     Raises:
         BatchError: a batch is no such pair, or the model's output does not fit its labels.
 

@@ -20,9 +20,6 @@ def attach_(module: nn.Module, child: nn.Module, side: Literal["before", "after"
         side: "before": on the module's first argument; "after": on its output.
         name: under which the child is registered, with a number if there is one of that name.
 
-    Returns:
-        The child's name.
-
     >>> import torch
     >>> layer = nn.Linear(2, 2)
     >>> attach_(layer, nn.Dropout(0.5), "before", "input_dropout"), list(layer.state_dict())

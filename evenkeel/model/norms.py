@@ -22,12 +22,6 @@ def has_running_statistics(module: nn.Module) -> bool:
 def norms_of(model: nn.Module) -> dict[str, Norm]:
     """The model's norm layers with running statistics, by path.
 
-    Args:
-        model: the model.
-
-    Returns:
-        The modules, a shared one once.
-
     Raises:
         ModelError: there is none, or one holds no values.
 

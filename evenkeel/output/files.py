@@ -17,9 +17,6 @@ from evenkeel.errors import EvenkeelError, brief
 def atomic_write(path: Path) -> Generator[Path]:
     """Yield a temporary name beside a path, and rename it to the path if all went well.
 
-    Args:
-        path: of the file.
-
     Yields:
         Where to write it.
 

@@ -86,12 +86,7 @@ def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Sto
 
 
 def unanchored_dropouts(graph: LayerGraph, known: Mapping[str, Stored]) -> set[Layer]:
-    """Dropouts that act on a signal of unknown strength: the model's input, with no norm in between.
-
-    Args:
-        graph: the graph.
-        known: what `stored_before` found.
-    """
+    """Dropouts that act on a signal of unknown strength: the model's input, with no norm in between."""
     return {
         layer
         for layer in graph

@@ -58,12 +58,6 @@ def noises(shape: list[int], dim: int, keep: float, like: Tensor) -> list[Tensor
 
     It has two values, each as often as the other along the dimension, and in the second replica half of them change.
     A mask that keeps less than half would so become negative: it is drawn by chance.
-
-    Args:
-        shape: of the masks.
-        dim: the dimension of samples.
-        keep: the share that they keep.
-        like: for dtype and device.
     """
     if keep < 0.5:
         return [torch.full(shape, keep).bernoulli_().to(like) / keep for _ in range(2)]

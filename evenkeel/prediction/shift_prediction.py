@@ -168,10 +168,6 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
 def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     """Predict what every norm reads in train and in eval mode; the model is restored.
 
-    Args:
-        given: the model, and what is known of it.
-        plan: how to sample.
-
     Raises:
         ModelError: no norm is reached, or weights or statistics are not finite.
         TraceError: the forward pass raised.

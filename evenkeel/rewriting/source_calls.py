@@ -185,11 +185,6 @@ class Scope:
 def place_of(source: SourceCode, scope: Scope, change: Change) -> int:
     """How many of the calls in the line that can be meant end before the one that is.
 
-    Args:
-        source: the source that was run.
-        scope: what its names mean.
-        change: the change.
-
     Raises:
         RewriteError: there is none, or there are several, and it is not clear which.
     """
@@ -209,9 +204,6 @@ def edited(source: SourceCode, scope: Scope, change: Change, place: int | None =
         scope: what its names mean.
         change: the change.
         place: as `place_of` gave it before calls that end later were taken out; found anew if None.
-
-    Returns:
-        The source after it.
 
     Raises:
         RewriteError: as for `place_of`, or the call does not show its signal, or more than its value would change.

@@ -46,13 +46,6 @@ def activation_of(layer: Layer) -> Function:
 def activated(x: Signal, f: Function) -> Signal:
     """The signal after an elementwise function.
 
-    Args:
-        x: the signal before.
-        f: the function, of float64 tensors.
-
-    Returns:
-        The signal.
-
     Raises:
         ActivationError: f is not elementwise, or not finite.
     """

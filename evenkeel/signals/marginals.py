@@ -160,10 +160,6 @@ class Marginal:
 
         Given the sample, the sum is normal; its level is the elements' mean square, which itself varies by
         `(E x^4 - (E x^2)^2) / fan_in` around its expectation. Where gradients pass, one of the elements is stronger.
-
-        Args:
-            fan_in: how many elements are summed.
-            most: how many levels to tell apart.
         """
         if most == 1:
             all_moved = torch.ones_like(self.levels)[None]

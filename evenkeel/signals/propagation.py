@@ -82,9 +82,6 @@ def propagate(
         bordered: whether the zeros that padding adds count.
         choose: the variance of each weight layer's weights, asked for in execution order.
         gradients_at: layers whose gradients are wanted.
-
-    Returns:
-        The signals and gradients.
     """
     options = PropagationOptions(training, bordered, _is_levelled(graph), choose)
     signals: dict[Layer, Signal] = {}

@@ -47,11 +47,6 @@ class PropagationOptions:
 def transfer(layer: Layer, inputs: list[Signal], options: PropagationOptions) -> Signal:
     """The signal behind one layer.
 
-    Args:
-        layer: the layer.
-        inputs: the signals of `layer.inputs`.
-        options: how to propagate.
-
     Returns:
         The signal; not `known` if the layer or its input is not understood, until the next weights or norm.
     """

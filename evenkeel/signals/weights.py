@@ -59,9 +59,6 @@ class Weights:
 def weights_of(layer: Layer) -> Weights | None:
     """The weights of a weight layer; None if they are no parameter of the model but computed from others.
 
-    Args:
-        layer: a layer of kind WEIGHT.
-
     Returns:
         The weights. A convolution's fans count its kernel, its groups and, on the way out, its stride; an embedding's
         fan-in is 1.

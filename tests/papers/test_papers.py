@@ -15,7 +15,7 @@ import torch
 from labs import CPU
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.io.readers import Split
+from evenkeel.io.readers import LabelledImages
 from evenkeel.papers.catalogue import ALL, find
 from evenkeel.papers.lab.claims import Between, Equal, Within
 from evenkeel.papers.lab.images import Images
@@ -56,7 +56,7 @@ def blank(source):
     """Images of a source's shape, without any content."""
     shape, classes = SHAPES[source.name]
     shape = (shape[0], source.size or shape[1], source.size or shape[2])
-    split = Split(torch.empty(2, *shape, dtype=torch.uint8, device="meta"), torch.empty(2, device="meta"))
+    split = LabelledImages(torch.empty(2, *shape, dtype=torch.uint8, device="meta"), torch.empty(2, device="meta"))
     moments = torch.empty(shape[0], device="meta")
     return Images(split, None, split, moments, moments, classes)
 

@@ -22,10 +22,6 @@ _SVG: dict[Any, Any] = {
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as SVG and as PNG, both whole or neither; the same figure gives the same files.
 
-    Args:
-        figure: to write.
-        path: of both files, without their suffixes.
-
     Raises:
         EvenkeelError: a file cannot be written.
     """
@@ -40,14 +36,7 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as SVG; the same figure gives the same text.
-
-    Args:
-        figure: to draw.
-
-    Returns:
-        The whole file's text.
-    """
+    """A figure as SVG; the same figure gives the same text."""
     from matplotlib import rc_context
 
     figure.draw_without_rendering()

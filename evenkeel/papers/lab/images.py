@@ -45,9 +45,6 @@ class Images:
     def to(self, device: torch.device | str) -> Images:
         """The same images on a device.
 
-        Args:
-            device: where to.
-
         Returns:
             New images; those that lie there already are shared.
 
@@ -61,12 +58,6 @@ class Images:
 
     def standardize(self, pixels: Tensor) -> Tensor:
         """Take off each channel's training mean, and divide by its training deviation.
-
-        Args:
-            pixels: uint8, NCHW, of any of the splits.
-
-        Returns:
-            float32, NCHW.
 
         Raises:
             EvenkeelError: what was given are no bytes, and so may have been standardized before.
@@ -106,9 +97,6 @@ def load_images(
             of; as they are if None.
         data_dir: folder with the files, as for `read_set`.
         download: whether to download files that are missing.
-
-    Returns:
-        The images, on the CPU.
 
     Raises:
         EvenkeelError: there are fewer images than asked for, or the set cannot be read; in one line.
@@ -172,12 +160,6 @@ def augment(images: Tensor, generator: torch.Generator, *, pad: int = 4, flip: b
 
 def draws(count: int, generator: torch.Generator, pad: int, flip: bool) -> Tensor:
     """What `augment` draws: of each image, where its crop begins in the padded one, and whether it is mirrored.
-
-    Args:
-        count: number of images, N.
-        generator: what is drawn from.
-        pad: number of pixels on each side.
-        flip: whether images are mirrored at all.
 
     Returns:
         First row and first column, from 0 to twice the padding, and 0 or 1; int64, 3 x N, on the generator's device.

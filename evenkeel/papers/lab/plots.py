@@ -58,7 +58,7 @@ def profiles(
     Returns:
         The figure. A layer where no seed found a number is a gap.
 
-    ImageSource:
+    Source:
         Li et al. 2018, Figure 4; Hendrycks & Gimpel 2016, Figures 1 and 5, as variances.
 
     Raises:
@@ -105,7 +105,7 @@ def curves(
     Returns:
         The figure. A run that ended early or found no number counts as long as it has numbers.
 
-    ImageSource:
+    Source:
         Hendrycks & Gimpel 2016, Figure 2; Li et al. 2018, Figure 5.
 
     Raises:
@@ -153,7 +153,7 @@ def densities(
     Returns:
         The figure. A layer that is not finite is left out.
 
-    ImageSource:
+    Source:
         Hendrycks & Gimpel 2016, Figures 1 and 5.
 
     Raises:
@@ -207,7 +207,7 @@ def bars(
     Returns:
         The figure. Where some seed found no number there is a cross and no bar.
 
-    ImageSource:
+    Source:
         Li et al. 2018, Figure 4 and Tables 3, 4 and 6; Hendrycks & Gimpel 2016, Figure 4 and Table 2.
 
     Raises:

@@ -128,14 +128,7 @@ def read_reports(out: Path, experiments: Iterable[tuple[Paper, Experiment]]) -> 
 
 
 def to_markdown(reports: Sequence[ExperimentReport]) -> str:
-    """The claims of all reports as one table.
-
-    Args:
-        reports: of which.
-
-    Returns:
-        Lines of Markdown.
-    """
+    """The claims of all reports as one table."""
     rows = [("claim", "published", "ours", "scale", "seeds", "holds"), ("---",) * 6]
     for report in reports:
         where = f"{report.paper.name} {report.experiment.source}"
@@ -148,12 +141,6 @@ def to_markdown(reports: Sequence[ExperimentReport]) -> str:
 
 def to_html(reports: Sequence[ExperimentReport]) -> str:
     """One page that needs nothing else: tables, plots, published beside ours.
-
-    Args:
-        reports: to show.
-
-    Returns:
-        HTML.
 
     Raises:
         EvenkeelError: jinja2 or matplotlib is missing.

@@ -102,9 +102,6 @@ def train(
         hardware: on what; the first device found if None.
         progress: show a bar on the terminal.
 
-    Returns:
-        The trained network.
-
     Raises:
         EvenkeelError: lightning-fabric is missing, or the checkpoint cannot be read or written.
     """

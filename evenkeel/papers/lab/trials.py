@@ -119,11 +119,6 @@ class Trial:
 def perform(run: Run, workplace: Workplace, images: Images | None = None) -> dict[str, Any]:
     """Make a run.
 
-    Args:
-        run: which.
-        workplace: where.
-        images: those to train on, if they are at hand.
-
     Returns:
         Its record, as JSON holds it: the run's `spec()`, `history` (figures an epoch), `figures`, `versions`,
         `hardware` and `seconds` (of training, over all starts and for whomever it was, and of measuring).
