@@ -74,6 +74,7 @@ def test_fix_takes_a_graph():
         lambda net: setattr(net.drop, "p", 0.1),
         lambda net: setattr(net, "drop", nn.Dropout(0.5)),
         lambda net: net.drop.eval(),
+        lambda net: setattr(net.drop, "p", 0.0),
     ],
 )
 def test_a_graph_that_is_out_of_date_is_refused(change):
@@ -82,6 +83,15 @@ def test_a_graph_that_is_out_of_date_is_refused(change):
     change(net)
     with pytest.raises(ek.TraceError, match="out of date: 'drop'"):
         ek.predict_shift(net, graph)
+
+
+def test_a_graph_of_other_parameters_is_refused():
+    net = trained()
+    graph = ek.trace(net, X)
+    net.head.weight = nn.Parameter(torch.ones(2, 8))
+    with pytest.raises(ek.TraceError, match="out of date: 'head'"):
+        ek.init_(net, graph)
+    assert net.head.weight.eq(1).all()
 
 
 def test_a_graph_of_another_model_is_refused():

@@ -183,7 +183,7 @@ class LayerGraph:
             more = f" and {len(changed) - 1} more" if changed[1:] else ""
             raise TraceError(
                 f"the graph is out of date: {changed[0] or 'the model'!r}{more} was replaced, frozen, unfrozen or got "
-                "another drop rate after the trace: trace the model again"
+                "another drop rate or parameter after the trace: trace the model again"
             )
 
     def of(self, *kinds: Kind) -> tuple[Layer, ...]:
@@ -238,10 +238,15 @@ class LayerGraph:
 
 
 def _state_of(model: nn.Module) -> dict[str, tuple[object, ...]]:
-    """What a graph depends on in each module: which one it is, whether it is frozen, and its drop rate."""
+    """What a graph depends on in each module: which one it is, whether it is frozen, its parameters and drop rate."""
     frozen = frozen_in(model)
     return {
-        path: (module, module in frozen, *(getattr(module, name, None) for name in _RATES))
+        path: (
+            module,
+            module in frozen,
+            *map(id, module._parameters.values()),
+            *(getattr(module, r, None) for r in _RATES),
+        )
         for path, module in model.named_modules()
     }
 
