@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from evenkeel.errors import EvenkeelError
-from evenkeel.io.targets import similar
+from evenkeel.errors import EvenkeelError, similar
 from evenkeel.linting.rule import GUIDELINES, Rule
 from evenkeel.linting.rules import ALL
 from evenkeel.output.files import atomic_write

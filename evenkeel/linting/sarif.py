@@ -15,6 +15,7 @@ from urllib.parse import quote
 from evenkeel.errors import EvenkeelError
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.rule import Rule
+from evenkeel.output.files import finite
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _ADVICE_ONLY = "chen2019"  # its layers are an offer: a network without them has no fault
@@ -93,7 +94,7 @@ def _result(finding: Finding, index: int, root: Path) -> dict[str, Any]:
         "locations": [location],
         "partialFingerprints": prints,
         "properties": {
-            "shift": finding.shift if finding.shift is not None and math.isfinite(finding.shift) else None,
+            "shift": finite(finding.shift),
             "norm": finding.norm,
             "guideline": finding.guideline,
             "edits": [str(edit) for edit in finding.edits],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
@@ -87,8 +88,9 @@ class Report(Rows[Row_co]):
         """What holds for all rows together."""
         return {}
 
+    @abstractmethod
     def _cells(self) -> Cells:
-        raise NotImplementedError
+        """What its table shows."""
 
     def __rich__(self) -> Table:
         return table(self._cells())

@@ -295,7 +295,7 @@ def _bar(runs: Results, key: str, factor: float) -> tuple[float, float] | None:
     if not (values := runs.values(key)):
         return None
     several = len(values) > 1 and all(map(math.isfinite, values))
-    return runs.mean(key) * factor, runs.spread(key) * factor if several else 0.0
+    return runs.mean(key) * factor, runs.deviation(key) * factor if several else 0.0
 
 
 def _published(runs: Results, key: str, published: Mapping[str, Mapping[str, float]]) -> float | None:

@@ -165,8 +165,8 @@ def _inline(svg: str) -> str:
 
 
 def _found(runs: Results, column: Column) -> str:
-    mean, spread = runs.mean(column.key) * column.factor, runs.spread(column.key) * column.factor
+    mean, deviation = runs.mean(column.key) * column.factor, runs.deviation(column.key) * column.factor
     if not runs.values(column.key):
         return ""
     shown = f"{mean:.{column.digits}f}" if abs(mean) < 1e4 and (mean == 0 or abs(mean) >= 1e-3) else f"{mean:.3g}"
-    return shown if math.isnan(spread) else f"{shown} ± {spread:.2g}"
+    return shown if math.isnan(deviation) else f"{shown} ± {deviation:.2g}"

@@ -107,7 +107,7 @@ class Results(Rows[Record]):
         """A figure's mean over all runs; not a number if there is none."""
         return mean(values) if (values := self.values(key)) else math.nan
 
-    def spread(self, key: str) -> float:
+    def deviation(self, key: str) -> float:
         """A figure's standard deviation over all runs; not a number for fewer than two, or where one is none."""
         values = self.values(key)
         return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
