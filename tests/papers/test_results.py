@@ -125,14 +125,14 @@ def test_any_of_several_levels_will_do():
     assert not found.where(net=()) and not found.where(place=("a", "b"))
 
 
-def test_means_and_spreads_are_of_the_runs_that_have_the_figure():
+def test_means_and_deviations_are_of_the_runs_that_have_the_figure():
     rows = [a_record(seed, p=0.5)(x=float(seed)) for seed in range(4)] + [a_record(4, p=0.5)(y=1.0)]
     results = Results(rows)
     assert results.mean("x") == mean(range(4)) and results.deviation("x") == pytest.approx(stdev(range(4)))
     assert results.mean("y") == 1.0 and math.isnan(results.deviation("y"))
     assert math.isnan(results.mean("z")) and math.isnan(results.deviation("z"))
     diverged = results_of("x", {((0.5,), 0): 1.0, ((0.5,), 1): math.nan}, "p")
-    assert math.isnan(diverged.mean("x")) and math.isnan(diverged.spread("x"))
+    assert math.isnan(diverged.mean("x")) and math.isnan(diverged.deviation("x"))
 
 
 # tuning
