@@ -1,4 +1,4 @@
-"""What ek.lint says of models in use, and whether ek.fix mends it: all of torchvision's classifiers, and all of timm.
+"""What ek.lint says of models in use, and whether ek.fix repairs it: all of torchvision's classifiers, and all of timm.
 
     python -m benchmarks.lint [--library torchvision|timm|all] [--only PATTERN] [--resume] [--fix N]
         [--out results/lint.json]
@@ -25,7 +25,7 @@ from benchmarks.zoo import BUILDERS, LARGE, Row, build_model, failing_into, pars
 from evenkeel.linting.context import Context
 from evenkeel.linting.linter import examine, wanted
 
-GUIDELINES = ("li2018", "kim2023")
+GUIDELINES: tuple[ek.Guideline, ...] = ("li2018", "kim2023")
 RATES = ("p", "drop_rate", "drop_prob", "attn_drop_rate", "drop_path_rate", "dropout", "dropout_p")  # of modules
 
 
@@ -55,12 +55,12 @@ class Measure:
         return row
 
 
-def codes(model: nn.Module, example: Any, guideline: str) -> dict[str, int]:
+def codes(model: nn.Module, example: Any, guideline: ek.Guideline) -> dict[str, int]:
     """How many findings of each code there are."""
     return Counter(finding.code for finding in examine(Context(model, example), wanted(guideline, (), ())))
 
 
-def fixed(model: nn.Module, example: Any, guideline: str) -> Row:
+def fixed(model: nn.Module, example: Any, guideline: ek.Guideline) -> Row:
     """What fix makes of a model."""
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always", ek.UnappliedWarning)
@@ -100,16 +100,16 @@ def totals(rows: dict[str, Row]) -> Row:
 def figures(rows: list[Row]) -> Row:
     good = [row for row in rows if "error" not in row]
     found = Counter(code for row in good for codes in row["found"].values() for code in codes)
-    mended = {f"{row['model']} {g}": result for row in good for g, result in row.get("fixed", {}).items()}
+    repaired = {f"{row['model']} {g}": result for row in good for g, result in row.get("fixed", {}).items()}
     return {
         "models": len(rows),
         "failed": {row["model"]: row["error"] for row in rows if "error" in row},
         "models with findings, by code": dict(sorted(found.items())),
         "false alarms at zero rates": {r["model"]: r["false alarms"] for r in good if r["false alarms"]},
-        "fixed": len(mended),
-        "of these with nothing left": sum(not result["left"] for result in mended.values()),
-        "of these with other bits or keys": [m for m, r in mended.items() if not (r["same bits"] and r["same keys"])],
-        "left": {m: r["by hand"] or r["left"] for m, r in mended.items() if r["left"]},
+        "fixed": len(repaired),
+        "of these with nothing left": sum(not result["left"] for result in repaired.values()),
+        "of these with other bits or keys": [m for m, r in repaired.items() if not (r["same bits"] and r["same keys"])],
+        "left": {m: r["by hand"] or r["left"] for m, r in repaired.items() if r["left"]},
     }
 
 

@@ -10,6 +10,7 @@ from .errors import UnpredictedWarning as UnpredictedWarning
 from .graph.kinds import Kind as Kind
 from .graph.layer_graph import Layer as Layer
 from .graph.layer_graph import LayerGraph as LayerGraph
+from .graph.layer_graph import Until as Until
 from .graph.tracing import trace as trace
 from .init.drawing import Distribution as Distribution
 from .init.gains import Mode as Mode
@@ -43,6 +44,7 @@ from .prediction.shift_prediction import predict_shift as predict_shift
 from .rewriting.fix_report import FixReport as FixReport
 from .rewriting.fix_report import FixRow as FixRow
 from .rewriting.fixer import fix as fix
+from .signals.moments import Activation as Activation
 from .signals.moments import Moments as Moments
 from .signals.moments import activation_moments as activation_moments
 from .signals.propagation import MeanSquares as MeanSquares

@@ -160,9 +160,10 @@ def run(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_workflows_command_writes_a_log_with_the_lines_of_the_model(run):
     assert run(IN_WORKFLOW.replace("kim2023", "li2018")) == 1
-    log = json.loads(Path("evenkeel.linting.sarif").read_text(encoding="utf-8"))
+    log = json.loads(Path("evenkeel.sarif").read_text(encoding="utf-8"))
     assert SARIF.is_valid(log)
     places = [result["locations"][0]["physicalLocation"] for result in log["runs"][0]["results"]]
     line = NET.splitlines().index("        x = self.drop(x)") + 1
@@ -172,6 +173,7 @@ def test_the_workflows_command_writes_a_log_with_the_lines_of_the_model(run):
     } in places
 
 
+@pytest.mark.slow
 def test_exit_codes_are_those_of_the_page(run, capsys):
     command = "evenkeel lint mypackage.models:build_net --input 3x32x32"
     assert run(f"{command} --guideline li2018") == 1

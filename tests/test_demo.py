@@ -7,6 +7,8 @@ import evenkeel as ek
 from evenkeel.demo import TREATMENTS, DemoResult, build_net, run_demo
 from evenkeel.model.evaluation import Score
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_net_is_a_pre_activation_residual_net_with_dropout_before_each_last_norm():
     net = build_net(widths=(4, 4, 8))

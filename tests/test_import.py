@@ -20,11 +20,13 @@ def modules_after(code):
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
+@pytest.mark.slow
 def test_import_loads_nothing_of_weight():
     loaded = modules_after(LOADED)
     assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names <= {"evenkeel", "lazy_loader"}
 
 
+@pytest.mark.slow
 def test_a_verb_loads_torch_but_not_its_compiler():
     loaded = modules_after("import torch; " + LOADED.replace("print", "evenkeel.variance_shift; print"))
     heavy = {"torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "torch.testing"}
@@ -32,6 +34,7 @@ def test_a_verb_loads_torch_but_not_its_compiler():
     assert {name.partition(".")[0] for name in loaded} & {"rich", "typer", "matplotlib", "sklearn"} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["repair", "--help"], ["reproduce", "--help"]])
 def test_the_program_helps_without_torch(arguments):
     code = f"import sys\nfrom evenkeel.cli import app\napp({arguments}, standalone_mode=False)\nprint(*sys.modules)"
@@ -65,6 +68,7 @@ def test_public_classes_pickle_by_their_home():
     assert pickle.loads(pickle.dumps(row)) == row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["compat:update_bn", "hf:ReestimationCallback", "lightning:ReestimationCallback"])
 def test_what_users_import_in_training_scripts_is_there(door):
     module, name = door.split(":")

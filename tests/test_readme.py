@@ -21,12 +21,14 @@ def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", README, re.S)
 
 
+@pytest.mark.slow
 def test_the_second_program_prints_the_output_shown():
     program, shown = blocks("python")[1], blocks("text")[1]
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
     assert masked(run.stdout) == masked(shown)
 
 
+@pytest.mark.slow
 def test_the_program_prints_the_output_shown():
     pytest.importorskip("sklearn")
     program, shown = blocks("python")[0], blocks("text")[0]

@@ -128,6 +128,7 @@ def world():
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(many workers|tensorboardX|LeafSpec|logging interval)")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):

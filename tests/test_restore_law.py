@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from models import HABITS, Block, Spec, specs
-from snapshots import Snapshot
+from snapshots import Snapshot, places_of
 from torch import nn
 from zoo import ZOO
 
@@ -71,6 +71,7 @@ def run(verb: Callable[[nn.Module, list[Any]], Any], spec: Spec) -> tuple[list[s
     return changes, raised
 
 
+@pytest.mark.slow
 @read_only
 @given(spec=specs(fails=False))
 def test_a_read_only_verb_leaves_all_as_found(verb, spec):
@@ -78,6 +79,7 @@ def test_a_read_only_verb_leaves_all_as_found(verb, spec):
     assert changes == []
 
 
+@pytest.mark.slow
 @read_only
 @given(spec=specs(fails=True, running_statistics=True))
 def test_so_it_does_when_the_forward_raises_half_way(verb, spec):
@@ -86,6 +88,7 @@ def test_so_it_does_when_the_forward_raises_half_way(verb, spec):
     assert raised or spec.fails_after > 0
 
 
+@pytest.mark.slow
 @changing
 @given(spec=specs(fails=True, running_statistics=True))
 def test_a_verb_that_changes_the_model_changes_nothing_if_it_fails(verb, spec):
@@ -94,6 +97,7 @@ def test_a_verb_that_changes_the_model_changes_nothing_if_it_fails(verb, spec):
     assert changes == [] if raised else set(changes) <= statistics_of(spec)
 
 
+@pytest.mark.slow
 @changing
 @given(spec=specs(fails=False, running_statistics=True))
 @settings(max_examples=25)
@@ -104,10 +108,8 @@ def test_a_verb_that_changes_the_model_changes_statistics_only(verb, spec):
 
 def statistics_of(spec: Spec) -> set[str]:
     """The places where a snapshot sees the running statistics, and the mark that they were written."""
-    paths = [f"blocks.{i}.norm" for i in range(len(spec.blocks))]
-    states = {f"state_dict {path}.{name}" for path in paths for name in ("running_mean", "running_var")}
-    marks = {place for path in paths for place in (f"attributes {path}", f"attribute {path}:evenkeel_written")}
-    return states | marks | {f"attribute {path}:_buffers" for path in paths}
+    norms = [f"blocks.{i}.norm" for i in range(len(spec.blocks))]
+    return places_of([f"{path}.{name}" for path in norms for name in ("running_mean", "running_var")])
 
 
 # The law again without chance: every habit, every model of the zoo, every fault of the batches
@@ -163,6 +165,7 @@ def test_faulty_batches_change_nothing(verb, fault):
     assert before.changes() == []
 
 
+@pytest.mark.slow
 @given(spec=specs(fails=False, running_statistics=True))
 @settings(max_examples=15)
 def test_a_second_look_sees_the_same(spec):

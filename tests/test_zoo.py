@@ -12,6 +12,8 @@ from benchmarks import zoo
 from evenkeel.io.targets import load_target
 from evenkeel.model.norms import has_running_statistics
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = """
     torchvision:alexnet torchvision:vgg11_bn torchvision:googlenet torchvision:inception_v3 torchvision:squeezenet1_1
     torchvision:resnet18 torchvision:mnasnet0_5 torchvision:mobilenet_v3_small torchvision:shufflenet_v2_x0_5

@@ -106,7 +106,7 @@ class Context:
         return distrust(self.graph, norms_of(self.model))
 
     @cached_property
-    def powers(self) -> dict[Layer, MeanSquares]:
+    def mean_squares(self) -> dict[Layer, MeanSquares]:
         """Mean squares at every weight layer, in train and in eval mode, for weights as they are drawn."""
         try:
             return predict_mean_squares(self.graph)[0]
@@ -115,7 +115,7 @@ class Context:
             return {}
 
     def shift(self, norm: str) -> float | None:
-        """The variance that a norm is fed in eval mode over that in train mode; None if that would be a guess."""
+        """The variance that a norm reads in eval mode over that in train mode; None if that would be a guess."""
         guessed = self.prediction is None or (norm in self.prediction.unsure and norm not in self.distrusted)
         found = None if guessed or self.prediction is None else self.prediction.channels.get(norm)
         return float(found.eval_var.mean() / found.train_var.mean()) if found else None

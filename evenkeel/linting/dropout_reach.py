@@ -1,4 +1,4 @@
-"""Exposures: the dropouts whose noise reaches norms, and what takes them behind all norms, as li2018 asks."""
+"""DropoutReach: the dropouts whose noise reaches norms, and what takes them behind all norms, as li2018 asks."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ def out(tmp_path, monkeypatch):
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_runs_are_written_shown_skipped_and_reported(capsys, out):
     asked = ("reproduce", "hendrycks2016/moments", "--scale", "smoke", "--out", out, "--workers", 1)
     code, shown, _ = run(capsys, *asked)
@@ -41,6 +42,7 @@ def test_runs_are_written_shown_skipped_and_reported(capsys, out):
     assert "hendrycks2016/moments: Table 1, smoke scale" in run(capsys, "report", out)[1]
 
 
+@pytest.mark.slow
 def test_arms_and_seeds_can_be_chosen(capsys, out):
     asked = ("reproduce", "hendrycks2016/mnist", "--scale", "smoke", "--out", out, "--workers", 1)
     code, *_ = run(capsys, *asked, "--arms", "relu-0.5-ours-0.001", "--seeds", 1, "--accelerator", "cpu")

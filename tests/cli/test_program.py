@@ -64,6 +64,7 @@ def run(capsys, *arguments):
     return stop.value.code or 0, out, err
 
 
+@pytest.mark.slow
 def test_version_of_both_spellings():
     module = subprocess.run([sys.executable, "-m", "evenkeel", "--version"], capture_output=True, text=True, check=True)
     assert module.stdout.startswith("evenkeel 0.")
@@ -236,6 +237,7 @@ def test_explain_writes_pages(folder, capsys):
     assert sorted(p.name for p in (folder / "rules").iterdir()) == sorted(["README.md", *(f"{r.code}.md" for r in ALL)])
 
 
+@pytest.mark.slow
 def test_demo_small(folder, capsys):
     pytest.importorskip("sklearn")
     code, out, _ = run(capsys, "demo", "--seeds", "1", "--epochs", "1")

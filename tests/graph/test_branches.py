@@ -130,6 +130,7 @@ def test_the_innermost_branch_counts():
     assert innermost(branches, graph.of(ek.Kind.OUTPUT)[0]) is None
 
 
+@pytest.mark.slow
 def test_branches_agree_with_the_graph_on_every_join_of_two():
     """The slow twin: `LayerGraph.branch` walks, where branches are found by sets of bits."""
     graph = ek.trace(import_torchvision().models.resnet18(), torch.zeros(2, 3, 64, 64))
@@ -138,6 +139,7 @@ def test_branches_agree_with_the_graph_on_every_join_of_two():
         assert {branch.layers, branch.shortcut} == slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count", "picture", "pre"),
     [

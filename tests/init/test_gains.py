@@ -196,6 +196,7 @@ def test_frozen_norms_count_by_their_statistics(mode):
     assert frozen["2"] == pytest.approx(expected[mode], rel=5e-3)
 
 
+@pytest.mark.slow
 @given(widths=st.lists(st.integers(10, 60), min_size=3, max_size=5), p=st.floats(0, 0.7))
 @settings(max_examples=15)
 def test_chains_of_any_widths_keep_their_signal_or_their_errors(widths, p):

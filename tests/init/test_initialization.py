@@ -1,9 +1,7 @@
-"""init_: every mode's formula by hand on small nets, what is drawn and what is left alone, and the report."""
+"""init_: every mode's formula by hand on small nets, what is drawn, and what is left alone."""
 
 import copy
-import json
 import math
-from collections.abc import Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from initnets import Odd, Sum, mlp, residual_net
 from models import specs
 from snapshots import Snapshot
 from torch import nn
@@ -31,28 +30,6 @@ def variances(report):
 
 def mean_square(parameter):
     return float(parameter.detach().double().square().mean())
-
-
-def mlp(activation=nn.ReLU, widths=(40, 60, 80, 20), p=0.4):
-    layers = []
-    for index, (n_in, n_out) in enumerate(pairwise(widths)):
-        layers += [activation(), nn.Dropout(p)] * (index > 0)
-        layers.append(nn.Linear(n_in, n_out))
-    return nn.Sequential(*layers)
-
-
-class Sum(nn.Module):
-    """The sum of its branches."""
-
-    def __init__(self, *branches):
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x):
-        first, *others = [branch(x) for branch in self.branches]
-        for other in others:
-            first = first + other
-        return first
 
 
 class Together(Sum):
@@ -237,6 +214,7 @@ def test_backward_and_mean_at_a_junction_of_widths():
     assert chain["mean"] == pytest.approx([1, 2 / (0.5 + 0.25), 2 / (0.25 * 8 / 6 + 0.5)], rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(30, 40, 20, 50), (16, 12, 10, 14)])
 def test_backward_keeps_the_variance_of_errors_under_autograd(widths):
     """Law: with independent errors sent in at the output, every layer before receives the same variance, over draws."""
@@ -427,20 +405,6 @@ def test_a_frozen_bias_is_left_alone_while_its_weights_are_drawn():
     assert net[0].bias.eq(3).all() and net[1].bias.eq(0).all() and not torch.equal(net[0].weight, before)
 
 
-class Odd(nn.Module):
-    """Parameters that no weight layer reads as they are."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.rnn, self.head = nn.Linear(4, 4), nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
-        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
-        self.position, self.scale = nn.Parameter(torch.randn(1, 5, 4)), nn.Parameter(torch.ones(4))
-        self.unused = nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self.normed(self.head(self.rnn(self.scale * self.stem(x) + self.position)[0]))
-
-
 def test_computed_weights_and_parameters_out_of_reach_are_left_alone_and_noted():
     net = Odd()
     before = Snapshot(net)
@@ -547,6 +511,7 @@ def test_on_an_error_anywhere_the_model_is_as_before(monkeypatch, owner, name, c
     assert before.changes() == []
 
 
+@pytest.mark.slow
 @given(spec=specs(fails=True), mode=st.sampled_from(MODES))
 @settings(max_examples=8)
 def test_if_the_forward_raises_nothing_has_changed(spec, mode):
@@ -561,6 +526,7 @@ def test_if_the_forward_raises_nothing_has_changed(spec, mode):
     assert before.changes() == []
 
 
+@pytest.mark.slow
 @given(spec=specs(fails=False), weights=st.sampled_from(sorted(FILLS)))
 @settings(max_examples=12)
 def test_only_weights_and_biases_of_weight_layers_change(spec, weights):
@@ -692,16 +658,6 @@ def test_errors_say_what_is_wrong_and_what_to_do(make, options, error, message):
 # --- branch_scale -----------------------------------------------------------------------------------------------------
 
 
-def residual_net(blocks, norm=False, width=64):
-    def branch():
-        layers = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)]
-        return nn.Sequential(*layers, *[nn.BatchNorm1d(width)] * norm)
-
-    return nn.Sequential(
-        nn.Linear(width, width), *(Sum(nn.Identity(), branch()) for _ in range(blocks)), nn.Linear(width, 5)
-    )
-
-
 def test_a_number_scales_the_last_weights_of_every_branch():
     scaled, plain = residual_net(3), residual_net(3)
     ek.init_(scaled, torch.ones(2, 64), seed=0, branch_scale=0.3)
@@ -797,63 +753,6 @@ def test_even_is_one_over_the_root_of_the_number_of_branches(mode):
     without = mlp()
     ek.init_(without, torch.ones(2, 40), mode=mode, seed=0, branch_scale="even")
     assert alike(without.parameters(), bits(mlp(), mode=mode, seed=0))
-
-
-# --- the report -------------------------------------------------------------------------------------------------------
-
-
-def test_the_report_is_a_sequence():
-    report = ek.init_(mlp(), torch.ones(2, 40), mode="mean", weights="normal", seed=0)
-    assert isinstance(report, Sequence) and len(report) == 3 == len(list(report))
-    assert [row.name for row in report] == ["0", "3", "6"]
-    assert report[0] is next(iter(report)) and report[-1] is report.rows[2] and report[1:] == report.rows[1:]
-    assert report[1] in report and report.index(report[1]) == 1
-    with pytest.raises(IndexError):
-        report[3]
-    assert (report.mode, report.weights) == ("mean", "normal")
-    assert repr(report) == "InitReport(3 weight layers, mode='mean', weights='normal')"
-
-
-def test_the_report_prints_as_a_table():
-    net = Odd()
-    report = ek.init_(net, torch.ones(2, 5, 4), seed=0)
-    lines = str(report).splitlines()
-    assert lines[0].split() == "layer before after gain train var eval var train grad var eval grad var".split()
-    for row in report:
-        (line,) = [line for line in lines[2 : 2 + len(report)] if line.split()[0] == row.name]
-        assert f"{row.gain:.4f}" in line and f"{row.predicted.train_variance:.3g}" in line
-    shown = " ".join(str(report).split())
-    assert report.untouched and report.unsure
-    assert all(reason in shown for reason in (*report.untouched.values(), *report.unsure.values()))
-
-
-def test_rows_say_what_stands_around_a_layer():
-    report = ek.init_(mlp(nn.GELU), torch.ones(2, 40), seed=0)
-    assert [(row.before, row.after) for row in report] == [
-        ("input", "gelu, dropout p=0.4, linear"),
-        ("dropout p=0.4, gelu, linear", "gelu, dropout p=0.4, linear"),
-        ("dropout p=0.4, gelu, linear", "output"),
-    ]
-    assert [(row.fan_in, row.fan_out) for row in report] == [(40, 60), (60, 80), (80, 20)]
-    assert not report.untouched and not report.unsure
-
-
-@pytest.mark.parametrize("make", [mlp, lambda: residual_net(2, norm=True)])
-def test_the_report_gives_plain_data(make):
-    net = make()
-    report = ek.init_(net, torch.ones(4, net[0].in_features), mode="hendrycks2016", seed=0)
-    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert data.keys() == {"mode", "weights", "rows", "untouched", "unsure", "notes"}
-    assert (data["mode"], data["weights"], data["notes"]) == ("hendrycks2016", "sphere", list(report.notes))
-    for row, plain in zip(report, data["rows"], strict=True):
-        assert plain["name"] == row.name and plain["gain"] == row.gain
-        assert plain["predicted"]["eval_grad_variance"] == row.predicted.eval_grad_variance
-
-
-def test_the_report_of_computed_weights_is_json_too():
-    """JSON knows no nan, and readers of other languages refuse it."""
-    data = ek.init_(Odd(), torch.ones(2, 5, 4), seed=0).to_dict()
-    assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
 # --- models of all sorts ----------------------------------------------------------------------------------------------

@@ -286,6 +286,7 @@ def test_frozen_parameters_are_measured_too():
 GENERATED = settings(max_examples=20, phases=(Phase.explicit, Phase.generate))
 
 
+@pytest.mark.slow
 @given(spec=specs(fails=False))
 @GENERATED
 def test_it_leaves_all_as_found(spec):
@@ -298,6 +299,7 @@ def test_it_leaves_all_as_found(spec):
     assert all(map(torch.equal, batches, kept)) and not any(b.requires_grad for b in batches)
 
 
+@pytest.mark.slow
 @given(spec=specs(fails=True))
 @GENERATED
 def test_so_it_does_when_the_forward_raises(spec):
@@ -432,6 +434,7 @@ def test_the_report_as_a_table(report):
     assert rest[-1].strip() == "means over 128 samples; predicted without data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG"), ("", b"\x89PNG")])
 def test_the_plot_is_one_whole_file(report, tmp_path, suffix, start):
     path = tmp_path / f"signals{suffix}"

@@ -13,6 +13,8 @@ import evenkeel as ek
 transformers = pytest.importorskip("transformers")
 from evenkeel.integrations.hf import ReestimationCallback  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 X, Y = samples(64)
 DATA = [{"x": x, "labels": label} for x, label in zip(X, Y, strict=True)]
 

@@ -16,7 +16,7 @@ from evenkeel.integrations.lightning import ReestimationCallback  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 # Lightning's advice on workers and frozen layers, and its own use of torch
-pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|in eval mode|LeafSpec)")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*(many workers|in eval mode|LeafSpec)")]
 
 
 class Module(lightning.LightningModule):

@@ -98,6 +98,7 @@ def test_every_set_of_files_has_a_source_and_nothing_else_has():
         assert all(len(bytes.fromhex(checksum)) == 16 for checksum in source.files.values())
 
 
+@pytest.mark.slow
 def test_checksums_are_those_that_torchvision_knows():
     from torchvision.datasets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 

@@ -154,6 +154,7 @@ def test_a_library_without_that_model_suggests_three(monkeypatch, name, module, 
     assert "list_models() lists 3" in refusal(f"{name}:qqq")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet18", "resnet18.a1_in1k"])
 def test_a_library_that_refuses_the_arguments_is_told_apart_from_one_without_the_model(monkeypatch, model):
     def refuse(name, pretrained, num_classes):

@@ -174,6 +174,7 @@ def test_copies_and_state():
     assert type(nn.SyncBatchNorm.convert_sync_batchnorm(layer).norm) is nn.SyncBatchNorm
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_break():
     layer = IC(3, p=0.3)
     twin = copy.deepcopy(layer)

@@ -303,6 +303,7 @@ def test_betas_out_of_range_are_refused(beta):
 # Transforms and copies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_it_compiles_without_a_break(backend):
     model = nn.Sequential(Uout(0.5))
@@ -321,6 +322,7 @@ def test_it_compiles_without_a_break(backend):
     assert torch.equal(compiled(x), x)
 
 
+@pytest.mark.slow
 def test_it_compiles_for_several_betas_and_sizes():
     torch._dynamo.reset()
     compiled = torch.compile(uout, fullgraph=True, backend="eager")

@@ -8,10 +8,11 @@ from torch import nn
 import evenkeel as ek
 from evenkeel.linting import context as module
 from evenkeel.linting.context import Context
+from evenkeel.linting.rules.ek102_statistics_carry_dropout import statistics_carry_dropout
 
 X = torch.zeros(2, 4)
 READINGS = (
-    "graph", "eval_graph", "branches", "dropouts", "reaches", "gating", "prediction", "distrusted", "powers",
+    "graph", "eval_graph", "branches", "dropouts", "reaches", "gating", "prediction", "distrusted", "mean_squares",
 )  # fmt: skip
 
 
@@ -33,6 +34,13 @@ def test_nothing_is_read_before_it_is_asked_for(monkeypatch):
     for name in ("graph_of", "record", "predict", "predict_mean_squares"):
         monkeypatch.setattr(module, name, None)
     Context(net(), X)
+
+
+def test_a_model_whose_norms_are_all_repaired_is_not_predicted(monkeypatch):
+    rule = statistics_carry_dropout
+    context = Context(rule.module.good(), torch.zeros(rule.module.EXAMPLE))
+    monkeypatch.setattr(module, "predict", None)
+    assert list(rule.findings(context)) == []
 
 
 def test_the_graphs_are_of_both_modes_whatever_the_models():

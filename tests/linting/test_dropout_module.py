@@ -1,4 +1,4 @@
-"""dropout_like: a module that makes the noise of a recorded dropout, or none where nothing tells which noise it is."""
+"""dropout_like: a module that makes the noise of a recorded dropout, or none where that noise is not known."""
 
 import pytest
 import torch

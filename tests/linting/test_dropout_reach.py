@@ -1,15 +1,12 @@
-"""Exposures: which dropouts reach norms, directly or through weights, and where li2018 has them instead."""
+"""DropoutReach: which dropouts reach norms, directly or through weights, and where li2018 has them instead."""
 
 import pytest
 import torch
-from hypothesis import given, settings
 from made import Made
-from residuals import specs
 from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.graph.queries import norms_behind
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Insert, Move, Remove
 
@@ -156,25 +153,3 @@ def test_of_several_heads_each_gets_one():
 def test_without_weights_behind_the_last_norm_there_is_no_edit(tail):
     (reach,) = reaches(nn.Sequential(linear(), nn.Dropout(0.5), linear(), norm(), *tail))
     assert reach.edits == ()
-
-
-def slow_norms_behind(graph, layer, *, through_weights):
-    """The oracle: every path by itself, one layer at a time."""
-    found, paths = set(), [[user] for user in layer.users]
-    while paths:
-        path = paths.pop()
-        if path[-1].stores:
-            found.add(path[-1])
-        elif through_weights or path[-1].kind is not ek.Kind.WEIGHT:
-            paths += [[*path, user] for user in path[-1].users]
-    return tuple(layer for layer in graph if layer in found)
-
-
-@given(spec=specs)
-@settings(max_examples=10)
-def test_norms_behind_agrees_with_the_walk_of_every_path(spec):
-    graph = ek.trace(spec.build(), spec.example())
-    for layer in graph.of(ek.Kind.DROPOUT, ek.Kind.JOIN, ek.Kind.INPUT):
-        for through in (True, False):
-            expected = slow_norms_behind(graph, layer, through_weights=through)
-            assert norms_behind(graph, layer, through_weights=through) == expected

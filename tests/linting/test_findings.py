@@ -1,4 +1,4 @@
-"""Findings as text and as plain data, and rules by what their file says."""
+"""Findings as text and as plain data."""
 
 import json
 
@@ -7,18 +7,15 @@ import torch
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Remove
 from evenkeel.linting.findings import summary
-from evenkeel.linting.rule import GUIDELINES, Rule, rule
-from evenkeel.linting.rules import ALL
 
 
 def finding(**changes):
     given = {
         "path": "block.drop",
         "message": "it offends.",
-        "advice": "Mend it.",
+        "advice": "Move it.",
         "code": "EK201",
         "guideline": "li2018",
     }
@@ -28,11 +25,11 @@ def finding(**changes):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "EK201 block.drop: it offends. Mend it."),
-        ({"file": "/a/b/net.py", "line": 7}, "EK201 block.drop (net.py:7): it offends. Mend it."),
-        ({"shift": 0.5}, "EK201 block.drop: it offends. Mend it. [predicted eval/train 0.50]"),
-        ({"shift": 0.004, "norm": "bn"}, "EK201 block.drop: it offends. Mend it. [predicted eval/train 0.00 at bn]"),
-        ({"norm": "bn"}, "EK201 block.drop: it offends. Mend it."),
+        ({}, "EK201 block.drop: it offends. Move it."),
+        ({"file": "/a/b/net.py", "line": 7}, "EK201 block.drop (net.py:7): it offends. Move it."),
+        ({"shift": 0.5}, "EK201 block.drop: it offends. Move it. [predicted eval/train 0.50]"),
+        ({"shift": 0.004, "norm": "bn"}, "EK201 block.drop: it offends. Move it. [predicted eval/train 0.00 at bn]"),
+        ({"norm": "bn"}, "EK201 block.drop: it offends. Move it."),
     ],
 )
 def test_a_finding_in_a_line(changes, text):
@@ -58,7 +55,7 @@ def test_at_takes_place_and_line_from_the_layer():
 
     (layer,) = ek.trace(Net(), torch.ones(1, 2)).of(ek.Kind.DROPOUT)
     edit = Remove(layer)
-    found = ek.Finding.at(layer, "it offends.", "Mend it.", edit, norm="bn")
+    found = ek.Finding.at(layer, "it offends.", "Move it.", edit, norm="bn")
     assert (found.path, found.file, found.line, found.edits, found.norm) == (
         "dropout", __file__, Net.forward.__code__.co_firstlineno + 1, (edit,), "bn",
     )  # fmt: skip
@@ -76,21 +73,3 @@ def test_at_takes_place_and_line_from_the_layer():
 def test_a_summary_has_a_line_each_and_counts(guidelines, last):
     findings = [finding(guideline=name, path=str(i)) for i, name in enumerate(guidelines)]
     assert summary(findings).split("\n") == [*map(str, findings), last]
-
-
-def test_a_rule_puts_its_code_and_guideline_on_what_it_finds():
-    @rule("EK999", guideline="li2018")
-    def too_many_layers(context):
-        yield ek.Finding("", f"there are {len(context.graph)} layers.", "Take some out.")
-
-    assert isinstance(too_many_layers, Rule) and too_many_layers.name == "too-many-layers"
-    (found,) = too_many_layers.findings(Context(nn.Linear(2, 2), torch.ones(1, 2)))
-    assert str(found) == "EK999 : there are 3 layers. Take some out." and found.guideline == "li2018"
-    assert too_many_layers.text == __doc__.strip()
-
-
-def test_codes_and_names_of_rules_are_unique_and_guidelines_all_have_some():
-    assert len({r.code for r in ALL}) == len({r.name for r in ALL}) == len(ALL)
-    assert {r.guideline for r in ALL} == set(GUIDELINES)
-    for r in ALL:
-        assert r.text.startswith(f"{r.code}: {r.summary}")

@@ -47,6 +47,7 @@ def found(model, *codes, example=X, guideline=None):
 # The laws
 
 
+@pytest.mark.slow
 @given(spec=specs)
 @settings(max_examples=8)
 def test_both_modes_have_the_same_findings(spec):
@@ -56,6 +57,7 @@ def test_both_modes_have_the_same_findings(spec):
     assert first == second
 
 
+@pytest.mark.slow
 def test_so_has_every_rules_example_shifts_included():
     for rule in ALL:
         model, example = rule.module.bad(), torch.zeros(rule.module.EXAMPLE)
@@ -64,6 +66,7 @@ def test_so_has_every_rules_example_shifts_included():
         assert first == second != []
 
 
+@pytest.mark.slow
 @given(spec=specs)
 @settings(max_examples=5)
 def test_nothing_changes(spec):

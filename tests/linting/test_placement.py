@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.graph.queries import is_global_average, source_of
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Move
 from evenkeel.linting.placement import caveat, dropouts_on, in_words, is_well_placed, kept, move_into
@@ -94,59 +93,6 @@ def test_a_caveat_where_the_activation_does_not_commute_with_dropout(act, said):
 def test_no_caveat_behind_a_norm():
     (branch,) = subject_of("post", [1], act=nn.GELU()).branches
     assert caveat(branch) == ""
-
-
-# What a layer reads
-
-
-def graph_of(run, shape=(2, 4, 8, 8)):
-    return ek.trace(Made(lambda _, x: run(x)), torch.zeros(shape))
-
-
-def test_a_source_is_found_behind_what_only_passes_it_on():
-    graph = graph_of(lambda x: F.dropout(x.relu().flatten(1).view(2, -1).contiguous(), 0.5))
-    assert source_of(graph["dropout"]) is graph["relu"]
-    assert source_of(graph["relu"]).kind is ek.Kind.INPUT
-    assert source_of(graph["dropout"], lambda layer: layer.kind is ek.Kind.ACTIVATION) is graph["contiguous"]
-
-
-def test_inputs_and_what_reads_two_signals_have_no_source():
-    graph = graph_of(lambda x: x.relu() + x.tanh())
-    assert source_of(graph["add"]) is None
-    assert source_of(graph.of(ek.Kind.INPUT)[0]) is None
-
-
-POOLS = {
-    "adaptive, 1": (lambda x: F.adaptive_avg_pool2d(x, 1), True),
-    "adaptive, (1, 1)": (nn.AdaptiveAvgPool2d((1, 1)), True),
-    "mean": (lambda x: x.mean((2, 3)), True),
-    "mean, kept": (lambda x: x.mean((-2, -1), keepdim=True), True),
-    "torch.mean": (lambda x: torch.mean(x, dim=(2, 3)), True),
-    "mean of flat positions": (lambda x: x.flatten(2).mean(-1), True),
-    "average of all that there is": (lambda x: F.avg_pool2d(x, 8), True),
-    "module, of all that there is": (nn.AvgPool2d(8), True),
-    "average of a part": (nn.AvgPool2d(4), False),
-    "adaptive, 7": (nn.AdaptiveAvgPool2d(7), False),
-    "maximum": (nn.AdaptiveMaxPool2d(1), False),
-    "maximum of all that there is": (lambda x: F.max_pool2d(x, 8), False),
-    "amax": (lambda x: x.amax((2, 3)), False),
-    "of channels": (lambda x: x.mean(1, keepdim=True), False),
-    "of positions in a row": (lambda x: x.mean(3), False),
-}
-
-
-@pytest.mark.parametrize("name", POOLS)
-def test_a_global_average_leaves_one_position(name):
-    run, expected = POOLS[name]
-    (pool,) = ek.trace(
-        nn.Sequential(run if isinstance(run, nn.Module) else Made(lambda _, x: run(x))), torch.zeros(2, 4, 8, 8)
-    ).of(ek.Kind.POOL)
-    assert is_global_average(pool) is expected
-
-
-def test_nothing_and_what_is_no_pool_are_no_average():
-    assert not is_global_average(None)
-    assert not any(is_global_average(layer) for layer in graph_of(lambda x: x.relu()))
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_several_run_in_the_order_in_which_they_came():
     assert layer(torch.zeros(1)).item() == 1234
 
 
+@pytest.mark.slow
 @both
 def test_compiled_it_returns_the_same_bits(side):
     layer, _ = attached(side)

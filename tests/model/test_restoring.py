@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 
@@ -14,9 +12,7 @@ from snapshots import Snapshot
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.model.buffers import is_as_written, put_back_, write_buffers_
 from evenkeel.model.restoring import restored
-from evenkeel.model.wrappers import unwrapped
 
 
 class Keeper(nn.Module):
@@ -169,35 +165,6 @@ def test_parameters_written_by_the_body_are_restored():
     assert before.changes() == []
 
 
-def test_unwrapped_gives_an_ordinary_model_itself():
-    model = nn.Linear(2, 2)
-    with unwrapped(model) as plain:
-        assert plain is model
-
-
-# the compiler's own import in torch 2.13
-compiles = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-
-
-@compiles
-def test_unwrapped_opens_a_compiled_model():
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    with unwrapped(torch.compile(model)) as plain:
-        assert plain is model
-
-
-@compiles
-def test_compiled_models_and_parts_are_seen_through():
-    x = torch.ones(3, 2)
-    whole = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
-    assert str(ek.trace(torch.compile(whole), x)) == "i W D N o"
-    part = nn.Sequential(torch.compile(nn.Linear(2, 2)), nn.ReLU())
-    assert str(ek.trace(part, x)) == "i W A o"
-    in_place = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    in_place[0].compile()
-    assert str(ek.trace(in_place, x)) == "i W A o"
-
-
 def test_tensors_that_were_resized_come_back():
     model = nn.BatchNorm1d(2)
     model.register_buffer("range", torch.zeros(0))
@@ -221,111 +188,3 @@ def test_what_cannot_come_back_keeps_nothing_else_from_it():
         model.eval()
         model[0].kept._base.fill_(1.0)
     assert model.training and model[1].training
-
-
-# Buffers written, and the marks that tell
-
-
-def trained():
-    norm = nn.BatchNorm1d(3)
-    for _ in range(5):
-        norm(1 + 2 * torch.randn(64, 3))
-    return norm
-
-
-def written():
-    norm = trained()
-    write_buffers_({(norm, "running_mean"): torch.zeros(3), (norm, "running_var"): torch.full((3,), 0.5)})
-    return norm
-
-
-def test_what_is_written_is_in_the_same_tensors_and_known():
-    norm = trained()
-    mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked.clone()
-    assert not is_as_written(norm)
-    write_buffers_({(norm, "running_var"): torch.full((3,), 0.5)})
-    assert norm.running_mean is mean and norm.running_var is var
-    assert var.tolist() == [0.5] * 3 and torch.equal(norm.num_batches_tracked, count)
-    assert is_as_written(norm)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_values_are_known_in_every_dtype(dtype):
-    norm = nn.BatchNorm1d(64).to(dtype)
-    write_buffers_({(norm, name): torch.rand(64, dtype=torch.float64) for name in ("running_mean", "running_var")})
-    assert is_as_written(norm)
-
-
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
-def test_copies_and_pickles_keep_the_mark_each_its_own(twin):
-    norm = written()
-    other = twin(norm)
-    assert is_as_written(other)
-    other.running_var.mul_(2)
-    assert is_as_written(norm) and not is_as_written(other)
-
-
-def test_a_state_dict_carries_no_mark_and_loading_one_clears_it():
-    assert list(written().state_dict()) == list(nn.BatchNorm1d(3).state_dict())
-    fresh = nn.BatchNorm1d(3)
-    fresh.load_state_dict(written().state_dict())
-    assert not is_as_written(fresh)
-    norm = written()
-    norm.load_state_dict(trained().state_dict())
-    assert not is_as_written(norm)
-
-
-def test_training_on_clears_the_mark_and_evaluation_does_not():
-    norm = written().eval()
-    norm(torch.randn(64, 3))
-    assert is_as_written(norm)
-    norm.train()(torch.randn(64, 3))
-    assert not is_as_written(norm)
-
-
-@pytest.mark.parametrize(
-    "change", [lambda m: m.half().float(), lambda m: m.to("cpu"), lambda m: m.requires_grad_(False)]
-)
-def test_moves_and_casts_keep_it(change):
-    assert is_as_written(change(written()))
-
-
-def test_undoing_restores_every_bit_and_attribute():
-    norm = trained()
-    before = Snapshot(norm)
-    held = write_buffers_({(norm, "running_mean"): torch.zeros(3), (norm, "running_var"): torch.ones(3)})
-    assert before.changes() != []
-    put_back_(held)
-    assert before.changes() == [] and not is_as_written(norm)
-
-
-def test_undoing_the_second_restores_the_first_with_its_mark():
-    norm = written()
-    before = Snapshot(norm)
-    put_back_(write_buffers_({(norm, "running_mean"): torch.ones(3)}))
-    assert before.changes() == [] and is_as_written(norm)
-
-
-def test_what_two_writes_wrote_to_one_module_is_known_together():
-    norm = trained()
-    for name in ("running_mean", "running_var"):
-        write_buffers_({(norm, name): torch.ones(3)})
-    assert is_as_written(norm)
-    norm.running_mean.add_(1)
-    assert not is_as_written(norm)
-
-
-def test_only_the_modules_written_to_are_marked():
-    model = nn.Sequential(trained(), trained())
-    write_buffers_({(model[0], "running_mean"): torch.zeros(3)})
-    assert [is_as_written(norm) for norm in model] == [True, False]
-    assert not is_as_written(model) and not is_as_written(nn.ReLU())
-
-
-def test_tensors_of_inference_mode_are_written_and_put_back():
-    with torch.inference_mode():
-        norm = nn.BatchNorm1d(3)
-    held = write_buffers_({(norm, "running_mean"): torch.ones(3)})
-    assert is_as_written(norm)
-    put_back_(held)
-    assert norm.running_mean.tolist() == [0, 0, 0]

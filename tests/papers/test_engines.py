@@ -47,6 +47,7 @@ def expected_of(runs, folder):
 # on this machine
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_does_and_a_lost_one_is_replaced(tmp_path):
     runs = runs_that_die_once(tmp_path)
     expected = expected_of(runs, tmp_path / "here")
@@ -189,6 +190,7 @@ def test_a_process_sees_the_gpus_of_its_place(monkeypatch):
 # on Ray
 
 
+@pytest.mark.slow
 def test_ray_finds_what_one_process_does_and_makes_lost_runs_anew(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

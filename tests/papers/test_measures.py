@@ -21,6 +21,8 @@ from evenkeel.papers.lab.training import Trained
 from evenkeel.papers.lab.trials import Trial
 from evenkeel.prediction import correction
 
+pytestmark = pytest.mark.slow
+
 WITH_VALIDATION = replace(SOURCE, validation=32)
 TRAINING = a_training(
     noisy(WRN, "a"), source=WITH_VALIDATION, epochs=3, lr=0.05, augment=True, snapshots=(0.34,), weight_decay=1e-3

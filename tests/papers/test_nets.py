@@ -234,6 +234,7 @@ def test_convolutions_start_at_hes_normal_by_fan_out():
             assert (module.bias == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["vgg", "preresnet", "densenet"])
 def test_a_net_compiles_into_one_graph(net):
     module = tiny(net, **({} if net == "vgg" else {"places": "b", "noise": HALF})).eval()

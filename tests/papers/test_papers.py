@@ -134,6 +134,7 @@ def test_smoke_needs_no_files(name):
     assert all(training.recipe.epochs <= 2 for training in trainings if training)
 
 
+@pytest.mark.slow
 def test_every_net_can_be_built_for_its_images():
     """At full scale; of those that differ in an amount of noise only, one."""
     kinds = {}
@@ -156,6 +157,7 @@ def test_every_net_can_be_built_for_its_images():
             assert first.in_channels == images.shape[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "millions"), [("preresnet", "1.70"), ("resnext", "34.43"), ("wrn", "36.48"), ("densenet", "0.77")]
 )
@@ -252,6 +254,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.mark.slow
 @every
 def test_a_smoke_run_finds_every_figure_that_is_shown_or_claimed(name, out, monkeypatch):
     monkeypatch.setattr(correction, "_ELEMENTS", 1 << 20)  # a small sample finds no less

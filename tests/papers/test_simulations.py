@@ -35,6 +35,7 @@ def growth(values):
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("init", "keep", "forward", "eval_mode", "backward"),
     [

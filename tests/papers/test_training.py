@@ -32,6 +32,8 @@ from evenkeel.papers.lab.training import (
     score,
 )
 
+pytestmark = pytest.mark.slow
+
 # All that an outcome hangs on: order, crops, masks, momentum, rates, norms
 NOISY = a_training(
     noisy(WRN, "a"), epochs=3, optimizer="nesterov", lr=0.05, augment=True, milestones=(1 / 3,), snapshots=(1 / 3,)

@@ -13,7 +13,6 @@ from evenkeel.graph.tracing import record
 from evenkeel.model.flags import set_modes
 from evenkeel.model.norms import norms_of
 from evenkeel.model.restoring import restored
-from evenkeel.prediction.random_inputs import random_field
 from evenkeel.prediction.replicas import COUNT
 from evenkeel.prediction.sampling import SamplingPlan, sample
 
@@ -256,79 +255,9 @@ def test_inputs_that_are_no_floats_are_drawn_from_the_example():
     assert factor == 2
 
 
-@pytest.mark.parametrize(
-    "shape", [(4000, 6), (500, 3, 32), (300, 3, 16, 16), (50, 2, 8, 8, 8), (1000,), (200, 3, 1, 1)]
-)
-def test_random_inputs_are_standardized_and_smooth(shape):
-    torch.manual_seed(0)
-    x = random_field(shape)
-    assert x.shape == shape and x.isfinite().all()
-    assert float(x.square().mean()) == pytest.approx(1, rel=1e-3)
-    assert abs(float(x.mean())) < 0.15
-    if x.shape[-1] > 1 and len(shape) > 2:
-        neighbours = float((x[..., 1:] * x[..., :-1]).mean())
-        assert neighbours > 0.3
-    contrast = x.flatten(1).square().mean(1).sqrt() if x.dim() > 1 else x
-    assert float(contrast.std() / contrast.mean()) > 0.2
-
-
 def test_large_models_get_fewer_samples():
     small, large = nn.Sequential(nn.Conv2d(3, 2, 1)), nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 1))
     few, many = (sampled(m, torch.zeros(1, 3, 16, 16), elements=1 << 20)[0].samples for m in (large, small))
     assert 4 <= few < many <= 4096
     assert few * COUNT * 64 * 256 * 2 <= 1 << 20
     assert math.isclose(few, (1 << 20) / COUNT / (256 * (3 + 64 + 64)), rel_tol=0.2)
-
-
-class Bayesian(nn.Module):
-    """Dropout stays on in eval mode."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear, self.norm = nn.Linear(16, 64), nn.BatchNorm1d(64, momentum=1.0)
-
-    def forward(self, x):
-        return self.norm(F.dropout(self.linear(x), 0.5))
-
-
-class Shared(Bayesian):
-    """One mask for the whole batch, at a rate that the mask does not tell."""
-
-    def forward(self, x):
-        mask = (torch.rand(16) > 0.3).float() / 0.7 if self.training else 1.0
-        return self.norm(self.linear(x * mask))
-
-
-class Mixing(Bayesian):
-    """Every sample is fed its neighbour, too, as nodes of a graph are."""
-
-    def forward(self, x):
-        x = F.dropout(self.linear(x), 0.5, self.training)
-        return self.norm(x + x.roll(1, 0))
-
-
-class DropConnect(Bayesian):
-    def forward(self, x):
-        return self.norm(F.linear(x, F.dropout(self.linear.weight, 0.5, self.training)))
-
-
-class OfTheBatch(Bayesian):
-    """A norm in the middle that tracks nothing normalises all replicas together."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.BatchNorm1d(16, track_running_stats=False)
-
-    def forward(self, x):
-        return self.norm(self.linear(self.first(F.dropout(x, 0.5, self.training)).relu()))
-
-
-@pytest.mark.parametrize("kind", [Bayesian, Shared, Mixing, DropConnect, OfTheBatch])
-def test_what_replicas_cannot_show_is_found_by_a_look_at_eval_mode(kind):
-    torch.manual_seed(0)
-    model, x = kind(), torch.randn(4096, 16)
-    model(x)
-    before = model.norm.running_var.clone()
-    assert "eval mode" in ek.predict_shift(model, x[:2]).unsure["norm"]
-    done = ek.correct_(model, x[:2])
-    assert set(done.untouched) == {"norm"} and torch.equal(model.norm.running_var, before)

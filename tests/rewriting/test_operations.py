@@ -1,4 +1,4 @@
-"""Surgery: what carries out an edit, all of it or nothing, and what is left to be done by hand, said with its line."""
+"""Operations carry out an edit as a whole or not at all; what is left to do by hand is named with its line."""
 
 from __future__ import annotations
 

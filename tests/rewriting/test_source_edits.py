@@ -265,6 +265,7 @@ assert type(loaded[0]) is type(loaded[1])
 """
 
 
+@pytest.mark.slow
 def test_another_process_reads_them(tmp_path):
     net = imported(tmp_path, plain(whole(SHAPES["plain"][1]))).Net()
     rewrite_(net, [change(net, action="replace")])
@@ -580,6 +581,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_lose_their_dropout_and_nothing_else(name):
     make, x = REAL[name]()

@@ -110,6 +110,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_the_papers_networks(name):
     build, shape, draws = NETS[name]
@@ -118,6 +119,7 @@ def test_the_papers_networks(name):
     assert departures(predicted(model, shape), simulated(model, shape, draws)) == []
 
 
+@pytest.mark.slow
 def test_torch_initialization_with_its_biases():
     """Every draw has weights and biases of another mean square, for which it has its own prediction."""
     model = nn.Sequential(
@@ -161,6 +163,7 @@ def chains(draw):
     return model, shape
 
 
+@pytest.mark.slow
 @given(chain=chains())
 @settings(max_examples=15, phases=(Phase.explicit, Phase.generate))  # chains are small as they come
 def test_generated_chains(chain):
@@ -170,6 +173,7 @@ def test_generated_chains(chain):
     assert departures(predicted(model, shape), simulated(model, shape, 30)) == []
 
 
+@pytest.mark.slow
 @given(chain=chains(), factor=st.floats(0.3, 3))
 @settings(max_examples=10)
 def test_a_factor_of_the_last_weights_scales_their_signal_and_all_errors_before(chain, factor):
@@ -183,6 +187,7 @@ def test_a_factor_of_the_last_weights_scales_their_signal_and_all_errors_before(
     assert torch.allclose(predicted(model, shape), before * scale, rtol=1e-5)
 
 
+@pytest.mark.slow
 @given(chain=chains(), batch=st.integers(1, 5))
 @settings(max_examples=10)
 def test_the_size_of_the_batch_does_not_matter(chain, batch):
@@ -190,6 +195,7 @@ def test_the_size_of_the_batch_does_not_matter(chain, batch):
     assert torch.allclose(predicted(model, shape), predicted(model, (batch, *shape[1:])), rtol=1e-9)
 
 
+@pytest.mark.slow
 @given(chain=chains())
 @settings(max_examples=10)
 def test_without_noise_train_mode_is_eval_mode(chain):

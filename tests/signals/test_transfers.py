@@ -429,6 +429,7 @@ def test_layers_that_raise_are_unknown_and_nothing_else(monkeypatch):
         propagate(graph, training=True)
 
 
+@pytest.mark.slow
 @strict
 @given(spec=specs(fails=False))
 @settings(max_examples=40)

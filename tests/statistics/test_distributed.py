@@ -60,6 +60,7 @@ def agree(found, expected):
     return all(torch.allclose(torch.tensor(a), torch.tensor(b), rtol=1e-6, atol=1e-7) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", CASES)
 def test_ranks_end_alike_and_as_one_process_does(tmp_path, processes):
     alone = build()

@@ -11,6 +11,8 @@ from torch import nn
 
 import evenkeel as ek
 
+pytestmark = pytest.mark.slow
+
 
 def plain(depth=12, width=16, channels=8):
     """Convolutions, each with norm, activation and dropout."""

@@ -1,9 +1,10 @@
-"""A network with dropout before its last norm, small enough to be trained in a test, and what is asked of it."""
+"""Networks with dropout before their norms, small enough to be trained in a test, and what is asked of them."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import evenkeel as ek
 
@@ -16,6 +17,25 @@ class SmallNet(nn.Sequential):
             torch.manual_seed(0)
             weights = nn.Linear(4, 8), nn.Linear(8, 8)
         super().__init__(weights[0], nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), weights[1], nn.BatchNorm1d(8))
+
+
+class TwoDrops(nn.Module):
+    """Dropout as a module and as a function, then two norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.norm, self.after = (
+            nn.Linear(4, 8),
+            nn.Linear(8, 8),
+            nn.BatchNorm1d(8),
+            nn.BatchNorm1d(8),
+        )
+        self.drop, self.off = nn.Dropout(0.5), nn.Dropout(0.0)
+
+    def forward(self, x):
+        x = self.off(self.drop(self.fc1(x)))
+        x = F.dropout(self.fc2(x), 0.25, self.training)  # the line that the report names
+        return self.after(self.norm(x))
 
 
 def samples(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,17 +17,24 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 class Snapshot:
     """A model, and the world around it, as of now; `changes()` names what is no longer so.
 
-    It keeps every object it saw, so that an identity cannot be taken by a newer one.
+    It keeps every object it saw, so that an identity cannot be taken by a newer one. Where the test itself draws
+    numbers meanwhile, the world stays out of it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, *, world: bool = True) -> None:
+        self.model, self.world = model, world
         self.kept: list[Any] = []
         self.was = self._now()
 
-    def changes(self) -> list[str]:
+    def changes(self, written: Collection[str] = ()) -> list[str]:
+        """All that changed, but for the contents of the buffers `written`, and the mark that says that they were."""
         now = self._now()
-        return [key for key in sorted({*self.was, *now}) if self.was.get(key) != now.get(key)]
+        changed = [key for key in sorted({*self.was, *now}) if self.was.get(key) != now.get(key)]
+        return [key for key in changed if key not in places_of(written) or self._replaced(key, now)]
+
+    def _replaced(self, key: str, now: Mapping[str, Any]) -> bool:
+        """Whether a buffer is another object."""
+        return key.startswith("state_dict") and self.was[key][0] != now[key][0]
 
     def _now(self) -> dict[str, Any]:
         found = {f"state_dict {key}": self._frozen(t) for key, t in self.model.state_dict(keep_vars=True).items()}
@@ -38,7 +45,7 @@ class Snapshot:
             found[f"attributes {path}"] = list(module.__dict__)
             for name, value in module.__dict__.items():
                 found[f"attribute {path}:{name}"] = self._frozen(value)
-        return found | _world()
+        return found | (_world() if self.world else {})
 
     def _identity(self, value: object) -> int:
         self.kept.append(value)
@@ -60,6 +67,13 @@ class Snapshot:
         if isinstance(value, Collection) and not isinstance(value, nn.Module):
             return identity, [self._frozen(item) for item in value]
         return identity
+
+
+def places_of(buffers: Collection[str]) -> set[str]:
+    """The places where a snapshot sees the contents of buffers, and the mark that they were written."""
+    paths = {name.rpartition(".")[0] for name in buffers}
+    marks = {place for path in paths for place in (f"attributes {path}", f"attribute {path}:evenkeel_written")}
+    return {f"state_dict {name}" for name in buffers} | marks | {f"attribute {path}:_buffers" for path in paths}
 
 
 def _bits(tensor: Tensor) -> bytes:

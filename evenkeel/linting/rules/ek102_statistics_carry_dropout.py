@@ -1,7 +1,7 @@
 """EK102: running statistics that carry dropout's variance.
 
 ## What it does
-Predicts, from weights and statistics alone, the variance that every norm is fed in eval mode, and compares it with the
+Predicts, from weights and statistics alone, the variance that every norm reads in eval mode, and compares it with the
 one that the norm stored in training, dropout on. Above a ratio of 1.1 either way it names the worst norm.
 
 ## Why it matters
@@ -39,16 +39,13 @@ _EVEN = 1.1  # folded ratio
 
 @rule("EK102", guideline="hendrycks2016")
 def statistics_carry_dropout(context: Context) -> Iterator[Finding]:
-    """The norm whose statistics are furthest from what eval mode feeds it."""
-    if not any(layer.drops or layer.p for layer in context.graph) or context.prediction is None:
+    """The norm whose statistics are furthest from what it reads in eval mode."""
+    norms = [x for x in context.graph.of(Kind.NORM) if x.module and not is_as_written(x.module)]
+    if not norms or not any(layer.drops or layer.p for layer in context.graph) or context.prediction is None:
         return
     unsure = {*context.distrusted, *context.prediction.unsure}
-    calls = {path: layer for layer in context.graph.of(Kind.NORM) if (path := layer.path) not in unsure}
-    folded = {
-        path: max(ratio, 1 / ratio)
-        for path, layer in calls.items()
-        if layer.module and not is_as_written(layer.module) and (ratio := context.shift(path))
-    }
+    calls = {path: layer for layer in norms if (path := layer.path) not in unsure}
+    folded = {path: max(ratio, 1 / ratio) for path in calls if (ratio := context.shift(path))}
     off = [path for path, ratio in folded.items() if ratio > _EVEN]
     if off:
         worst = max(off, key=folded.__getitem__)

@@ -64,15 +64,15 @@ def initialization_ignores_dropout(context: Context) -> Iterator[Finding]:
 
 def _drifts(context: Context) -> Iterator[tuple[Layer, tuple[float, float]]]:
     """The logarithm of the variance at each weight layer over that at the first one, in train and in eval mode."""
-    powers = context.powers
+    squares = context.mean_squares
     first: dict[Layer, Layer] = {}
     for layer in context.graph.of(Kind.WEIGHT):
         before = [x for x in context.graph.upstream(layer, until=(Kind.WEIGHT, Kind.NORM)) if x in first]
         first[layer] = first[before[-1]] if before else layer
         rates = [x.p or 0.0 for x in context.graph.upstream(layer, until=Kind.NORM) if x.drops]
-        if layer not in powers or math.prod(1 - p for p in rates) * _DUE > 1:
+        if layer not in squares or math.prod(1 - p for p in rates) * _DUE > 1:
             continue  # these dropouts cannot make that much
-        here, there = powers[layer], powers[first[layer]]
+        here, there = squares[layer], squares[first[layer]]
         pairs = ((here.train_variance, there.train_variance), (here.eval_variance, there.eval_variance))
         if all(value > 0 for pair in pairs for value in pair):
             train, evaluation = (math.log(a / b) for a, b in pairs)
