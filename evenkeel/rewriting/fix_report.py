@@ -60,7 +60,7 @@ class FixReport(Report[FixRow]):
         return tuple(row for row in self.rows if not row.done)
 
     def __repr__(self) -> str:
-        return f"FixReport({len(self) - len(self.left)} findings of {self.guideline} fixed, {len(self.left)} left)"
+        return f"FixReport({self.guideline}: {len(self) - len(self.left)} fixed, {len(self.left)} left)"
 
     def _figures(self) -> dict[str, str]:
         return {"guideline": self.guideline}

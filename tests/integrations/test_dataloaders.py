@@ -1,4 +1,4 @@
-"""Loaders lent out aside: their own iteration, under way or to come, is what it would have been."""
+"""Loaders iterated over beside training: their own iteration is what it would have been."""
 
 import pytest
 import torch

@@ -229,7 +229,7 @@ def test_the_copy_says_what_was_done():
     (row,) = fixed.evenkeel_fix
     assert (row.code, row.path, row.edit, row.done, row.reason) == ("EK201", "1", "move 1 to before 3", True, "")
     assert not hasattr(model, "evenkeel_fix") and list(fixed.state_dict()) == list(model.state_dict())
-    assert repr(fixed.evenkeel_fix) == "FixReport(1 findings of li2018 fixed, 0 left)"
+    assert repr(fixed.evenkeel_fix) == "FixReport(li2018: 1 fixed, 0 left)"
     assert fixed.evenkeel_fix.to_dict()["guideline"] == "li2018"
     for copied in (copy.deepcopy(fixed), pickle.loads(pickle.dumps(fixed))):
         assert list(copied.evenkeel_fix) == [row]
