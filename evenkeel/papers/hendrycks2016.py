@@ -109,6 +109,9 @@ signal = Experiment(
 
 _SECOND = {"identity": 1, "relu": 0.5, "gelu": 0.425, "tanh": 0.394, "elu": 0.645}
 _DERIVATIVE = {"identity": 1, "relu": 0.5, "gelu": 0.444, "tanh": 0.216, "elu": 0.671}
+_PRINTED_MOMENTS = {
+    name: {"second": second, "derivative_second": _DERIVATIVE[name]} for name, second in _SECOND.items()
+}
 _MOMENTS_ARMS = grid(activation=("identity", "relu", "gelu", "tanh", "elu"))
 
 moments = Experiment(
@@ -124,25 +127,20 @@ moments = Experiment(
         Column("E f'^2", "derivative_second", digits=4),
         Column("E f'^2, drawn", "drawn_derivative_second", digits=4),
     ),
-    published={name: {"second": second, "derivative_second": _DERIVATIVE[name]} for name, second in _SECOND.items()},
+    published=_PRINTED_MOMENTS,
     plots={
         "bars": partial(
             plots.bars,
             keys={"E f^2": "second", "E f'^2": "derivative_second"},
             groups="activation",
-            published={
-                name: {"second": second, "derivative_second": _DERIVATIVE[name]} for name, second in _SECOND.items()
-            },
+            published=_PRINTED_MOMENTS,
             factor=1.0,
             ylabel="moment",
         )
     },
     claims=(
         Claim(
-            "E f^2 is as printed, to three digits.",
-            "5 values",
-            Equal("second", _SECOND, tolerance=6e-4),
-            exact=True,
+            "E f^2 is as printed, to three digits.", "5 values", Equal("second", _SECOND, tolerance=6e-4), exact=True
         ),
         Claim(
             "E f'^2 is as printed, to three digits.",
@@ -332,13 +330,8 @@ def _densenet(scale: Scale, data: str, depth: int, keep: float) -> Training:
     return Training(Net("densenet", {**sizes, **noise}), source, recipe)
 
 
-def _published(halfway: float, halfway_var: float, final: float, final_var: float) -> dict[str, float]:
-    return {
-        "halfway_error": halfway,
-        "halfway_var_error": halfway_var,
-        "final_error": final,
-        "final_var_error": final_var,
-    }
+def _published(*errors: float) -> dict[str, float]:
+    return dict(zip(("halfway_error", "halfway_var_error", "final_error", "final_var_error"), errors, strict=True))
 
 
 _DENSENET_ERRORS = {

@@ -171,7 +171,7 @@ def test_as_many_processes_as_cores_or_gpus(tmp_path, pools, monkeypatch):
         ("2,3,5,7", 2, ["2,3", "5,7"]),
     ],
 )
-def test_places_share_the_gpus_that_can_be_seen(monkeypatch, tmp_path, seen, devices, expected):
+def test_slots_share_the_gpus_that_can_be_seen(monkeypatch, tmp_path, seen, devices, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -183,7 +183,7 @@ def test_places_share_the_gpus_that_can_be_seen(monkeypatch, tmp_path, seen, dev
 def test_a_process_sees_the_gpus_of_its_place(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
     for share, found in ((None, "9"), ("2,3", "2,3")):
-        engines._take_place(types.SimpleNamespace(get=lambda share=share: share))
+        engines._take_slot(types.SimpleNamespace(get=lambda share=share: share))
         assert os.environ["CUDA_VISIBLE_DEVICES"] == found
 
 

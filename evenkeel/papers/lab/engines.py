@@ -48,7 +48,7 @@ def run_all(
     parts = list(groups.values())
     if engine == "ray":
         yield from _on_ray(parts, workplace)
-    elif (count := min(workers or _places(workplace), len(parts))) == 1:
+    elif (count := min(workers or _slots(workplace), len(parts))) == 1:
         for part in parts:
             yield from _perform_all(part, replace(workplace, progress=True))
     else:
@@ -60,7 +60,7 @@ def _perform_all(runs: Sequence[Run], workplace: Workplace, images: Images | Non
 
 
 def _attempt(run: Run, workplace: Workplace, images: Images | None) -> dict[str, Any] | Exception:
-    """A record, or the exception instead: one run that fails must not take the others along."""
+    """A record, or the exception instead: one failed run must not stop the others."""
     try:
         return perform(run, workplace, images)
     except EvenkeelError as error:
@@ -69,7 +69,7 @@ def _attempt(run: Run, workplace: Workplace, images: Images | None) -> dict[str,
         return EvenkeelError(f"{run.name} failed: {brief(error)}")
 
 
-def _places(workplace: Workplace) -> int:
+def _slots(workplace: Workplace) -> int:
     """How many runs this machine makes at once: one a GPU, or one a core."""
     hardware = workplace.hardware
     if _on_gpu(workplace):
@@ -87,11 +87,11 @@ def _on_processes(groups: Sequence[list[Run]], workplace: Workplace, count: int)
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
     waiting, losses = list(groups), 0
     while waiting:
-        places = context.SimpleQueue()
+        slots = context.SimpleQueue()
         shares = _shares(workplace)
         for number in range(count):
-            places.put(shares[number % len(shares)])
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_take_place, initargs=(places,))
+            slots.put(shares[number % len(shares)])
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_take_slot, initargs=(slots,))
         try:
             futures = {pool.submit(_perform_all, group, workplace): group for group in waiting}
             for future in as_completed(futures):
@@ -109,7 +109,7 @@ def _on_processes(groups: Sequence[list[Run]], workplace: Workplace, count: int)
 
 
 def _shares(workplace: Workplace) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each place: the GPUs that this process sees, one after the other; None without."""
+    """CUDA_VISIBLE_DEVICES of each worker slot, from the GPUs that this process sees; None without a GPU."""
     if not _on_gpu(workplace):
         return [None]
     count, size = torch.cuda.device_count(), workplace.hardware.devices
@@ -117,10 +117,10 @@ def _shares(workplace: Workplace) -> list[str | None]:
     return [",".join(seen[start : start + size]) for start in range(0, max(1, count - size + 1), size)]
 
 
-def _take_place(places: Any) -> None:
-    """Make a new process use the GPUs of its place, and end with the process that began it."""
+def _take_slot(slots: Any) -> None:
+    """Make a new process use the GPUs of its slot, and end with its parent process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    share = places.get()
+    share = slots.get()
     if share is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = share
 
@@ -129,7 +129,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # what was begun lies in a checkpoint; nobody would take what comes of it
+        os._exit(1)  # a checkpoint holds the progress; the parent is gone, so no one reads the result
 
 
 def _on_ray(groups: Sequence[list[Run]], workplace: Workplace) -> Iterator[Outcome]:

@@ -45,9 +45,9 @@ def scores(trial: Trial) -> dict[str, Any]:
     """
     trained, images = _given(trial)
     net = trained.model(images)
-    figures = _named("test", score(net, images, images.test))
+    figures = _score_figures("test", score(net, images, images.test))
     if images.validation is not None:
-        figures |= _named("validation", score(net, images, images.validation))
+        figures |= _score_figures("validation", score(net, images, images.validation))
         losses = [epoch.get("validation_eval_loss", math.nan) for epoch in trained.history]
         whole = len(losses) == trained.training.recipe.epochs
         figures["mean_validation_loss"] = mean(losses) if whole else math.nan  # one that diverged has no mean
@@ -84,20 +84,23 @@ def adjust(trial: Trial) -> dict[str, Any]:
     net = trained.model(images)
     figures = scores(trial)
     done = reestimate_(net, TrainingBatches(trained, images))
-    figures |= _named("adjusted", score(net, images, images.test))
+    figures |= _score_figures("adjusted", score(net, images, images.test))
     done.undo()
     correct_(net, images.standardize(images.test.images[:2]))
-    return figures | _named("corrected", score(net, images, images.test))
+    return figures | _score_figures("corrected", score(net, images, images.test))
 
 
 def train_eval(trial: Trial) -> dict[str, Any]:
-    """Scores of the same training images, not augmented, in train mode and in eval mode; `gap` is eval's error less."""
+    """Scores of the same training images, not augmented, in train mode and in eval mode.
+
+    `gap` is eval error minus train error.
+    """
     trained, images = _given(trial)
     net = trained.model(images)
     in_train, in_eval = score(_TrainMode(net), images, images.train), score(net, images, images.train)
     return {
-        **_named("train_mode", in_train),
-        **_named("eval_mode", in_eval),
+        **_score_figures("train_mode", in_train),
+        **_score_figures("eval_mode", in_eval),
         "gap": in_eval.error - in_train.error,
         **scores(trial),
     }
@@ -113,10 +116,10 @@ def snapshots(trial: Trial) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for stage, epoch in zip(("halfway", "final"), sorted(trained.weights), strict=True):
         net = trained.model(images, epoch)
-        figures |= _named(stage, score(net, images, images.test))
+        figures |= _score_figures(stage, score(net, images, images.test))
         for stats in ("var", "both"):
             done = reestimate_(net, TrainingBatches(trained, images), stats=stats)
-            figures |= _named(f"{stage}_{stats}", score(net, images, images.test))
+            figures |= _score_figures(f"{stage}_{stats}", score(net, images, images.test))
             done.undo()
     return figures
 
@@ -169,7 +172,7 @@ class _TrainMode(nn.Module):
         return self.net.train()(x)
 
 
-def _named(prefix: str, found: Score) -> dict[str, float]:
+def _score_figures(prefix: str, found: Score) -> dict[str, float]:
     return {f"{prefix}_error": found.error, f"{prefix}_loss": found.log_loss}
 
 

@@ -64,7 +64,7 @@ def profiles(
     Raises:
         EvenkeelError: there are no runs, what is asked for is not in them, or runs of different arms would be averaged.
     """
-    named, runs = _named(keys), sheets.Runs(results, baseline or {})
+    named, runs = _by_label(keys), sheets.Runs(results, baseline or {})
     runs.require_keys(named, lambda run: run.figures)
     figure, sheet = sheets.lay_out(runs, rows, panels, (lines,), labels=(xlabel, ylabel), title=title)
     _draw_lines(runs, sheet, named, _by_layer, lines=lines)
@@ -116,7 +116,7 @@ def curves(
         found = {entry["epoch"]: entry[key] for entry in run.history if key in entry}
         return found if transform is None else {epoch: transform(value) for epoch, value in found.items()}
 
-    named, runs = _named(keys), sheets.Runs(results, baseline or {})
+    named, runs = _by_label(keys), sheets.Runs(results, baseline or {})
     runs.require_keys(named, lambda run: [key for entry in run.history for key in entry])
     figure, sheet = sheets.lay_out(runs, rows, columns, (lines,), labels=(xlabel, ylabel), title=title)
     _draw_lines(runs, sheet, named, by_epoch, lines=lines)
@@ -213,7 +213,7 @@ def bars(
     Raises:
         EvenkeelError: there are no runs, what is asked for is not in them, or runs of different arms would be averaged.
     """
-    named, runs = _named(keys), sheets.Runs(results, baseline or {})
+    named, runs = _by_label(keys), sheets.Runs(results, baseline or {})
     runs.require_keys(named, lambda run: run.figures)
     runs.require_factors((groups, beside, panels, rows))
     kinds = list(product(runs.levels(beside).items(), named.items()))
@@ -237,7 +237,7 @@ def bars(
 # What is drawn, read from records.
 
 
-def _named(keys: str | Mapping[str, str]) -> Mapping[str, str]:
+def _by_label(keys: str | Mapping[str, str]) -> Mapping[str, str]:
     return {"": keys} if isinstance(keys, str) else keys
 
 
@@ -292,10 +292,10 @@ def _in_order(levels: Iterable[Factors]) -> list[Factors]:
 
 def _bar(runs: Results, key: str, factor: float) -> tuple[float, float] | None:
     """Mean and standard deviation as shown; none without runs, and no deviation of what is no number or of one run."""
-    if not (values := runs.values(key)):
+    if not runs.values(key):
         return None
-    several = len(values) > 1 and all(map(math.isfinite, values))
-    return runs.mean(key) * factor, runs.deviation(key) * factor if several else 0.0
+    deviation = runs.deviation(key)
+    return runs.mean(key) * factor, 0.0 if math.isnan(deviation) else deviation * factor
 
 
 def _published(runs: Results, key: str, published: Mapping[str, Mapping[str, float]]) -> float | None:
