@@ -37,24 +37,18 @@ def timm(name, **rates):
 
 
 RATES = {"drop_rate": 0.2, "drop_path_rate": 0.1}
-SHALLOW = {"block_config": (2, 3)}
-ONE_EACH = {"layers": (1, 1, 1, 1)}
 # Each with the size of its images, and how many findings each guideline has.
 NETS = {
-    "torchvision densenet": (
-        lambda: import_torchvision().models.DenseNet(drop_rate=0.2, **SHALLOW),
-        64,
-        {"li2018": 5, "kim2023": 5},
-    ),
+    "torchvision densenet121": (torchvision("densenet121", drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
     "torchvision efficientnet_b0": (torchvision("efficientnet_b0"), 64, {"kim2023": 1}),
     "torchvision mobilenet_v3": (torchvision("mobilenet_v3_large"), 64, {}),
     "torchvision vgg16_bn": (torchvision("vgg16_bn"), 64, {}),
     "torchvision googlenet": (torchvision("googlenet", init_weights=False), 64, {"kim2023": 1}),
     "torchvision inception_v3": (torchvision("inception_v3", init_weights=False), 299, {"kim2023": 1}),
-    "timm densenet": (timm("densenet121", drop_rate=0.2, **SHALLOW), 64, {"kim2023": 1}),
-    "timm densenet inside": (timm("densenet121", proj_drop_rate=0.2, **SHALLOW), 64, {"li2018": 5, "kim2023": 5}),
-    "timm wide_resnet50_2": (timm("wide_resnet50_2", **ONE_EACH, **RATES), 64, {"kim2023": 1}),
-    "timm resnetv2_50": (timm("resnetv2_50", **ONE_EACH, **RATES), 64, {"kim2023": 1}),
+    "timm densenet121": (timm("densenet121", drop_rate=0.2), 64, {"kim2023": 1}),
+    "timm densenet121 inside": (timm("densenet121", proj_drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
+    "timm wide_resnet50_2": (timm("wide_resnet50_2", **RATES), 64, {"kim2023": 1}),
+    "timm resnetv2_50": (timm("resnetv2_50", **RATES), 64, {"kim2023": 1}),
     "timm efficientnet_b0": (timm("efficientnet_b0", **RATES), 64, {"kim2023": 1}),
     "timm regnety_002": (timm("regnety_002", **RATES), 64, {"kim2023": 1}),
     "timm convnext_atto": (timm("convnext_atto", **RATES), 64, {}),
