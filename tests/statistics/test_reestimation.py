@@ -306,7 +306,7 @@ def test_prior_counts_the_statistics_found_as_samples():
 def test_batches_of_unknown_size_are_used_but_bear_no_prior():
     model, data = nn.BatchNorm1d(4), [torch.randn(32, 4).numpy() for _ in range(3)]
     before = Snapshot(model, world=False)
-    with pytest.raises(ek.BatchError, match="prior=5 needs the number of samples"):
+    with pytest.raises(ek.BatchError, match="prior= needs the number of samples.*samples="):
         ek.reestimate_(model, data, forward=lambda m, b: m(torch.from_numpy(b)), prior=5)
     assert before.changes() == []
     done = ek.reestimate_(model, data, forward=lambda m, b: m(torch.from_numpy(b)))
@@ -486,9 +486,9 @@ def test_random_state_is_as_found(verb):
     [
         ({"stats": "sd"}, "'both', 'var' or 'mean', not 'sd'"),
         ({"prior": -1}, "not -1"),
-        ({"tolerance": 0}, "and 0"),
+        ({"tolerance": 0}, "not 0"),
         ({"prior": math.nan}, "not nan"),
-        ({"tolerance": math.inf}, "and inf"),
+        ({"tolerance": math.inf}, "not inf"),
     ],
 )
 def test_bad_arguments(options, message):
