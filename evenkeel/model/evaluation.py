@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, EvenkeelError, brief
 from evenkeel.model.batches import Forward, each, forward_pass, samples
-from evenkeel.model.losses import ADVICE, Loss, losses
+from evenkeel.model.losses import ADVICE, Loss, losses, meant
 from evenkeel.model.nested import tensors
 from evenkeel.model.restoring import restored
 
@@ -58,10 +59,10 @@ class Score:
         >>> Score(0.3, "squared error", 100).change_to(Score(0.25, "squared error", 100))
         'squared error 0.3 to 0.25'
         """
-        losses = f"{self.name} {self.loss:.3g} to {after.loss:.3g}"
+        words = f"{self.name} {self.loss:.3g} to {after.loss:.3g}"
         if self.error is None or after.error is None:
-            return losses
-        return f"error {self.error:.2%} to {after.error:.2%}, {losses}"
+            return words
+        return f"error {self.error:.2%} to {after.error:.2%}, {words}"
 
 
 def evaluate(
@@ -78,9 +79,9 @@ def evaluate(
         batches: yields pairs of inputs and targets, or mappings; with `score` or a model that returns its loss, any.
         score: called as `score(outputs, targets)` with what the model returned, and the whole batch where it is not
             clear what the targets are; returns a number, lower is better, of which the mean over samples is taken. If
-            None, the loss that the model returns, or the log loss of class labels (those of -100 left out), or the
-            squared error of floating targets of the outputs' shape, ones aside; where outputs and targets are several,
-            the sum.
+            None, the loss that the model returns, or the log loss of class labels (those of -100 left out) by outputs
+            that are logits, or the squared error of floating targets of the outputs' shape, ones aside; where outputs
+            and targets are several, the sum.
         forward: how to run a batch: `lambda model, batch: ...`; as `model(inputs)` or by name if None.
 
     Returns:
@@ -99,8 +100,8 @@ def evaluate(
     """
     if score is not None and not callable(score):
         raise EvenkeelError(f"score must be called as score(outputs, targets), and {score!r} cannot be")
-    sums: list[Loss] = []
-    count, shapes = 0, ""
+    sums: list[list[Loss]] = []
+    count, outputs, targets = 0, None, None
     with restored(model), torch.no_grad():
         model.eval()
         for number, batch in enumerate(each(batches, model, None), 1):
@@ -110,19 +111,21 @@ def evaluate(
             found = (
                 _guessed(outputs, targets, batch, size, number)
                 if score is None
-                else [_scored(score, outputs, targets, size, number)]
+                else [[_scored(score, outputs, targets, size, number)]]
             )
-            _add(sums, found, number)
+            sums = _added(sums, found, number) if sums else found
             count += size
-            shapes = f"outputs {_described(outputs)} and targets {_described(targets)}"
-    if any(loss.unclear for loss in sums):
+    chosen = [loss for several in sums if (loss := meant(several))]
+    if len(chosen) < len(sums):
+        raise BatchError(f"several of the outputs {_described(outputs)} may be meant for the targets: {ADVICE}")
+    if any(loss.unclear for loss in chosen):
         raise BatchError(
-            f"of {shapes}, the targets of all {count} samples are 0 or 1, or probabilities of classes: "
-            "pass score=torch.nn.functional.mse_loss, binary_cross_entropy_with_logits, or what else they are meant for"
+            f"the targets {_described(targets)} of all {count} samples are 0 or 1, or probabilities of classes, "
+            f"outputs are {_described(outputs)}: pass score=torch.nn.functional.mse_loss, or what else is meant"
         )
-    first, name = sums[0], _names(sums)
-    if len(sums) > 1 or first.wrong is None or first.gaps is None:
-        return Score(sum(loss.mean for loss in sums), name, count)
+    first, name = chosen[0], " + ".join(loss.name for loss in chosen)
+    if len(chosen) > 1 or first.wrong is None or first.gaps is None:
+        return Score(sum(loss.mean for loss in chosen), name, count)
     labels = first.count or math.nan
     return Score(first.mean, name, count, first.wrong / labels, float(first.gaps.abs().sum()) / labels)
 
@@ -150,7 +153,7 @@ def _taken(batch: Any, model: nn.Module) -> Any:
     return {name: value for name, value in batch.items() if name in parameters}
 
 
-def _guessed(outputs: Any, targets: Any, batch: Any, size: int, number: int) -> list[Loss]:
+def _guessed(outputs: Any, targets: Any, batch: Any, size: int, number: int) -> list[list[Loss]]:
     """The losses of a batch where no score is given."""
     try:
         found = losses(outputs, None if targets is batch else targets, size)
@@ -171,7 +174,7 @@ def _guessed(outputs: Any, targets: Any, batch: Any, size: int, number: int) -> 
 
 def _scored(score: Scorer, outputs: Any, targets: Any, size: int, number: int) -> Loss:
     """The loss of a batch by a score that was given."""
-    function = getattr(score, "func", score)  # of a partial
+    function: Any = score.func if isinstance(score, partial) else score
     name = getattr(function, "__name__", type(function).__name__)
     shapes = f"on batch {number}, of outputs {_described(outputs)} and targets {_described(targets)}"
     try:
@@ -184,20 +187,15 @@ def _scored(score: Scorer, outputs: Any, targets: Any, size: int, number: int) -
         raise BatchError(f"score must return a number, and returned {_described(value)} {shapes}") from error
 
 
-def _add(sums: list[Loss], found: list[Loss], number: int) -> None:
-    """Add the losses of a batch to those of the batches before."""
-    if not sums:
-        sums += found
-        return
-    before, now = (_names(several) for several in (sums, found))
-    if before != now:
+def _added(sums: list[list[Loss]], found: list[list[Loss]], number: int) -> list[list[Loss]]:
+    """The losses of the batches before with those of one more, as far as both have them."""
+    both = [[(a, b) for a in before for b in now if a.name == b.name] for before, now in zip(sums, found, strict=False)]
+    if len(sums) != len(found) or not all(both):
+        before, now = (" + ".join(several[0].name for several in one) for one in (sums, found))
         raise BatchError(f"batch {number} is judged by {now}, those before by {before}: {ADVICE}")
-    for total, loss in zip(sums, found, strict=True):
-        total.add(loss)
-
-
-def _names(several: list[Loss]) -> str:
-    return " + ".join(loss.name for loss in several)
+    for pair in (pair for pairs in both for pair in pairs):
+        pair[0].add(pair[1])
+    return [[a for a, _ in pairs] for pairs in both]
 
 
 def _described(value: Any) -> str:

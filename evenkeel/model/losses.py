@@ -30,6 +30,8 @@ class Loss:
         wrong: of class labels, how many are not the most likely class; None of anything else.
         gaps: of class labels, in each of 15 bins of confidence, the sum of confidences less hits.
         unclear: whether the targets are floating, but may be labels: all 0 or 1, or probabilities of classes.
+        classes: of class labels, how many classes the model tells apart.
+        highest: the highest label.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Loss:
     wrong: int | None = None
     gaps: Tensor | None = None
     unclear: bool = False
+    classes: int = 0
+    highest: int = -1
 
     @property
     def mean(self) -> float:
@@ -49,18 +53,19 @@ class Loss:
         self.total += other.total
         self.count += other.count
         self.unclear &= other.unclear
+        self.highest = max(self.highest, other.highest)
         if self.wrong is not None and other.wrong is not None:
             self.wrong += other.wrong
         if self.gaps is not None and other.gaps is not None:
             self.gaps += other.gaps
 
 
-def losses(outputs: Any, targets: Any, samples: int) -> list[Loss]:
-    """The losses that fit a batch's outputs, to be added up; none if there is a doubt.
+def losses(outputs: Any, targets: Any, samples: int) -> list[list[Loss]]:
+    """For each target of a batch the losses that may be meant, of which `meant` tells; none if there is a doubt.
 
     The model's own loss, if it returns one; of class labels the log loss; of floating targets of the outputs' shape
     the squared error. Several targets are compared with as many outputs, or with the outputs of their names; one is
-    compared with "logits" or the like, or with the one output that fits; of a tuple's, with the first that fits.
+    compared with "logits" or the like, or with the one output that fits; of a tuple's of one shape, with the first.
 
     Args:
         outputs: what the model returned.
@@ -70,11 +75,11 @@ def losses(outputs: Any, targets: Any, samples: int) -> list[Loss]:
     Raises:
         BatchError: a label is beyond the classes.
 
-    >>> [(loss.name, loss.mean) for loss in losses(torch.zeros(4, 1), torch.full((4,), 3.0), 4)]
-    [('squared error', 9.0)]
+    >>> [[(loss.name, loss.mean) for loss in several] for several in losses(torch.zeros(4, 1), 3 * torch.ones(4), 4)]
+    [[('squared error', 9.0)]]
     """
     if (own := _own(outputs, targets)) is not None:
-        return [Loss(OWN, samples * float(own.double().mean()), samples)]
+        return [[Loss(OWN, samples * float(own.double().mean()), samples)]]
     named = _named(outputs)
     if isinstance(targets, Mapping):
         pairs = [(named[key], target) for key, target in targets.items() if key in named]
@@ -84,7 +89,17 @@ def losses(outputs: Any, targets: Any, samples: int) -> list[Loss]:
     else:
         return _one(outputs, named, targets) if isinstance(targets, Tensor) else []
     found = [_fitting(output, target) for output, target in pairs]
-    return [loss for loss in found if loss] if len(found) == len(targets) and all(found) else []
+    return [[loss] for loss in found if loss] if len(found) == len(targets) and all(found) else []
+
+
+def meant(several: list[Loss]) -> Loss | None:
+    """Of losses of several outputs, after the last batch, the one with as many classes as there are labels.
+
+    >>> meant([Loss("features", 9.0, 5, classes=32, highest=9), Loss("logits", 2.0, 5, classes=10, highest=9)]).name
+    'logits'
+    """
+    fitting = [loss for loss in several if len(several) == 1 or loss.classes == loss.highest + 1]
+    return fitting[0] if fitting else None
 
 
 def _own(outputs: Any, targets: Any) -> Tensor | None:
@@ -108,21 +123,25 @@ def _named(outputs: Any) -> dict[str, Any]:
     return outputs._asdict() if hasattr(outputs, "_asdict") else getattr(outputs, "__dict__", {})
 
 
-def _one(outputs: Any, named: Mapping[str, Any], targets: Tensor) -> list[Loss]:
-    """The loss of the one of several outputs that is compared with the targets."""
+def _one(outputs: Any, named: Mapping[str, Any], targets: Tensor) -> list[list[Loss]]:
+    """The losses of those of the outputs that the targets may be meant for."""
     first = next((named[name] for name in _OUTPUTS if name in named), None)
     if first is not None or isinstance(outputs, Tensor):
         loss = _fitting(outputs if first is None else first, targets)
-        return [loss] if loss else []
-    several = (
-        list((named or dict(enumerate(outputs, 1))).items()) if named or isinstance(outputs, (tuple, list)) else []
-    )
-    found = [(key, loss) for key, output in several if (loss := _fitting(output, targets))]
-    if not found or (named and len(found) > 1):
-        return []
-    key, loss = found[0]
-    loss.name += f" of output {key}" + ("" if named else f" of {len(several)}")
-    return [loss]
+        return [[loss]] if loss else []
+    several = named or (dict(enumerate(outputs, 1)) if isinstance(outputs, (tuple, list)) else {})
+    found: dict[int, Loss] = {}
+    for key, output in several.items():
+        try:
+            loss = _fitting(output, targets)
+        except BatchError:  # it has fewer classes
+            continue
+        if loss and loss.classes in found and named:
+            return []
+        if loss and loss.classes not in found:
+            loss.name += f" of output {key}" + ("" if named else f" of {len(several)}")
+            found[loss.classes] = loss
+    return [list(found.values())] if found else []
 
 
 def _fitting(outputs: Any, targets: Any) -> Loss | None:
@@ -176,4 +195,5 @@ def _log_loss(logits: Tensor, labels: Tensor) -> Loss | None:
     bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1).cpu()
     gaps = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, (confidence - hit.double()).cpu())
     total = float(F.cross_entropy(rows, labels, reduction="sum"))
-    return Loss("log loss", total, len(labels), int((~hit).sum()), gaps)
+    wrong, highest = int((~hit).sum()), int(labels.max()) if len(labels) else -1
+    return Loss("log loss", total, len(labels), wrong, gaps, classes=rows.shape[1], highest=highest)

@@ -40,8 +40,8 @@ def test_dropout_is_off_and_the_model_comes_back_as_found():
         ({"input": torch.ones(2, 4)}, r"batch 1 holds no labels.*float32 \(2, 4\)"),
         ((torch.ones(2, 4, 2), torch.tensor([0, 1])), r"float32 \(2, 4, 2\) and targets int64 \(2,\)"),
         ((torch.ones(2, 1), torch.tensor([0, 1])), r"float32 \(2, 1\) and targets int64 \(2,\)"),
-        ((torch.ones(2, 1), torch.tensor([0.0, 1])), r"float32 \(2, 1\) and targets float32 \(2,\).* all 2 samples"),
-        ((torch.ones(2, 4), torch.eye(4)[:2]), r"targets float32 \(2, 4\).* all 2 samples are 0 or 1"),
+        ((torch.ones(2, 1), torch.tensor([0.0, 1])), r"float32 \(2,\) of all 2 samples are 0 or 1.*float32 \(2, 1\)"),
+        ((torch.ones(2, 4), torch.eye(4)[:2]), r"targets float32 \(2, 4\) of all 2 samples are 0 or 1"),
     ],
 )
 def test_faults_say_which_batch(batch, message):
@@ -132,6 +132,21 @@ def test_several_outputs_against_several_targets(nested):
 
 def test_what_follows_the_labels_is_left_alone():
     assert evaluate(nn.Identity(), split(X, Y, torch.arange(10))) == evaluate(nn.Identity(), split(X, Y))
+
+
+class Wide(nn.Module):
+    """Features and logits."""
+
+    def forward(self, x):
+        return x.repeat(1, 3), x
+
+
+@pytest.mark.parametrize("order", [torch.arange(10), Y.argsort()])
+def test_logits_are_told_from_features_by_the_labels(order):
+    score = evaluate(Wide(), split(X[order], Y[order]))
+    assert score.name == "log loss of output 2 of 2" and score.log_loss == evaluate(nn.Identity(), [(X, Y)]).log_loss
+    with pytest.raises(ek.BatchError, match=r"several of the outputs \[float32 \(4, 9\), float32 \(4, 3\)\].*score="):
+        evaluate(Wide(), split(X[:8], Y[:8].clamp(max=1)))
 
 
 def absolute(outputs, targets):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.model.losses import OWN, losses
+from evenkeel.model.losses import OWN, losses, meant
 
 torch.manual_seed(0)
 N = 6
@@ -48,6 +48,9 @@ CASES = {
     "the only one that fits": ({"features": FEATURES, "scores": LOGITS}, LABELS, "log loss of output scores", LOG),
     "first of a tuple": ((LOGITS, LOGITS + 1), LABELS, "log loss of output 1 of 2", LOG),
     "second of a tuple": ([FEATURES, VALUES], TARGETS, "squared error of output 2 of 2", SQUARED),
+    "logits, then features": ((LOGITS, FEATURES[:, 0]), LABELS, "log loss of output 1 of 2", LOG),
+    "features, then logits": ((FEATURES[:, 0], LOGITS), LABELS, "log loss of output 2 of 2", LOG),
+    "fewer classes than labels": ((LOGITS[:, :2], LOGITS), LABELS, "log loss of output 2 of 2", LOG),
     "two tasks": ((LOGITS, VALUES), (LABELS, TARGETS), "log loss + squared error", LOG + SQUARED),
     "two tasks by name": (
         {"b": VALUES, "a": LOGITS},
@@ -87,7 +90,7 @@ DOUBTS = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_that_fits(case):
     outputs, targets, name, value = CASES[case]
-    found = losses(outputs, targets, N)
+    found = [meant(several) for several in losses(outputs, targets, N)]
     assert " + ".join(loss.name for loss in found) == name
     assert sum(loss.mean for loss in found) == pytest.approx(float(value), rel=1e-5)
     assert all((loss.wrong is not None) is loss.name.startswith("log loss") for loss in found)
@@ -110,7 +113,7 @@ def test_where_in_doubt_none(case):
     ],
 )
 def test_floats_that_may_be_labels_are_told(targets, unclear):
-    (loss,) = losses(torch.zeros_like(targets), targets, len(targets))
+    ((loss,),) = losses(torch.zeros_like(targets), targets, len(targets))
     assert loss.unclear is unclear
 
 
@@ -121,7 +124,7 @@ def test_labels_beyond_the_classes_are_refused(label):
 
 
 def test_nothing_labelled_is_nan_and_adds_nothing():
-    (none,), (some,) = losses(LOGITS, torch.full((N,), -100), N), losses(LOGITS, LABELS, N)
+    ((none,),), ((some,),) = losses(LOGITS, torch.full((N,), -100), N), losses(LOGITS, LABELS, N)
     assert none.mean != none.mean
     none.add(some)
     assert none.mean == some.mean and none.wrong == some.wrong and torch.equal(none.gaps, some.gaps)
