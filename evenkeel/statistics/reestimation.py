@@ -15,7 +15,7 @@ from evenkeel.errors import BatchError, EvenkeelError, ModelError
 from evenkeel.model.batches import Forward
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.buffers import Held, write_, write_buffers_
-from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.model.evaluation import Score, Scorer, evaluate
 from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
@@ -51,6 +51,7 @@ def reestimate_(
     group: Any = None,
     memory: int = MEMORY,
     held_out: Iterable[Any] | None = None,
+    score: Scorer | None = None,
     choose: Literal["new", "best"] = "new",
 ) -> Reestimation:
     """Replace the running statistics of every norm layer by those of its input with dropout off.
@@ -85,9 +86,12 @@ def reestimate_(
         memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself. They
             run apart, too, where merging is found to be wrong: samples of two batches, run apart and as one, do not
             feed every norm the same.
-        held_out: pairs of inputs and labels, iterated over twice, on which the model, a classifier, is scored before
-            and after (see `evaluate`): did it help?
-        choose: "best" takes the new statistics back if the held-out log loss is not lower with them.
+        held_out: pairs of inputs and targets, or mappings, iterated over twice, on which the model is scored before and
+            after, run by `forward` too (see `evaluate`): did it help?
+        score: what to judge held-out data by, `score(outputs, targets)`, lower is better; if None, log loss of class
+            labels, squared error of floating targets, or the loss that the model returns.
+        choose: "best" takes the new statistics back if the held-out loss is not lower with them; NaN is never lower,
+            and anything finite is lower than NaN.
 
     Returns:
         A `Reestimation`, whose `undo()` takes it all back.
@@ -111,12 +115,15 @@ def reestimate_(
         raise EvenkeelError(f"tolerance must be above 0 and finite, not {tolerance}")
     if choose not in ("new", "best") or (choose == "best" and held_out is None):
         raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
+    if score is not None and held_out is None:
+        raise EvenkeelError("score says how to judge held-out data, and there are none: pass held_out=")
+    judge = None if held_out is None else partial(evaluate, batches=held_out, score=score, forward=forward)
     with unwrapped(model) as plain:
         free, untouched = _divide(plain)
         channels = [norm.num_features for norm in free.values()]
         ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
         blend = Prior(free, prior, ranks)
-        score = None if held_out is None else ranks.collectively(partial(evaluate, plain, held_out))
+        before = None if judge is None else ranks.collectively(partial(judge, plain))
         with restored(plain), torch.no_grad():
             measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory, count=_count(samples))
             _set_usable_(free.values())
@@ -147,9 +154,9 @@ def reestimate_(
         notes=_notes(measurement, settled),
         converged=tolerance is None or largest(errors.values()) <= tolerance,
         held=held,
-        before=score,
+        before=before,
     )
-    return done if score is None or held_out is None else _scored(done, score, model, held_out, choose, ranks)
+    return done if judge is None or before is None else _scored(done, before, model, judge, choose, ranks)
 
 
 def _count(samples: Callable[[Any], int] | int | None) -> Count:
@@ -210,16 +217,16 @@ def _notes(measurement: Measurement, settled: Settled) -> list[str]:
 
 
 def _scored(
-    done: Reestimation, before: Score, model: nn.Module, held_out: Iterable[Any], choose: str, ranks: Ranks
+    done: Reestimation, before: Score, model: nn.Module, judge: Callable[..., Score], choose: str, ranks: Ranks
 ) -> Reestimation:
-    """Score the model with its new statistics, and take them back if they are worse and the best are to be kept."""
+    """Score the model with its new statistics, and take them back if they are no better and the best are to be kept."""
     try:
         with unwrapped(model) as plain:
-            after = ranks.collectively(partial(evaluate, plain, held_out))
+            after = ranks.collectively(partial(judge, plain))
     except BaseException:
         done.undo()
         raise
-    better = after.log_loss < before.log_loss
+    better = after.is_better_than(before)
     done.after, done.kept = after, choose == "new" or bool(ranks.first(torch.tensor([better])))
     if not done.kept:
         done.undo()

@@ -28,7 +28,7 @@ class Reestimation(Report[NormChange]):
         notes: how the statistics were made, if not in the usual way, and whether the data suffice.
         converged: whether the standard errors are within the tolerance asked for, if one was.
         before, after: the model's scores on held-out data, if there were any, before and with the new statistics.
-        kept: whether the new statistics are in the model, or, having been worse, were taken back.
+        kept: whether the new statistics are in the model, or, having been no better, were taken back.
 
     >>> import torch, evenkeel as ek
     >>> done = ek.reestimate_(torch.nn.BatchNorm1d(2), [torch.randn(64, 2) for _ in range(3)])
@@ -82,9 +82,7 @@ class Reestimation(Report[NormChange]):
         short = "" if self.converged else ", the tolerance was not reached"
         scores = ""
         if self.before is not None and self.after is not None:
-            scores = f"; error {self.before.error:.2%} to {self.after.error:.2%}"
-            scores += f", log loss {self.before.log_loss:.3g} to {self.after.log_loss:.3g}"
-            scores += "" if self.kept else ", worse, so taken back"
+            scores = f"; {self.before.change_to(self.after)}" + ("" if self.kept else ", no better, so taken back")
         return f"{self.samples} samples in {self.batches} batches, relative standard error {error}{short}{scores}"
 
     def __repr__(self) -> str:

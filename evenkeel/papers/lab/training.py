@@ -283,7 +283,8 @@ def _watch(net: nn.Module, images: Images, recipe: Recipe) -> dict[str, float]:
     for name, split in splits.items():
         if recipe.watched and split is not None:
             result = score(net, images, split, recipe.watched)
-            found |= {f"{name}_eval_loss": result.log_loss, f"{name}_eval_error": result.error}
+            assert result.error is not None
+            found |= {f"{name}_eval_loss": result.loss, f"{name}_eval_error": result.error}
     return found
 
 
