@@ -14,9 +14,11 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 from evenkeel.errors import ModelError
 from evenkeel.model.nested import map_tensors
 
-_SHARDS, _SPLITS = "torch.distributed.fsdp", "torch.distributed.tensor"  # whose hooks shard a module, and split it
-_MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")  # what fully_shard sets on every module, for the compiler
-_WHOLE = WeakIdKeyDictionary()  # by shard, a reference to the whole parameter: a graph that holds it stays valid
+_SHARDING, _SPLITTING = "torch.distributed.fsdp", "torch.distributed.tensor"  # whose hooks shard a module, and split it
+# What fully_shard sets on modules beside: for the compiler, and to know them again.
+_MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params", "__composable_api")
+_SHARD_OF = WeakIdKeyDictionary()  # by whole parameter
+_WHOLE_OF = WeakIdKeyDictionary()  # by shard, a reference to the whole parameter: a graph that holds it stays valid
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def gathered(model: nn.Module) -> Generator[None]:
 
 def own_parameter(parameter: Any) -> Any:
     """The parameter that stays with the model: the shard of one that is whole for now; else the one given."""
-    return getattr(parameter, "evenkeel_shard", parameter)
+    return _SHARD_OF.get(parameter, parameter)
 
 
 def groups_of(model: nn.Module) -> list[Any]:
@@ -86,7 +88,7 @@ def _shards_of(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Any]]
         if shard.is_meta:
             raise ModelError(f"{name!r} of a {type(module).__name__} is on the meta device: load the weights first")
     for module in modules:
-        if any(_comes_from(_SPLITS, hook) for hook in module._forward_pre_hooks.values()):
+        if any(_comes_from(_SPLITTING, hook) for hook in module._forward_pre_hooks.values()):
             raise ModelError(
                 f"{type(module).__name__} is split by tensor parallelism as well as sharded, and its ranks must all "
                 "run each forward pass: load its weights into a plain model"
@@ -101,12 +103,11 @@ def _whole(shard: Any) -> nn.Parameter:
         part = shard.to_local().to(shard.device_mesh.device_type)  # the shards may be kept on the CPU
         layout = {"shape": shard.shape, "stride": shard.stride()}
         full = DTensor.from_local(part, shard.device_mesh, shard.placements, run_check=False, **layout).full_tensor()
-        kept = _WHOLE[shard]() if shard in _WHOLE else None
+        kept = _WHOLE_OF[shard]() if shard in _WHOLE_OF else None
         if kept is not None and (kept.shape, kept.dtype, kept.device) == (full.shape, full.dtype, full.device):
             return kept.copy_(full).requires_grad_(shard.requires_grad)
-        whole: Any = nn.Parameter(full.clone(), requires_grad=shard.requires_grad)
-        whole.evenkeel_shard = shard
-        _WHOLE[shard] = TensorWeakRef(whole)
+        whole = nn.Parameter(full.clone(), requires_grad=shard.requires_grad)
+        _WHOLE_OF[shard], _SHARD_OF[whole] = TensorWeakRef(whole), shard
         return whole
 
 
@@ -124,14 +125,14 @@ def _write_shard_(shard: Any, whole: Tensor) -> None:
 
 def _made_plain(module: nn.Module) -> list[Callable[[], None]]:
     """Take off a module what shards it, and return how to put that back."""
-    marks = {name: module.__dict__.pop(name) for name in _MARKS if name in module.__dict__}
+    marks = {name: module.__dict__.pop(name) for name in list(vars(module)) if name.startswith(_MARKS)}
     back: list[Callable[[], None]] = [partial(module.__dict__.update, marks)]
     for name, hooks in vars(module).items():
-        if name.endswith("_hooks") and any(_comes_from(_SHARDS, hook) for hook in hooks.values()):
+        if name.endswith("_hooks") and any(_comes_from(_SHARDING, hook) for hook in hooks.values()):
             back.append(partial(_refill, hooks, dict(hooks)))
             casts = name == "_forward_pre_hooks" and _casts(module)
-            kept = {key: _cast if casts and _comes_from(_SHARDS, hook) else hook for key, hook in hooks.items()}
-            _refill(hooks, {key: hook for key, hook in kept.items() if not _comes_from(_SHARDS, hook)})
+            kept = {key: _cast if casts and _comes_from(_SHARDING, hook) else hook for key, hook in hooks.items()}
+            _refill(hooks, {key: hook for key, hook in kept.items() if not _comes_from(_SHARDING, hook)})
     if _is_sharded(module):
         back.append(partial(setattr, module, "__class__", type(module)))
         module.__class__ = next(base for base in type(module).__mro__ if not _is_sharded(base))
