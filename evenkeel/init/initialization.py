@@ -84,9 +84,9 @@ def init_(
     [('0', 'input', 1.0), ('3', 'dropout p=0.5, relu, linear', 1.0)]
     """
     _require_arguments(mode, weights, seed, branch_scale)
-    if seed is None and (groups := groups_of(model)):  # all processes are to draw the same
-        seed = _first_of(groups, int(torch.randint(2**31, ())))
     with unwrapped(model) as plainly:
+        if seed is None and (groups := groups_of(model)):  # all processes are to draw the same
+            seed = _first_of(groups, int(torch.randint(2**31, ())))
         graph = graph_of(plainly, example)
         calls = {layer: weights_of(layer) for layer in graph.of(Kind.WEIGHT)}
         owners = _owners(calls)

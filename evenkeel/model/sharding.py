@@ -61,16 +61,16 @@ def own_parameter(parameter: Any) -> Any:
 
 
 def groups_of(model: nn.Module) -> list[Any]:
-    """The process groups of torch.distributed that replicate or shard a model; none if it is a plain one.
+    """The process groups of torch.distributed that replicate or shard a model, gathered or not; none if it is a plain one.
 
     >>> groups_of(nn.Linear(2, 2))
     []
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return [model.process_group]
-    modules = list(model.modules())
-    shards = _shards_of(modules) if any(map(_is_sharded, modules)) else []
-    return shards[0][2].device_mesh.get_all_groups() if shards else []
+    meshes = (getattr(own_parameter(parameter), "device_mesh", None) for parameter in model.parameters())
+    mesh: Any = next((mesh for mesh in meshes if mesh is not None), None)
+    return [] if mesh is None else mesh.get_all_groups()
 
 
 def _is_sharded(module: nn.Module | type) -> bool:

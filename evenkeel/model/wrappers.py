@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from evenkeel.errors import ModelError
+from evenkeel.model.opacity import require_readable
 from evenkeel.model.sharding import gathered
 
 
@@ -26,11 +27,13 @@ def unwrapped(model: nn.Module) -> Generator[nn.Module]:
         The model inside.
 
     Raises:
-        ModelError: a part is wrapped by FullyShardedDataParallel, whose shards each forward pass gathers by itself.
+        ModelError: a part is wrapped by FullyShardedDataParallel, whose shards each forward pass gathers by itself; or
+            the model is scripted or exported (see `require_readable`).
     """
     original = model
     while (inner := _inside(original)) is not None:
         original = inner
+    require_readable(original)
     if sharded := [path for path, m in original.named_modules() if type(m).__name__ == "FullyShardedDataParallel"]:
         raise ModelError(
             f"{sharded[0] or 'the model'!r} is wrapped by FullyShardedDataParallel, whose ranks must all run each "
