@@ -19,7 +19,7 @@ def opaque_parts(model: nn.Module) -> dict[str, str]:
     return {path: what for path, (_, what) in _outermost(model).items()}
 
 
-def require_readable(model: nn.Module) -> None:
+def require_readable(model: object) -> None:
     """Refuse a model that shows none of its layers, or that cannot be switched between train and eval mode.
 
     Raises:

@@ -61,7 +61,7 @@ def own_parameter(parameter: Any) -> Any:
 
 
 def groups_of(model: nn.Module) -> list[Any]:
-    """The process groups of torch.distributed that replicate or shard a model, gathered or not; none if it is a plain one.
+    """The process groups of torch.distributed that replicate or shard a model, gathered or not.
 
     >>> groups_of(nn.Linear(2, 2))
     []
