@@ -57,7 +57,7 @@ def gathered(model: nn.Module) -> Generator[None]:
 
 def own_parameter(parameter: Any) -> Any:
     """The parameter that stays with the model: the shard of one that is whole for now; else the one given."""
-    return _SHARD_OF.get(parameter, parameter)
+    return parameter if parameter is None else _SHARD_OF.get(parameter, parameter)
 
 
 def groups_of(model: nn.Module) -> list[Any]:
