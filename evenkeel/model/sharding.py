@@ -125,8 +125,9 @@ def _write_shard_(shard: Any, whole: Tensor) -> None:
 
 def _made_plain(module: nn.Module) -> list[Callable[[], None]]:
     """Take off a module what shards it, and return how to put that back."""
-    marks = {name: module.__dict__.pop(name) for name in list(vars(module)) if name.startswith(_MARKS)}
-    back: list[Callable[[], None]] = [partial(module.__dict__.update, marks)]
+    order = list(vars(module))
+    marks = {name: module.__dict__.pop(name) for name in order if name.startswith(_MARKS)}
+    back: list[Callable[[], None]] = [partial(_put_marks_back, module, marks, order)]
     for name, hooks in vars(module).items():
         if name.endswith("_hooks") and any(_comes_from(_SHARDING, hook) for hook in hooks.values()):
             back.append(partial(_refill, hooks, dict(hooks)))
@@ -137,6 +138,11 @@ def _made_plain(module: nn.Module) -> list[Callable[[], None]]:
         back.append(partial(setattr, module, "__class__", type(module)))
         module.__class__ = next(base for base in type(module).__mro__ if not _is_sharded(base))
     return back
+
+
+def _put_marks_back(module: nn.Module, marks: dict[str, Any], order: list[str]) -> None:
+    held = vars(module) | marks
+    _refill(module.__dict__, {name: held[name] for name in order if name in held} | held)
 
 
 def _comes_from(package: str, hook: Any) -> bool:
