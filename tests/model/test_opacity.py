@@ -90,6 +90,22 @@ def test_lint_finds_scripted_parts_by_every_guideline(guideline):
     assert ek.lint(model, X, guideline=guideline, ignore=["EK104"]) == []
 
 
+def test_a_declared_kind_speaks_for_a_scripted_part():
+    class Squash(nn.Module):
+        evenkeel_kind = ek.Kind.ACTIVATION
+
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.jit.script(nn.Tanh())
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model = nn.Sequential(nn.Linear(8, 8), Squash(), nn.Linear(8, 2))
+    assert str(ek.trace(model, X)) == "i W A W o"
+    assert ek.lint(model, X, guideline="hendrycks2016") == []
+
+
 def test_fix_leaves_scripted_parts_aloud():
     model = nn.Sequential(torch.jit.script(build()), nn.Dropout(0.5), nn.BatchNorm1d(2), nn.Linear(2, 2))
     with pytest.warns(ek.UnappliedWarning, match="EK104 0"):

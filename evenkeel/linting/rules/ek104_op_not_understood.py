@@ -61,15 +61,17 @@ def op_not_understood(context: Context) -> Iterator[Finding]:
 
 
 def unseen_parts(context: Context) -> Iterator[Finding]:
-    """Scripted modules, which no rule can look into."""
+    """Scripted modules, which no rule can look into, unless a module around them declares its kind."""
+    declared = [path for path, m in context.model.named_modules() if getattr(m, "evenkeel_kind", None) is not None]
     for path, what in opaque_parts(context.model).items():
-        yield Finding(
-            path,
-            f"{path} is {what}: what dropouts and norms are inside is not seen.",
-            "Lint the model as it is before torch.jit.",
-            code=op_not_understood.code,
-            guideline=op_not_understood.guideline,
-        )
+        if not any(not outer or path.startswith(f"{outer}.") for outer in declared):
+            yield Finding(
+                path,
+                f"{path} is {what}: what dropouts and norms are inside is not seen.",
+                "Lint the model as it is before torch.jit.",
+                code=op_not_understood.code,
+                guideline=op_not_understood.guideline,
+            )
 
 
 def bad() -> nn.Module:
