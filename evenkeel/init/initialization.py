@@ -100,11 +100,16 @@ def init_(
             variances = choose_variances(graph, owners, mode, xavier=weights == "uniform", scales=scales)
             _draw([w for layer in owners.values() if (w := calls[layer])], variances, weights, seed)
             rows, unsure = _rows(graph, calls, owners, variances)
-        untouched = _undrawn(calls, owners) | _unread(plainly, calls)
-        notes = _notes(rows, mode)
-    return InitReport(
-        rows, untouched=untouched, unsure=unsure, notes=notes, mode=mode, weights=weights, model=model, before=before
-    )
+            return InitReport(
+                rows,
+                untouched=_undrawn(calls, owners) | _unread(plainly, calls),
+                unsure=unsure,
+                notes=_notes(rows, mode),
+                mode=mode,
+                weights=weights,
+                model=model,
+                before=before,
+            )
 
 
 def _first_of(groups: Sequence[Any], seed: int) -> int:

@@ -66,8 +66,9 @@ def groups_of(model: nn.Module) -> list[Any]:
     >>> groups_of(nn.Linear(2, 2))
     []
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return [model.process_group]
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return [module.process_group]
     meshes = (getattr(own_parameter(parameter), "device_mesh", None) for parameter in model.parameters())
     mesh: Any = next((mesh for mesh in meshes if mesh is not None), None)
     return [] if mesh is None else mesh.get_all_groups()

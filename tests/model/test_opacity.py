@@ -56,7 +56,7 @@ def test_every_verb_refuses_in_one_line(made, verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_no_module_is_refused(verb):
-    with pytest.raises(ek.ModelError, match="of class ExportedProgram, not an nn.Module"):
+    with pytest.raises(ek.ModelError, match=r"of class ExportedProgram, not an nn.Module"):
         VERBS[verb](torch.export.export(build().eval(), (X,)), X)
 
 
@@ -64,7 +64,7 @@ def test_what_is_no_module_is_refused(verb):
 @pytest.mark.parametrize("verb", VERBS)
 def test_parts_without_a_train_mode_are_refused_by_path(made, verb):
     model = nn.Sequential(nn.Linear(8, 8), MADE[made](build()))
-    with pytest.raises(ek.ModelError, match="'1' is .* cannot be switched between train and eval mode"):
+    with pytest.raises(ek.ModelError, match=r"'1' is .* cannot be switched between train and eval mode"):
         VERBS[verb](model, X)
 
 

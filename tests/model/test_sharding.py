@@ -149,7 +149,8 @@ def test_mixed_precision_takes_batches_of_either_precision():
 
 def test_groups_are_those_that_replicate_or_shard():
     assert groups_of(shards.build()) == []
-    assert len(groups_of(nn.parallel.DistributedDataParallel(shards.build()))) == 1
+    replica = nn.parallel.DistributedDataParallel(shards.build())
+    assert groups_of(replica) == groups_of(torch.compile(replica, backend="eager")) == [replica.process_group]
     model = trained()
     assert len(groups_of(model)) == 1
     with gathered(model):

@@ -1,4 +1,4 @@
-"""What every process of `torchrun` runs in test_sharding.py: each verb on models that several processes hold together."""
+"""What every process of `torchrun` runs in test_sharding.py: each verb on models that they hold together."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ VERBS = {
     "predict_shift": lambda model, x: ek.predict_shift(model, x[:4]),
     "lint": lambda model, x: ek.lint(model, x[:4]),
     "fix": lambda model, x: ek.fix(model, x[:4], guideline="li2018"),
-    "check_signals": lambda model, x: ek.check_signals(model, x),
+    "check_signals": ek.check_signals,
     "correct_": lambda model, x: ek.correct_(model, x[:4]),
     "reestimate_": lambda model, x: ek.reestimate_(model, [x]),
     "init_": lambda model, x: ek.init_(model, x[:4]),
