@@ -130,7 +130,11 @@ def _made_plain(module: nn.Module) -> list[Callable[[], None]]:
     marks = {name: module.__dict__.pop(name) for name in order if name.startswith(_MARKS)}
     back: list[Callable[[], None]] = [partial(_put_marks_back, module, marks, order)]
     for name, hooks in vars(module).items():
-        if name.endswith("_hooks") and any(_comes_from(_SHARDING, hook) for hook in hooks.values()):
+        if (
+            name.endswith("_hooks")
+            and isinstance(hooks, dict)
+            and any(_comes_from(_SHARDING, hook) for hook in hooks.values())
+        ):
             back.append(partial(_refill, hooks, dict(hooks)))
             casts = name == "_forward_pre_hooks" and _casts(module)
             kept = {key: _cast if casts and _comes_from(_SHARDING, hook) else hook for key, hook in hooks.items()}
