@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, ModelError
 from evenkeel.graph.tracing import graph_of
-from evenkeel.model.buffers import Held, put_back_, write_buffers_
+from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers_
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, Report, grouped
@@ -73,8 +73,9 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
     With data at hand, `reestimate_` is exact; this is for a checkpoint without.
 
     Args:
-        model: the model, changed in place. It must not have been corrected or re-estimated before: what is taken out
-            is what training with dropout put in, and the statistics do not show whether that has been done.
+        model: the model, changed in place. What is taken out is what training with dropout put in, once: norms that
+            `correct_` or `reestimate_` has written, and that were not trained since, are left as they are; so are those
+            of a checkpoint that `evenkeel repair` wrote. A state dict by itself does not tell.
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
             floating tensors do not.
         stats: which statistics to write: both, or var.
@@ -84,7 +85,8 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         A `Correction`, whose `undo()` takes it all back.
 
     Raises:
-        ModelError: the model has no norm with running statistics, or weights or statistics that are not finite.
+        ModelError: the model has no norm with running statistics, all were written before, or weights or statistics
+            are not finite.
         TraceError: the forward pass raised, in train mode with a batch of random inputs.
 
     >>> import torch
@@ -101,6 +103,11 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
     with unwrapped(model) as whole:
         norms = norms_of(whole)
+        if all(map(is_as_written, norms.values())):
+            raise ModelError(
+                "nothing is left to correct: reestimate_ or correct_ has taken the noise of dropout out of all "
+                f"{len(norms)} norms since training; call undo() first, or load what training left"
+            )
         found = _settle(prediction_inputs(whole, graph_of(whole, example), norms), stats, seed)
         untouched = found.unsure | foreign_norms(whole)
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}

@@ -295,7 +295,7 @@ BAD = {
     "limit that no ratio can be above": ((*SHIFT, "--fail-above", "nan"), "at least 1, not nan"),
     "negative tolerance": (
         (*REPAIR, "--weights", "net.pt", "--tolerance", "-1"),
-        "tolerance above 0, both finite, not 0 and -1",
+        "tolerance must be above 0 and finite, not -1",
     ),
     "too many batches": ((*REPAIR, "--weights", "net.pt", "--max-batches", "99"), "ran short: 8 of max_batches=99"),
     "wrong shape": ((*SHIFT, "--input", "3x32x32"), "images of digits are 1x8x8, not 3x32x32"),
