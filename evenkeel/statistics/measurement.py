@@ -62,6 +62,7 @@ class Measurement:
         called: paths of the norms whose forward was called.
         entangled: paths of the norms whose statistics are read by anything but their own normalising.
         apart: why batches run one by one; empty if they need not.
+        example: the first batch, as the loader gave it.
         is_doubted: whether batches had been merged before it was found that they must not be.
         is_divisible: whether it is proven that samples can be run in any company.
 
@@ -98,6 +99,7 @@ class Measurement:
         self.apart = (
             "a norm normalises by its batch in eval mode, too" if any(map(mixes_batch, model.modules())) else ""
         )
+        self.example: Any = None
         self.is_doubted = False
         self.is_divisible = False
         self._forward = forward
@@ -204,6 +206,7 @@ class Measurement:
             if isinstance(batch, Piece):
                 yield batch
                 continue
+            self.example = batch if self.example is None else self.example
             try:
                 count = int(self._count(batch))
             except Exception as error:
