@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class Measurement:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
         arrivals: what came in at every norm since this was last cleared, by path: of each call its rank, and its parts.
         seen: called with this, a path and a norm when the norm has been measured, before it normalises.
+        spoilt: paths of norms that store what is not finite: what comes after them in a pass need not be.
         batches: number of batches run.
         samples: number of samples in them, by the tensors' sizes.
         least: samples that a group of merged batches should hold, as far as the memory allows; more where that is
@@ -75,6 +76,7 @@ class Measurement:
         self.populations: dict[str, Population] = {}
         self.arrivals: Arrivals = {}
         self.seen: Seen | None = None
+        self.spoilt: Collection[str] = ()
         self.batches = 0
         self.samples = 0
         self.least = 0.0
@@ -200,11 +202,12 @@ class Measurement:
             self._largest = max(self._largest, x.numel() * x.element_size())
             self._rows_of_one[path] += len(x)
         elif self._group is not None and x.numel():
-            self._rows[path] += len(x)
             parts = [
                 (number, batch_statistics(part, pooled=pools_batch(norm))) for number, part in self._group.parts(x)
             ]
-            _require_finite(path, parts)
+            if not any(self._rows[spoilt] for spoilt in self.spoilt):
+                _require_finite(path, parts)
+            self._rows[path] += len(x)
             self._exchange(Message(State.MEASURED, self._paths.index(path), parts))
             if self.seen is not None:
                 self.seen(self, path, norm)
