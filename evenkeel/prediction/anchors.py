@@ -13,6 +13,7 @@ from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.statistics.stored_values import MUCH, history_of, initial_left
 from evenkeel.theory.li2018 import dropout_noise
 
 _LEAST = 1e-3  # of what a norm stores: what its dropout was fed at least, where a moving average says less
@@ -51,6 +52,8 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
             reasons[path] = f"its statistics are of {calls[norm]} calls together"
         elif norm in frozen:
             reasons[path] = FROZEN
+        elif (left := initial_left(norm)) > MUCH:
+            reasons[path] = f"stale: {left:.0%} of the initial statistics is left after {history_of(norm)}"
     return reasons
 
 
