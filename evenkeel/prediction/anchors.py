@@ -52,7 +52,7 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
             reasons[path] = f"its statistics are of {calls[norm]} calls together"
         elif norm in frozen:
             reasons[path] = FROZEN
-        elif (left := initial_left(norm)) > MUCH:
+        elif (left := initial_left(norm) or 0.0) > MUCH:
             reasons[path] = f"stale: {left:.0%} of the initial statistics is left after {history_of(norm)}"
     return reasons
 

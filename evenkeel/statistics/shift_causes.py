@@ -91,17 +91,17 @@ class ShiftCauses:
         variance, standing = _stored(self.norms[row.path])[1], self.passes.standing[row.path]
         run = self._as_stored(row.path)
         trained = met.moved(standing, run.met[row.path])  # what all batches would have sent to it in training
-        left = row.initial_left
-        blend = trained.variance if math.isnan(left) else left + (1 - left) * trained.variance
-        if _apart(variance, blend) > max(2 * _apart(variance, trained.variance), _CLOSE):
-            left, blend = 0.0, trained.variance
+        left = row.initial_left or 0.0
+        blend = left + (1 - left) * trained.variance  # what it would store, then
+        if left and _apart(variance, blend) > max(2 * _apart(variance, trained.variance), _CLOSE):
+            row, blend = replace(row, initial_left=0.0), trained.variance
         parts = {
             "inherited": _over(standing.variance, self.passes.quiet.met[row.path].variance),
             "dropout": _over(self.passes.quiet.met[row.path].variance, run.met[row.path].variance),
             "initial": _over(trained.variance, blend),
         }
         parts["stored"] = row.ratio / math.prod(parts.values())
-        row = replace(row, initial_left=left, parts=parts)
+        row = replace(row, parts=parts)
         return replace(row, why=self._words(row, self._judged(row, met, run)))
 
     def _as_stored(self, path: str) -> Pass:
@@ -124,11 +124,11 @@ class ShiftCauses:
             return "statistics of batches of one sample"
         if norm in self.frozen:
             return FROZEN
-        if not row.initial_left > MUCH and self._is_other(row, met):
+        if (row.initial_left or 0.0) <= MUCH and self._is_other(row, met):
             return "not the data of training, or weights changed since"
         if batches_in(norm) < _FEW:
             return f"statistics of {batches_in(norm):.0f} batches alone, {history_of(norm)}"
-        if math.isnan(row.initial_left):
+        if row.initial_left is None:
             return "statistics of other batches or weights, or of too few updates, which were not counted"
         return "statistics of other batches or weights"
 
@@ -147,20 +147,21 @@ class ShiftCauses:
         error = max(math.sqrt(2 / count), 0.0 if math.isnan(met.standard_error) else met.standard_error)
         far = _folded(ratio) > max(_FAR if first else _FAR_BEHIND, _SIGMAS * error)
         if far or off > max(_OFF if first else _OFF_BEHIND, _SIGMAS / math.sqrt(count)):
-            self.other_data[row.path] = f"meets x{ratio:.2f} the variance it stores, means {off:.1f} deviations off"
+            how = f"meets x{ratio:.3g} the variance it stores, means {off:.1f} deviations off"
+            self.other_data[row.path] = how + ("" if self.passes.is_noisy(row.path) else ", and no dropout reaches it")
         return row.path in self.other_data
 
     def _words(self, row: ShiftRow, stored: str) -> str:
         """A row's parts in words, the largest first."""
         noise = f"dropout {row.fed_by}" if row.dropouts else "dropout upstream"
-        initial = f"initial variance 1, {row.initial_left:.0%} left after {history_of(self.norms[row.path])}"
+        initial = f"initial variance 1, {row.initial_left or 0:.0%} left after {history_of(self.norms[row.path])}"
         words = {"inherited": "norms upstream", "dropout": noise, "initial": initial, "stored": stored}
         sizes = {name: _folded(part) for name, part in row.parts.items()}
         least = min(_NAMED, max(sizes.values())) if _folded(row.ratio) > _NAMED else _NAMED
         named = [name for name in sorted(sizes, key=lambda name: -sizes[name]) if sizes[name] >= least]
         if row.path in self.other_data and "stored" not in named:
             named.insert(0, "stored")
-        return "; ".join(f"x{row.parts[name]:.2f} {words[name]}" for name in named)
+        return "; ".join(f"x{row.parts[name]:.3g} {words[name]}" for name in named)
 
 
 def _stored(norm: Norm) -> tuple[Tensor, Tensor]:

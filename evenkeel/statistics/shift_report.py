@@ -38,7 +38,7 @@ class ShiftRow:
             "dropout" (its noise, gone in eval mode), "initial" (what is left of the variance 1 that the norm was built
             with) and "stored" (statistics of other data, batches or weights); "dropout" was measured on some of the
             samples, with dropout on.
-        initial_left: how much of the initial statistics is left, 0 to 1; NaN if updates were not counted.
+        initial_left: how much of the initial statistics is left, 0 to 1; None if updates were not counted.
         bad: what the norm stores that cannot be (NaN, infinite or negative), in words; nothing if all can.
         why: what the shift is made of, in words.
 
@@ -52,11 +52,11 @@ class ShiftRow:
     eval_var: float
     dropouts: tuple[Layer, ...] = ()
     causes: tuple[tuple[Layer, float], ...] = ()
-    moved: float = math.nan
-    moved_most: float = math.nan
-    spread: tuple[float, float] = (math.nan, math.nan)
+    moved: float | None = None
+    moved_most: float | None = None
+    spread: tuple[float, float] | None = None
     parts: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
-    initial_left: float = math.nan
+    initial_left: float | None = None
     bad: str = ""
     why: str = ""
 
@@ -96,7 +96,7 @@ class ShiftRow:
             "causes": [{"name": d.name, "p": d.p, "where": d.where, "percent": share} for d, share in self.causes],
             "moved": self.moved,
             "moved_most": self.moved_most,
-            "spread": list(self.spread),
+            "spread": list(self.spread) if self.spread else None,
             "parts": dict(self.parts),
             "initial_left": self.initial_left,
             "bad": self.bad,
@@ -179,4 +179,5 @@ def _last(row: ShiftRow, measured: bool) -> tuple[str, ...]:
     """The last cells of a row."""
     if not measured:
         return f"x{row.folded:.2f}", row.fed_by
-    return f"{row.spread[0]:.2f}-{row.spread[1]:.2f}", f"{row.moved:.2f}", row.why
+    spread = "" if row.spread is None else f"{row.spread[0]:.2f}-{row.spread[1]:.2f}"
+    return spread, "" if row.moved is None else f"{row.moved:.2f}", row.why

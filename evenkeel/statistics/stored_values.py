@@ -31,14 +31,14 @@ def fault_of(norm: Norm) -> str:
     return "; ".join(found)
 
 
-def initial_left(norm: Norm) -> float:
+def initial_left(norm: Norm) -> float | None:
     """How much of what a norm stores is still the mean 0 and the variance 1 that it was built with, 0 to 1.
 
     Each update leaves `1 - momentum` of what was there. The values have a say, too: a share `left` of the initial
     variance leaves none below `left`. So statistics that were written, or loaded from a file, are told from these.
 
     Returns:
-        The share; NaN if the updates were not counted, or the momentum is 0 by now, and the values are not the initial
+        The share; None if the updates were not counted, or the momentum is 0 by now, and the values are not the initial
         ones.
 
     >>> import torch
@@ -56,7 +56,7 @@ def initial_left(norm: Norm) -> float:
     if is_as_written(norm):
         return 0.0
     if count is None or count <= 0 or norm.momentum == 0:
-        return math.nan
+        return None
     left = 0.0 if norm.momentum is None else (1 - norm.momentum) ** int(count)
     return left if variance.min() >= 0.999 * left else 0.0
 
