@@ -127,10 +127,10 @@ class ShiftCauses:
         if (row.initial_left or 0.0) <= MUCH and self._is_other(row, met):
             return "not the data of training, or weights changed since"
         if batches_in(norm) < _FEW:
-            return f"statistics of {batches_in(norm):.0f} batches alone, {history_of(norm)}"
+            return f"statistics of some {batches_in(norm):.1f} batches alone, {history_of(norm)}"
         if row.initial_left is None:
-            return "statistics of other batches or weights, or of too few updates, which were not counted"
-        return "statistics of other batches or weights"
+            return "other batches or weights, or too few updates, which were not counted"
+        return "other batches or weights"
 
     def _is_other(self, row: ShiftRow, met: Population) -> bool:
         """Whether a norm meets other data than in training, with or without noise; this is noted."""

@@ -121,6 +121,8 @@ class ShiftReport(Report[ShiftRow]):
     (1.1, 2.0, 'bn2')
     """
 
+    _width = 120
+
     def __init__(
         self,
         rows: Iterable[ShiftRow],
@@ -130,7 +132,7 @@ class ShiftReport(Report[ShiftRow]):
         other_data: Mapping[str, str] | None = None,
     ) -> None:
         self.other_data = dict(other_data or {})
-        warning = (f"{self.accusation}: check their scaling and normalization",) if self.other_data else ()
+        warning = (f"{self.accusation}: check their scaling, normalization and domain",) if self.other_data else ()
         super().__init__(rows, unsure=unsure, notes=(*warning, *notes, *grouped(unsure or {})))
 
     @property
