@@ -18,7 +18,7 @@ def masked(text):
 
 
 def even(text):
-    """A program's output without what shifts are made of: which parts are large enough to be named hangs on training."""
+    """A program's output without what shifts are made of: which parts are large enough to be named may differ."""
     lines = (
         re.sub(r"  x[\d.]+ .*| at [\w.]+ +\(", "", line) for line in text.splitlines() if not line.startswith(" " * 20)
     )

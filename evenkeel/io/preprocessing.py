@@ -98,7 +98,7 @@ def parse_preprocessing(
         return None
     function: Any = None if transform is None else resolve(transform)
     if function is not None and not callable(function):
-        raise EvenkeelError(f"--transform {transform} is a {type(function).__name__}: name what can be called")
+        raise EvenkeelError(f"--transform {transform} is of type {type(function).__name__}: name what can be called")
     found = {"mean": mean, "std": std, "scale": scale}
     return Preprocessing(
         **{name: _numbers(name, text) for name, text in found.items() if text is not None}, transform=function

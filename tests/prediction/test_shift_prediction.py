@@ -225,6 +225,34 @@ def test_what_has_to_be_guessed_is_said():
     assert ek.predict_shift(model, torch.zeros(1, 8)).to_dict()["unsure"]["2"]
 
 
+@pytest.mark.parametrize("momentum", [0.01, 0.1, None])
+def test_statistics_of_which_much_is_initial_are_unsure_and_left_alone(momentum):
+    torch.manual_seed(0)
+    layers = [(nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=momentum), nn.ReLU(), nn.Dropout(0.3)) for _ in range(2)]
+    model = nn.Sequential(*(layer for block in layers for layer in block))
+    for _ in range(50):
+        model(torch.randn(256, 8))
+    unsure = ek.predict_shift(model, torch.zeros(1, 8)).unsure
+    left = list(ek.correct_(model, torch.zeros(1, 8)).untouched)
+    if momentum == 0.01:
+        assert list(unsure) == left == ["1", "5"]
+        assert unsure["1"] == "stale: 61% of the initial statistics is left after 50 updates at momentum 0.01"
+    else:
+        assert unsure == {} and left == []
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_what_cannot_be_is_a_finding_that_names_the_norm(name):
+    model = train_(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8)), (8,))
+    getattr(model[1], name)[3] = math.nan
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    assert report.worst_row.path == "1" and report.worst == math.inf and math.isfinite(report[1].ratio)
+    assert report.unsure == {"1": f"{name} holds NaN in 1 of 8 channels"} and report[0].bad == report.unsure["1"]
+    assert getattr(model[1], name)[3].isnan()
+    with pytest.raises(ek.ModelError, match=f"the norm '1' is damaged: {name} holds NaN"):
+        ek.correct_(model, torch.zeros(1, 8))
+
+
 def test_noise_that_may_stay_on_is_said():
     class Noisy(nn.Module):
         def forward(self, x):
