@@ -25,7 +25,7 @@ from evenkeel.statistics.shift_passes import compare
 from evenkeel.statistics.shift_report import ShiftReport
 from evenkeel.statistics.stored_values import fault_of
 
-_CLOSELY, _AT_ONCE = 256, 1024  # samples that are looked at closely: at least, and in a group
+_CLOSELY, _AT_ONCE = 256, 512  # samples that are looked at closely: at least, and in a group
 
 
 def variance_shift(

@@ -14,7 +14,7 @@ from evenkeel.graph.queries import feeding
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.shift_passes import Pass, Passes
+from evenkeel.statistics.shift_passes import Met, Passes
 from evenkeel.statistics.shift_report import ShiftRow
 from evenkeel.statistics.stored_values import MUCH, batches_in, fault_of, history_of, initial_left
 
@@ -82,7 +82,7 @@ class ShiftCauses:
             return replace(row, why=row.bad)
         if not (met.variance + met.mean).isfinite().all():
             return replace(row, why=f"fed values that are not finite, because of {self._spoilt}")
-        if path not in self.passes.standing or path not in self.passes.quiet.met:
+        if path not in self.passes.standing or path not in self.passes.quiet:
             return replace(row, why="reached by none of the samples that were looked at closely")
         return self._divided(row, met)
 
@@ -90,36 +90,36 @@ class ShiftCauses:
         """The row with its parts, and these in words."""
         variance, standing = _stored(self.norms[row.path])[1], self.passes.standing[row.path]
         run = self._as_stored(row.path)
-        trained = met.moved(standing, run.met[row.path])  # what all batches would have sent to it in training
+        trained = met.moved(standing, run[row.path])  # what all batches would have sent to it in training
         left = row.initial_left or 0.0
         blend = left + (1 - left) * trained.variance  # what it would store, then
         if left and _apart(variance, blend) > max(2 * _apart(variance, trained.variance), _CLOSE):
             row, blend = replace(row, initial_left=0.0), trained.variance
         parts = {
-            "inherited": _over(standing.variance, self.passes.quiet.met[row.path].variance),
-            "dropout": _over(self.passes.quiet.met[row.path].variance, run.met[row.path].variance),
+            "inherited": _over(standing.variance, self.passes.quiet[row.path].variance),
+            "dropout": _over(self.passes.quiet[row.path].variance, run[row.path].variance),
             "initial": _over(trained.variance, blend),
         }
         parts["stored"] = row.ratio / math.prod(parts.values())
         row = replace(row, parts=parts)
         return replace(row, why=self._words(row, self._judged(row, met, run)))
 
-    def _as_stored(self, path: str) -> Pass:
+    def _as_stored(self, path: str) -> Met:
         """The pass in which a norm meets what it stores: the noisy one, unless that noise was taken out of it."""
         noisy, quiet = self.passes.noisy, self.passes.quiet
-        if noisy is None or path not in noisy.met:
+        if noisy is None or path not in noisy:
             return quiet
         variance = _stored(self.norms[path])[1]
-        with_noise, without = (_apart(variance, run.met[path].variance) for run in (noisy, quiet))
+        with_noise, without = (_apart(variance, run[path].variance) for run in (noisy, quiet))
         return quiet if without < with_noise / 2 else noisy
 
-    def _judged(self, row: ShiftRow, met: Population, run: Pass) -> str:
+    def _judged(self, row: ShiftRow, met: Population, run: Met) -> str:
         """What the part that the statistics have in a shift is due to, in words; other data are noted."""
         norm = self.norms[row.path]
         variance = _stored(norm)[1]
-        if row.path in run.within:
-            apart = _apart(variance, run.within[row.path].variance)
-            self._single |= apart < _CLOSE and 3 * apart < _apart(variance, run.met[row.path].variance)
+        if row.path in self.passes.within:
+            apart = _apart(variance, self.passes.within[row.path].variance)
+            self._single |= apart < _CLOSE and 3 * apart < _apart(variance, run[row.path].variance)
         if self._single:
             return "statistics of batches of one sample"
         if norm in self.frozen:
@@ -128,19 +128,20 @@ class ShiftCauses:
             return "not the data of training, or weights changed since"
         if batches_in(norm) < _FEW:
             return f"statistics of some {batches_in(norm):.1f} batches alone, {history_of(norm)}"
-        if row.initial_left is None:
-            return "other batches or weights, or too few updates, which were not counted"
-        return "other batches or weights"
+        if row.dropouts and self.passes.noisy is None:
+            return "dropout, or other batches or weights"
+        uncounted = ", or too few updates, which were not counted" if row.initial_left is None else ""
+        return f"other batches or weights{uncounted}"
 
     def _is_other(self, row: ShiftRow, met: Population) -> bool:
         """Whether a norm meets other data than in training, with or without noise; this is noted."""
         norm, standing = self.norms[row.path], self.passes.standing[row.path]
         mean, variance = _stored(norm)
         first = norm in self._first
-        if not first and self.passes.is_noisy(row.path):
+        if self.passes.is_noisy(row.path) and (not first or (row.dropouts and self.passes.noisy is None)):
             return False
-        runs = [run for run in (self.passes.noisy, self.passes.quiet) if run is not None and row.path in run.met]
-        as_trained = [met.moved(standing, run.met[row.path]) for run in runs]
+        runs = [run for run in (self.passes.noisy, self.passes.quiet) if run is not None and row.path in run]
+        as_trained = [met.moved(standing, run[row.path]) for run in runs]
         ratio = min((_over(one.variance, variance) for one in as_trained), key=_folded)
         off = min(float(((one.mean - mean).abs() / (variance + norm.eps).sqrt()).mean()) for one in as_trained)
         count = max(self.passes.samples, 2)

@@ -23,17 +23,7 @@ _SEED = 0
 _SAME = 1e-4  # relative to the mean variance: less is no noise
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What one pass sends to every norm.
-
-    Attributes:
-        met: the population that each meets, by path.
-        within: the same with the variance of single samples, averaged, where these have positions.
-    """
-
-    met: Mapping[str, Population]
-    within: Mapping[str, Population]
+Met = Mapping[str, Population]  # what each norm meets in a pass, by path
 
 
 @dataclass(frozen=True)
@@ -44,21 +34,23 @@ class Passes:
         standing: in eval mode, as the model stands.
         quiet: in eval mode, but each norm normalises by what it meets.
         noisy: the same with dropout on: what training stores. None if the model does not run like this.
+        within: the variances of single samples in the quiet one, averaged, where these have positions.
         samples: how many there were.
         failure: why there is no noisy pass, if so.
     """
 
-    standing: Mapping[str, Population]
-    quiet: Pass
-    noisy: Pass | None
+    standing: Met
+    quiet: Met
+    noisy: Met | None
+    within: Met
     samples: int
     failure: str = ""
 
     def is_noisy(self, path: str) -> bool:
         """Whether any noise of training reaches a norm, as far as is known."""
-        if self.noisy is None or path not in self.noisy.met:
+        if self.noisy is None or path not in self.noisy:
             return True
-        return self.noisy.met[path].distance(self.quiet.met[path]) > _SAME
+        return self.noisy[path].distance(self.quiet[path]) > _SAME
 
 
 def compare(measurement: Measurement, groups: Sequence[Group | None], frozen: Collection[nn.Module]) -> Passes:
@@ -77,20 +69,23 @@ def compare(measurement: Measurement, groups: Sequence[Group | None], frozen: Co
     """
     standing = {path: population.copy() for path, population in measurement.populations.items()}
     noisy, failure = None, ""
-    quiet = _run(measurement, groups, frozen, noise=False)
+    within: dict[str, Population] = {}
+    quiet = _run(measurement, groups, frozen, within)
     try:
-        noisy = _run(measurement, groups, frozen, noise=True)
+        noisy = _run(measurement, groups, frozen)
     except BatchError as error:
         failure = brief(error.__cause__ or error)
-    return Passes(standing, quiet, noisy, measurement.samples, failure)
+    return Passes(standing, quiet, noisy, within, measurement.samples, failure)
 
 
 def _run(
-    measurement: Measurement, groups: Sequence[Group | None], frozen: Collection[nn.Module], *, noise: bool
-) -> Pass:
-    """Run the groups with each norm, unless frozen, normalising by what it has met so far."""
+    measurement: Measurement,
+    groups: Sequence[Group | None],
+    frozen: Collection[nn.Module],
+    within: dict[str, Population] | None = None,
+) -> Met:
+    """Run the groups with norms, unless frozen, normalising by what they met so far; noisy, or to fill `within`."""
     model, before = measurement.model, dict(vars(measurement))
-    within: dict[str, Population] = {}
 
     def store(own: Measurement, path: str, norm: Norm) -> None:
         if norm not in frozen:
@@ -102,17 +97,18 @@ def _run(
     measurement.populations, measurement.arrivals, measurement.seen, measurement.spoilt = {}, {}, store, ()
     try:
         with restored(model, parameters=False):
-            for path, norm in measurement.norms.items():
-                if pools_batch(norm):
-                    norm.register_forward_pre_hook(partial(_add_within, within, path))
-            if noise:
+            if within is None:
                 torch.manual_seed(_SEED)
                 set_modes(model, training=True)
                 for module in frozen:
                     module.training = False
+            else:
+                for path, norm in measurement.norms.items():
+                    if pools_batch(norm):
+                        norm.register_forward_pre_hook(partial(_add_within, within, path))
             for group in groups:
                 measurement.run(group)
-            return Pass(measurement.populations, within)
+            return measurement.populations
     finally:
         vars(measurement).update(before)
 
