@@ -21,6 +21,7 @@ from evenkeel.statistics.stored_values import MUCH, batches_in, fault_of, histor
 _NAMED = 0.03  # log ratio of a part that is worth naming
 _FAR, _FAR_BEHIND = math.log(1.5), math.log(2.5)  # log ratios that show other data, the second behind other norms
 _OFF, _OFF_BEHIND = 0.5, 1.0  # the same of means, in deviations
+_MOST_OFF = 5  # that a single channel counts for, such as one that was dead in training
 _SIGMAS = 4  # standard errors that they must exceed
 _CLOSE = 0.1  # median log ratio over channels of statistics that are the same
 _FEW = 3  # batches that statistics are of
@@ -143,12 +144,13 @@ class ShiftCauses:
         runs = [run for run in (self.passes.noisy, self.passes.quiet) if run is not None and row.path in run]
         as_trained = [met.moved(standing, run[row.path]) for run in runs]
         ratio = min((_over(one.variance, variance) for one in as_trained), key=_folded)
-        off = min(float(((one.mean - mean).abs() / (variance + norm.eps).sqrt()).mean()) for one in as_trained)
+        moves = [(one.mean - mean).abs() / (variance + norm.eps).sqrt() for one in as_trained]
+        off = min(float(one.clamp(max=_MOST_OFF).mean()) for one in moves)
         count = max(self.passes.samples, 2)
         error = max(math.sqrt(2 / count), 0.0 if math.isnan(met.standard_error) else met.standard_error)
         far = _folded(ratio) > max(_FAR if first else _FAR_BEHIND, _SIGMAS * error)
         if far or off > max(_OFF if first else _OFF_BEHIND, _SIGMAS / math.sqrt(count)):
-            how = f"meets x{ratio:.3g} the variance it stores, means {off:.1f} deviations off"
+            how = f"meets x{ratio:.3g} the variance it stores, means {row.moved:.1f} deviations off"
             self.other_data[row.path] = how + ("" if self.passes.is_noisy(row.path) else ", and no dropout reaches it")
         return row.path in self.other_data
 
