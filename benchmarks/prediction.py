@@ -14,7 +14,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -39,8 +38,8 @@ def departures(report: ek.ShiftReport) -> dict[str, float]:
 
 
 def score(model: nn.Module, test: Batches) -> dict[str, float]:
-    found = asdict(evaluate(model, test))
-    return {name: found[name] for name in ("error", "log_loss")}
+    found = evaluate(model, test)
+    return {name: getattr(found, name) for name in ("error", "log_loss")}
 
 
 def judge(net: Net, seed: int, training: Batches, test: Batches, options: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -58,7 +57,8 @@ def run_scores(options: argparse.Namespace) -> dict[str, Any]:
             trained = net.trained(seed, options.data_dir, options.nets)
             for treatment, treat in TREATMENTS.items():
                 treat(model := copy.deepcopy(trained), training)
-                scores[treatment].append(asdict(evaluate(model, test)))
+                result = evaluate(model, test)
+                scores[treatment].append({name: getattr(result, name) for name in (*FIGURES, "samples")})
         print(f"{name}, {options.seeds} seeds, {len(test) and scores['as trained'][0]['samples']} test images")
         for treatment, found in scores.items():
             cells = [f"  {treatment:32}"]

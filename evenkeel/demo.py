@@ -81,8 +81,11 @@ class DemoResult:
     @property
     def better(self) -> int:
         """In how many seeds re-estimation lowers the test error below that as trained."""
-        pairs = zip(self.scores[TREATMENTS[0]], self.scores[TREATMENTS[2]], strict=True)
-        return sum(after.error < before.error for before, after in pairs)
+        pairs = zip(self._errors(TREATMENTS[0]), self._errors(TREATMENTS[2]), strict=True)
+        return sum(after < before for before, after in pairs)
+
+    def _errors(self, treatment: str) -> list[float]:
+        return [score.error for score in self.scores[treatment] if score.error is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain numbers, strings and lists, for JSON."""
@@ -101,7 +104,7 @@ class DemoResult:
         for heading in ("test error %", "per seed", "log loss", "per seed"):
             table.add_column(heading, justify="right")
         for treatment, scores in self.scores.items():
-            errors, losses = [100 * s.error for s in scores], [s.log_loss for s in scores]
+            errors, losses = [100 * error for error in self._errors(treatment)], [score.loss for score in scores]
             deviations = [
                 " ".join(f"{value:.{digits}f}" for value in values) for values, digits in ((errors, 1), (losses, 2))
             ]

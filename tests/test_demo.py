@@ -22,12 +22,12 @@ def test_the_net_is_a_pre_activation_residual_net_with_dropout_before_each_last_
 def test_the_count_of_better_seeds_is_counted():
     report = ek.ShiftReport([ek.ShiftRow("norm", 2.0, 1.0)])
     scores = [
-        [Score(error, 0.1, 100, 0.05) for error in errors]
+        [Score(0.1, "log loss", 100, error, 0.05) for error in errors]
         for errors in ((0.5, 0.2, 0.3), (0.5, 0.5, 0.5), (0.4, 0.2, 0.4))
     ]
     result = DemoResult(report, dict(zip(TREATMENTS, scores, strict=True)))
     assert result.better == 1
-    expected = {"error": 0.5, "log_loss": 0.1, "samples": 100, "calibration_error": 0.05}
+    expected = {"loss": 0.1, "name": "log loss", "samples": 100, "error": 0.5, "calibration_error": 0.05}
     assert result.to_dict()["scores"]["torch update_bn"][1] == expected
 
 

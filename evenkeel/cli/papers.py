@@ -46,11 +46,12 @@ def reproduce(
     """Run a paper's experiments, and print what was published beside what was found.
 
     Writes OUT/PAPER/EXPERIMENT/ARM-SEED.json for every run, plots beside them, and trained nets under OUT/trained,
-    which may be removed once all is done. Exit code 1 if a run failed.
+    which may be removed once all is done. What an earlier call wrote is replaced run by run, once each is complete.
+    Exit code 1 if a run failed, or if none was begun since folder, engine or data are not there.
     """
     from evenkeel.papers.catalogue import find
     from evenkeel.papers.lab.report import read_reports
-    from evenkeel.papers.lab.runner import make, runs_of
+    from evenkeel.papers.lab.runner import NotReadyError, make, runs_of
     from evenkeel.papers.lab.training import Hardware
     from evenkeel.papers.lab.trials import Workplace
 
@@ -59,7 +60,12 @@ def reproduce(
     runs = [run for pair in experiments for run in runs_of(*pair, scale, arms=arms, seeds=chosen)]
     hardware = Hardware(accelerator, devices, precision, compile=compiled, channels_last=channels_last)
     workplace = Workplace(out, data_dir, download, hardware)
-    summary = make(runs, workplace, engine=engine, workers=workers, resume=resume)
+    try:
+        summary = make(runs, workplace, engine=engine, workers=workers, resume=resume)
+    except NotReadyError as error:
+        for line in error.lines:
+            typer.echo(f"evenkeel: {line}", err=True)
+        raise typer.Exit(1) from error
     console = _console()
     there = summary.made or summary.skipped
     reports = [report for report in read_reports(out, experiments) if report.scale == scale] if there else []

@@ -98,9 +98,6 @@ def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Re
     if before.shift.other_data:
         lines.append(f"--other-data: {before.shift.accusation}")
     if before.score and after.score:
-        lines.append(
-            f"{before.score.samples} test samples: error {before.score.error:.2%} before, {after.score.error:.2%} "
-            f"after; log loss {before.score.log_loss:.4f} before, {after.score.log_loss:.4f} after"
-        )
+        lines.append(f"{before.score.samples} test samples: {before.score.change_to(after.score)}")
     shown = table(Cells(columns, rows, [], words=(columns[0], columns[-1])))
     return Group(shown, Text("\n".join(lines)))

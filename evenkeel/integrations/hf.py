@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, Literal
 
 from torch import nn
-from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
-from transformers.training_args import TrainingArguments
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.integrations.dataloaders import MappedLoader, undisturbed
+from evenkeel.integrations.frameworks import importing
 from evenkeel.model.batches import length
 from evenkeel.model.flags import flagged
 from evenkeel.statistics.reestimation import reestimate_
 from evenkeel.statistics.reestimation_report import Reestimation
+
+with importing("transformers", extra="hf"):
+    import_module("transformers.trainer")  # whose callbacks these are: it may fail where the parts below do not
+    from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+    from transformers.training_args import TrainingArguments
 
 
 class ReestimationCallback(TrainerCallback):

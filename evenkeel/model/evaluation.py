@@ -1,73 +1,213 @@
-"""evaluate: error and log loss of a classifier in eval mode."""
+"""evaluate: how a model does on held-out data, in eval mode, by any loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from evenkeel.errors import BatchError
-from evenkeel.model.batches import each, forward_pass
+from evenkeel.errors import BatchError, EvenkeelError, brief
+from evenkeel.model.batches import Forward, each, forward_pass, samples
+from evenkeel.model.losses import ADVICE, Loss, losses, meant
+from evenkeel.model.nested import tensors
 from evenkeel.model.restoring import restored
 
-_BINS = 15
+Scorer = Callable[[Any, Any], Any]
+_TARGETS = ("labels", "label", "targets", "target", "y")
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a classifier does on labelled data.
+    """How a model does on held-out data.
 
     Attributes:
-        error: share of samples whose most likely class is wrong, 0 to 1.
-        log_loss: mean negative log-likelihood of the right class, in nats.
+        loss: what is compared, lower is better; may be infinite or NaN.
+        name: what it is: "log loss", in nats, "squared error", "the model's own loss", or the name of `score`.
         samples: number of samples.
-        calibration_error: by how much confidence, the probability of the most likely class, and accuracy differ, on
-            average over samples in 15 bins of equal width (Guo et al. 2017); 0 to 1.
+        error: of a classifier, the share of labels that are not the most likely class, 0 to 1; None of other models.
+        calibration_error: of a classifier, by how much confidence, the probability of the most likely class, and
+            accuracy differ, on average over labels in 15 bins of equal width (Guo et al. 2017); 0 to 1.
+
+    >>> Score(0.3, "log loss", 100, 0.1).is_better_than(Score(math.nan, "log loss", 100, 0.9))
+    True
     """
 
-    error: float
-    log_loss: float
+    loss: float
+    name: str
     samples: int
-    calibration_error: float
+    error: float | None = None
+    calibration_error: float | None = None
+
+    @property
+    def log_loss(self) -> float | None:
+        """Of a classifier, the loss: the mean negative log-likelihood of the right class, in nats."""
+        return None if self.error is None else self.loss
+
+    def is_better_than(self, other: Score) -> bool:
+        """Whether the loss is lower, or a number where the other's is none; what is not finite is never better."""
+        return math.isfinite(self.loss) and not self.loss >= other.loss
+
+    def change_to(self, after: Score) -> str:
+        """This score and a later one in words.
+
+        >>> Score(0.3, "squared error", 100).change_to(Score(0.25, "squared error", 100))
+        'squared error 0.3 to 0.25'
+        """
+        words = f"{self.name} {self.loss:.3g} to {after.loss:.3g}"
+        if self.error is None or after.error is None:
+            return words
+        return f"error {self.error:.2%} to {after.error:.2%}, {words}"
 
 
-def evaluate(model: nn.Module, batches: Iterable[Any]) -> Score:
-    """Score a classifier in eval mode; the model is given back as found.
+def evaluate(
+    model: nn.Module, batches: Iterable[Any], *, score: Scorer | None = None, forward: Forward | None = None
+) -> Score:
+    """Score a model in eval mode; it is given back as found.
+
+    Targets are the second item of a pair or longer tuple, or all that follow the first where the model returns as many
+    outputs; or the entry of a mapping named labels, label, targets, target or y, of which the model is called with
+    those entries that its forward takes.
 
     Args:
-        model: returns logits, shape (samples, classes).
-        batches: yields pairs of inputs and labels, the labels of shape (samples,) and integer.
+        model: the model.
+        batches: yields pairs of inputs and targets, or mappings; with `score` or a model that returns its loss, any.
+        score: called as `score(outputs, targets)` with what the model returned, and the whole batch where it is not
+            clear what the targets are; returns a number, lower is better, of which the mean over samples is taken. If
+            None, the loss that the model returns, or the log loss of class labels (those of -100 left out) by outputs
+            that are logits, or the squared error of floating targets of the outputs' shape, ones aside; where outputs
+            and targets are several, the sum.
+        forward: how to run a batch: `lambda model, batch: ...`; as `model(inputs)` or by name if None.
+
+    Returns:
+        The score; its loss may be NaN.
 
     Raises:
-        BatchError: a batch is no such pair, or the model's output does not fit its labels.
+        BatchError: a batch has no targets, none of these losses fits without doubt, or `score` raised or returned no
+            number.
+        EvenkeelError: score cannot be called.
 
     >>> data = [(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0]))]
     >>> evaluate(nn.Identity(), data).error
     0.5
+    >>> evaluate(nn.Identity(), [torch.ones(3, 2)], score=lambda outputs, batch: nn.functional.l1_loss(outputs, batch))
+    Score(loss=0.0, name='score', samples=3, error=None, calibration_error=None)
     """
-    wrong, loss, count = 0, 0.0, 0
-    gaps = torch.zeros(_BINS, dtype=torch.float64)  # of each bin, confidences less hits
+    if score is not None and not callable(score):
+        raise EvenkeelError(f"score must be called as score(outputs, targets), and {score!r} cannot be")
+    sums: list[list[Loss]] = []
+    count, outputs, targets = 0, None, None
     with restored(model), torch.no_grad():
         model.eval()
         for number, batch in enumerate(each(batches, model, None), 1):
-            labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-            if not isinstance(labels, Tensor):
-                raise BatchError(f"batch {number} holds no labels: a batch to evaluate on is (inputs, labels)")
-            logits = forward_pass(model, batch, number)
-            if not (isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[0] == len(labels)):
-                shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise BatchError(f"on batch {number} of {len(labels)} labels the model returned {shape}, not logits")
-            if int(labels.max()) >= logits.shape[1]:
-                raise BatchError(f"batch {number} has label {int(labels.max())}, the model {logits.shape[1]} classes")
-            confidence, chosen = logits.double().softmax(1).max(1)
-            hit = chosen == labels
-            wrong += int((~hit).sum())
-            bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
-            gaps.index_add_(0, bins.cpu(), (confidence - hit.double()).cpu())
-            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-            count += len(labels)
-    return Score(wrong / count, loss / count, count, float(gaps.abs().sum()) / count)
+            outputs = forward_pass(model, batch if forward else _taken(batch, model), number, forward)
+            targets = _targets(batch, outputs, forward)
+            size = len(targets) if isinstance(targets, Tensor) and targets.ndim else samples(batch) or 1
+            found = (
+                _guessed(outputs, targets, batch, size, number)
+                if score is None
+                else [[_scored(score, outputs, targets, size, number)]]
+            )
+            sums = _added(sums, found, number) if sums else found
+            count += size
+    chosen = [loss for several in sums if (loss := meant(several))]
+    if len(chosen) < len(sums):
+        raise BatchError(f"several of the outputs {_described(outputs)} may be meant for the targets: {ADVICE}")
+    if any(loss.unclear for loss in chosen):
+        raise BatchError(
+            f"the targets {_described(targets)} of all {count} samples are 0 or 1, or probabilities of classes, "
+            f"outputs are {_described(outputs)}: pass score=torch.nn.functional.mse_loss, or what else is meant"
+        )
+    first, name = chosen[0], " + ".join(loss.name for loss in chosen)
+    if len(chosen) > 1 or first.wrong is None or first.gaps is None:
+        return Score(sum(loss.mean for loss in chosen), name, count)
+    labels = first.count or math.nan
+    return Score(first.mean, name, count, first.wrong / labels, float(first.gaps.abs().sum()) / labels)
+
+
+def _targets(batch: Any, outputs: Any, forward: Forward | None) -> Any:
+    """A batch's targets; the batch itself if it is not clear which they are."""
+    if isinstance(batch, Mapping):
+        return next((batch[name] for name in _TARGETS if name in batch), batch)
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or (len(batch) > 2 and forward):
+        return batch
+    several = len(batch) > 2 and isinstance(outputs, (tuple, list)) and len(outputs) == len(batch) - 1
+    return batch[1:] if several else batch[1]
+
+
+def _taken(batch: Any, model: nn.Module) -> Any:
+    """Of a mapping, the entries that the model's forward takes; any other batch as it is."""
+    if not isinstance(batch, Mapping):
+        return batch
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # of compiled code
+        return batch
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return batch
+    return {name: value for name, value in batch.items() if name in parameters}
+
+
+def _guessed(outputs: Any, targets: Any, batch: Any, size: int, number: int) -> list[list[Loss]]:
+    """The losses of a batch where no score is given."""
+    try:
+        found = losses(outputs, None if targets is batch else targets, size)
+    except BatchError as error:
+        raise BatchError(f"batch {number} {error}") from error
+    if found:
+        return found
+    if targets is batch or not tensors(targets):
+        raise BatchError(
+            f"batch {number} holds no labels, and the model returned no loss but {_described(outputs)}: a batch to "
+            f"evaluate on is (inputs, targets), or has labels= in it; otherwise {ADVICE}"
+        )
+    raise BatchError(
+        f"on batch {number} no loss fits without doubt outputs {_described(outputs)} and targets "
+        f"{_described(targets)}: {ADVICE}"
+    )
+
+
+def _scored(score: Scorer, outputs: Any, targets: Any, size: int, number: int) -> Loss:
+    """The loss of a batch by a score that was given."""
+    function: Any = score.func if isinstance(score, partial) else score
+    name = getattr(function, "__name__", type(function).__name__)
+    shapes = f"on batch {number}, of outputs {_described(outputs)} and targets {_described(targets)}"
+    try:
+        value = score(outputs, targets)
+    except Exception as error:
+        raise BatchError(f"score raised {brief(error)} {shapes}") from error
+    try:
+        return Loss("score" if name == "<lambda>" else name, size * float(value), size)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BatchError(f"score must return a number, and returned {_described(value)} {shapes}") from error
+
+
+def _added(sums: list[list[Loss]], found: list[list[Loss]], number: int) -> list[list[Loss]]:
+    """The losses of the batches before with those of one more, as far as both have them."""
+    both = [[(a, b) for a in before for b in now if a.name == b.name] for before, now in zip(sums, found, strict=False)]
+    if len(sums) != len(found) or not all(both):
+        before, now = (" + ".join(several[0].name for several in one) for one in (sums, found))
+        raise BatchError(f"batch {number} is judged by {now}, those before by {before}: {ADVICE}")
+    for pair in (pair for pairs in both for pair in pairs):
+        pair[0].add(pair[1])
+    return [[a for a, _ in pairs] for pairs in both]
+
+
+def _described(value: Any) -> str:
+    """A nested structure's shapes, in one line.
+
+    >>> _described({"x": (torch.ones(2, 3), None)})
+    '{x: [float32 (2, 3), None]}'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_described(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)) and len(value) < 9:
+        return "[" + ", ".join(map(_described, value)) + "]"
+    return "None" if value is None else type(value).__name__

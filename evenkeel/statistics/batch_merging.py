@@ -8,16 +8,42 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from evenkeel.model.batches import samples
 from evenkeel.model.nested import is_words, map_together
 
 MOST_PARTS = 8  # of a group, whose statistics are taken apart for the variance between them
 _CONSTANTS = (str, bytes, int, float, bool, type(None))
+_SMALL = 64  # values of a sample that may tell which way all of a batch goes
+Count = Callable[[Any], int]
+Proof = Callable[["Group"], bool]
+
+
+class Piece(NamedTuple):
+    """One of the loader's batches, or some of its samples.
+
+    Attributes:
+        number: of the batch, from 1.
+        batch: the batch.
+        samples: how many it holds.
+    """
+
+    number: int
+    batch: Any
+    samples: int
+
+    @property
+    def form(self) -> Hashable | None:
+        """What batches must agree in to be merged with it."""
+        return form_of(self.batch, self.samples)
+
+    def thinned(self, step: int) -> Piece:
+        """A copy of every `step`-th of its samples, for which the batch must have a form; of all with 1."""
+        batch = map_together(lambda leaves: _strided(leaves[0], step), [self.batch])
+        return Piece(self.number, batch, -(-self.samples // step))
 
 
 @dataclass(frozen=True)
@@ -25,37 +51,31 @@ class Group:
     """Batches of the loader that run as one.
 
     Attributes:
-        held: the batches, each with its number.
+        held: the batches.
     """
 
-    held: tuple[tuple[int, Any], ...]
+    held: tuple[Piece, ...]
 
     @property
     def batch(self) -> Any:
         """The batch made of them, a new one every time: a forward may write into it."""
-        batches = [batch for _, batch in self.held]
+        batches = [piece.batch for piece in self.held]
         return merged(batches) if len(batches) > 1 else map_together(_own, batches)
 
     @property
     def first(self) -> int:
         """Number of the first batch."""
-        return self.held[0][0]
+        return self.held[0].number
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """How many samples each batch holds."""
-        return tuple(samples(batch) for _, batch in self.held)
+        return tuple(piece.samples for piece in self.held)
 
     @property
     def samples(self) -> int:
         """How many samples the group holds."""
         return sum(self.sizes)
-
-    def head(self, count: int) -> Group:
-        """A group of the first of its batches, so many that they hold as many samples."""
-        ends = list(accumulate(self.sizes))
-        held = self.held[: 1 + sum(end < count for end in ends)]
-        return Group(held)
 
     def parts(self, x: Tensor) -> list[tuple[int, Tensor]]:
         """A norm's input batch by batch, or, where those are many, by runs of them; each with its number."""
@@ -66,46 +86,47 @@ class Group:
         ends = list(accumulate(self.sizes, initial=0))
         ends = [*ends[:-1:step], ends[-1]]
         parts = x.split([(end - start) * per_sample for start, end in pairwise(ends)])
-        return [(self.first + i * step, part) for i, part in enumerate(parts)]
+        return [(piece.number, part) for piece, part in zip(self.held[::step], parts, strict=True)]
 
 
 class Groups(Iterator[Group]):
-    """The batches of a loader in groups of at most so many samples; batches that do not fit together stay apart.
+    """Batches in groups of at most so many samples; those that do not fit together stay apart.
 
-    Samples are taken as independent, as they are in eval mode: every tensor of a batch must have them as its leading
-    dimension, and batches are merged only if they agree in all else.
+    Samples are taken as independent, as they are in eval mode, if that is proven: every tensor of a batch must have
+    them as its leading dimension, and batches are merged only if they agree in all else. A tensor that is the same for
+    all samples of a batch may tell which way the batch goes, as the number of a domain does, and must agree as well.
 
     Args:
-        batches: the loader's batches.
+        pieces: the batches.
         limit: asked, with the first batch of each group, how many samples it may hold; a larger batch is one by itself.
+        proof: asked of groups of several batches whether they may run as one; the first, and then ever more rarely. If
+            not, they and all that follow stay apart.
 
-    >>> [group.sizes for group in Groups([torch.ones(4, 2)] * 5, lambda batch: 8)]
+    Attributes:
+        merged: how many groups of several batches have been given out.
+
+    >>> pieces = [Piece(number, torch.randn(4, 2), 4) for number in range(5)]
+    >>> [group.sizes for group in Groups(pieces, lambda piece: 8)]
     [(4, 4), (4, 4), (4,)]
     """
 
-    def __init__(self, batches: Iterable[Any], limit: Callable[[Any], float]) -> None:
-        self._batches = enumerate(batches, 1)
+    def __init__(self, pieces: Iterable[Piece], limit: Callable[[Piece], float], proof: Proof | None = None) -> None:
+        self._pieces = iter(pieces)
         self._limit = limit
+        self._proof = proof
         self._apart = False
-        self._waiting: deque[tuple[int, Any]] = deque()
+        self._waiting: deque[Piece] = deque()
+        self.merged = 0
 
     def __next__(self) -> Group:
-        held = [self._take()]
-        batch = held[0][1]
-        form = None if self._apart else form_of(batch)
-        total = samples(batch)
-        most = total if form is None else self._limit(batch)
-        while total < most:
-            try:
-                following = self._take()
-            except StopIteration:
-                break
-            total += samples(following[1])
-            if total > most or form_of(following[1]) != form:
-                self._waiting.appendleft(following)
-                break
-            held.append(following)
-        return Group(tuple(held))
+        group = self._gathered()
+        if len(group.held) == 1:
+            return group
+        is_asked = self.merged & (self.merged + 1) == 0  # after 0, 1, 3, 7, ... groups
+        if is_asked and self._proof is not None and not self._proof(group):
+            return self.split(group)
+        self.merged += 1
+        return group
 
     def split(self, group: Group) -> Group:
         """Take a group back, and give out its batches, and all that follow, one by one: the first one now."""
@@ -113,17 +134,35 @@ class Groups(Iterator[Group]):
         self._waiting.extendleft(reversed(group.held))
         return next(self)
 
-    def _take(self) -> tuple[int, Any]:
-        return self._waiting.popleft() if self._waiting else next(self._batches)
+    def _gathered(self) -> Group:
+        held = [self._take()]
+        form = None if self._apart else held[0].form
+        total = held[0].samples
+        most = total if form is None else self._limit(held[0])
+        while total < most:
+            try:
+                following = self._take()
+            except StopIteration:
+                break
+            total += following.samples
+            if total > most or following.form != form:
+                self._waiting.appendleft(following)
+                break
+            held.append(following)
+        return Group(tuple(held))
+
+    def _take(self) -> Piece:
+        return self._waiting.popleft() if self._waiting else next(self._pieces)
 
 
-def form_of(batch: Any) -> Hashable | None:
-    """What batches must agree in to be merged: all but the number of samples; None if this one cannot be merged.
+def form_of(batch: Any, count: int) -> Hashable | None:
+    """What batches must agree in to be merged: all but the samples; None if this one cannot be merged.
 
-    >>> form_of({"x": torch.ones(4, 2), "scale": 0.5}) == form_of({"x": torch.zeros(3, 2), "scale": 0.5})
+    >>> form_of({"x": torch.randn(4, 2), "scale": 0.5}, 4) == form_of({"x": torch.randn(3, 2), "scale": 0.5}, 3)
     True
+    >>> form_of({"domain": torch.tensor([0, 0])}, 2) == form_of({"domain": torch.tensor([1, 1])}, 2)
+    False
     """
-    count = samples(batch)
     try:
         return _form(batch, count) if count else None
     except TypeError:
@@ -133,11 +172,11 @@ def form_of(batch: Any) -> Hashable | None:
 def _form(value: Any, count: int) -> Hashable:
     """The form of a part of a batch of `count` samples; TypeError if it has none."""
     if isinstance(value, Tensor) and value.ndim and len(value) == count and value.layout is torch.strided:
-        return value.dtype, value.device, value.shape[1:]
+        return value.dtype, value.device, value.shape[1:], _constant(value)
     if isinstance(value, Mapping):
         return type(value), tuple((key, _form(item, count)) for key, item in value.items())
     if is_words(value) and len(value) == count:
-        return type(value)
+        return type(value), value[0] if len(set(value)) == 1 < count else None
     if isinstance(value, (tuple, list)):
         return type(value), tuple(_form(item, count) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -145,6 +184,15 @@ def _form(value: Any, count: int) -> Hashable:
     if isinstance(value, _CONSTANTS):
         return value
     raise TypeError(f"{type(value).__name__} cannot be merged")
+
+
+def _constant(tensor: Tensor) -> Hashable | None:
+    """What all samples of a batch have in common, if they are small; of a single one, only a whole number."""
+    size = tensor[0].numel()
+    single = len(tensor) == 1 and (size > 1 or tensor.is_floating_point() or tensor.is_complex())
+    if single or size > _SMALL or not bool((tensor[:2] == tensor[:1]).all()) or not bool((tensor == tensor[:1]).all()):
+        return None
+    return tuple(tensor[0].flatten().tolist())
 
 
 def merged(batches: Sequence[Any]) -> Any:
@@ -160,6 +208,10 @@ def _own(leaves: Sequence[Any]) -> Any:
     """A copy that may be written to: of a tensor, or of an object, of which attributes may be set."""
     leaf = leaves[0]
     return leaf.clone() if isinstance(leaf, Tensor) else copy.copy(leaf) if hasattr(leaf, "__dict__") else leaf
+
+
+def _strided(leaf: Any, step: int) -> Any:
+    return _own([leaf[::step] if step > 1 and (isinstance(leaf, Tensor) or is_words(leaf)) else leaf])
 
 
 def _concatenated(leaves: Sequence[Any]) -> Any:

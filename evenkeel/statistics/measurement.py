@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,20 +14,25 @@ from torch import Tensor, nn
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.batches import Forward, device_of, each, forward_pass, inputs, length, samples
 from evenkeel.model.nested import map_tensors, tensors
+from evenkeel.model.norm_calls import NormCalls, OnCall
 from evenkeel.model.norms import Norm, mixes_batch, pools_batch
 from evenkeel.model.restoring import restored
-from evenkeel.statistics.batch_merging import Group, Groups
+from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 
+_END: Any = object()
 Layout = Callable[[Tensor], Tensor]
 Sizes = tuple[int, int]  # batches and samples
 Parts = Sequence[tuple[int, Statistics]]
 Call = tuple[int, Parts]  # its rank
 Arrivals = dict[str, list[Call]]
+Fed = tuple[Statistics, torch.dtype]
 Seen = Callable[["Measurement", str, Norm], None]
 
+NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
 MEMORY = 1 << 27  # bytes
+_ALIKE = {torch.float64: 1e-4, torch.float32: 1e-3}  # how near statistics of the same samples are; of others, 0.05
 _CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
 _ALL = 4  # times as many samples as should be in a group that had better be in it all
 
@@ -35,12 +40,15 @@ _ALL = 4  # times as many samples as should be in a group that had better be in 
 class Measurement:
     """Gathers the population at every norm's input, group of batches by group; the model is the caller's to restore.
 
+    A norm's input is what reaches torch's batch or instance norm with the norm's own statistics (see `NormCalls`).
+
     Args:
         model: is put into eval mode, so that every source of noise is off, and gets hooks.
         norms: the norms to watch, by path.
         forward: how to run a batch, if not by `call`.
         ranks: the processes that measure the same norms together, each on batches of its own.
         memory: bytes that the largest input of a norm may take where batches are merged; 0 merges none.
+        count: how many samples a batch holds.
 
     Attributes:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
@@ -48,10 +56,15 @@ class Measurement:
         seen: called with this, a path and a norm when the norm has been measured, before it normalises.
         spoilt: paths of norms that store what is not finite: what comes after them in a pass need not be.
         batches: number of batches run.
-        samples: number of samples in them, by the tensors' sizes.
+        samples: number of samples in them.
         least: samples that a group of merged batches should hold, as far as the memory allows; more where that is
             cheap, and all where they are not many more.
         most: samples that it should not exceed.
+        called: paths of the norms whose forward was called.
+        entangled: paths of the norms whose statistics are read by anything but their own normalising.
+        apart: why batches run one by one; empty if they need not.
+        is_doubted: whether batches had been merged before it was found that they must not be.
+        is_divisible: whether it is proven that samples can be run in any company.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
     >>> measurement = Measurement(model, {"1": model[1]})
@@ -69,6 +82,7 @@ class Measurement:
         forward: Forward | None = None,
         ranks: Ranks | None = None,
         memory: int = MEMORY,
+        count: Count = samples,
     ) -> None:
         self.model = model
         self.norms = norms
@@ -81,35 +95,67 @@ class Measurement:
         self.samples = 0
         self.least = 0.0
         self.most = math.inf
+        self.called: set[str] = set()
+        self.entangled: set[str] = set()
+        self.apart = (
+            "a norm normalises by its batch in eval mode, too" if any(map(mixes_batch, model.modules())) else ""
+        )
+        self.is_doubted = False
+        self.is_divisible = False
         self._forward = forward
-        self._memory = 0 if any(map(mixes_batch, model.modules())) else memory
+        self._memory = 0 if self.apart else memory
+        self._count = count
         self._paths = list(norms)
         # On a CPU this layout makes statistics of images cheap.
         self._layout: Layout | None = _channels_last if device_of(model).type == "cpu" else None
         self._group: Group | None = None  # the one that is running
+        self._is_spoilt = False  # whether it has reached a norm that is
         self._expected = math.inf  # number of batches
         self._size: float | None = None  # bytes of a sample at the norm where it is largest
-        self._largest: int | None = None  # the same, while one sample is tried
-        self._rows = Counter[str]()  # of norms' inputs in this pass
-        self._rows_of_one = Counter[str]()  # and when one sample was tried
         model.eval()
         for path, norm in norms.items():
-            norm.register_forward_pre_hook(partial(self._read, path), with_kwargs=True)
+            norm.register_forward_pre_hook(partial(self._enter, path))
 
-    def groups(self, batches: Iterable[Any], max_batches: int | None = None) -> Iterator[Group | None]:
-        """The batches in groups to `add`; None where only other ranks have one left."""
+    def _enter(self, path: str, _norm: nn.Module, _args: Any) -> None:
+        self.called.add(path)
+
+    @property
+    def total(self) -> float:
+        """How many samples all batches of all ranks hold, as far as is known."""
+        running = self._group.samples * self.ranks.size if self._group else 0
+        per_batch = self._group.samples / len(self._group.held) if self._group else 0
+        expected = self._expected * per_batch * self.ranks.size if math.isfinite(self._expected) else 0
+        return max(self.samples, running, expected if not self.samples else 0)
+
+    def groups(
+        self, batches: Iterable[Any], max_batches: int | None = None, *, again: bool = False
+    ) -> Generator[Group | None]:
+        """Begin anew, and give the batches in groups to `add`; None where only other ranks have one left.
+
+        Args:
+            batches: the batches, or, if run before, as `Piece`.
+            max_batches: how many to use; all if None.
+            again: whether they were run before; then there may be none any more.
+        """
+        self.populations, self.arrivals, self.batches, self.samples = {}, {}, 0, 0
         self._expected = min(length(batches), max_batches or math.inf)
-        stream = each(batches, self.model, max_batches, may_be_empty=self.ranks.size > 1)
-        self._groups = Groups(stream if self._forward else map(inputs, stream), self._limit)
+        may_be_empty = again or self.ranks.size > 1
+        limit = _none if self.apart else self._limit
+        self._groups = Groups(self._pieces(batches, max_batches, may_be_empty, again), limit, self._is_proven)
         try:
             yield from self.ranks.rounds(self._groups)
         finally:
             self._group = None
             del self._groups  # and with them the loader
-        if not self.batches:
+        if not self.batches and not again:
             raise BatchError("the loaders of all ranks are empty: they yielded no batch")
-        if not self.populations:
-            raise BatchError(f"the {self.batches} batches reached none of the model's norms")
+        if not self.populations and not again:
+            raise BatchError(f"the {self.batches} batches reached none of the model's norms{self._not_seen()}")
+
+    def regrouped(self, pieces: Iterable[Piece]) -> list[Group | None]:
+        """Pieces that were run before, merged as the memory allows; as many groups on every rank."""
+        groups: list[Group | None] = list(Groups(pieces, self._limit if self.is_divisible else _none))
+        return groups + [None] * (int(self.ranks.largest(len(groups))) - len(groups))
 
     def add(self, group: Group | None) -> Group | None:
         """Measure a group, together with those of the other ranks; return what of it was run.
@@ -122,7 +168,8 @@ class Measurement:
                 batches, count = self.run(group)
             except _Retry as retry:
                 if retry.own and group is not None:
-                    if self._layout is None or isinstance(retry.__cause__, _MixedError):
+                    if self._layout is None:
+                        self._keep_apart(f"merged, {retry.__cause__}")
                         group = self._groups.split(group)
                     else:
                         self._layout = None
@@ -144,6 +191,28 @@ class Measurement:
             population.merge()
         return sizes
 
+    def _pieces(
+        self, batches: Iterable[Any], max_batches: int | None, may_be_empty: bool, again: bool
+    ) -> Iterator[Piece]:
+        stream = each(batches, self.model, max_batches, may_be_empty=may_be_empty)
+        for number in itertools.count(1):
+            try:
+                batch = next(stream, _END)
+            except BatchError:
+                if again and number == 1:  # it was used up the first time
+                    return
+                raise
+            if batch is _END:
+                return
+            if isinstance(batch, Piece):
+                yield batch
+                continue
+            try:
+                count = int(self._count(batch))
+            except Exception as error:
+                raise BatchError(f"samples= raised {brief(error)} on batch {number}") from error
+            yield Piece(number, batch if self._forward else inputs(batch), count)
+
     def _pass(self, group: Group | None) -> Sizes:
         """Run a group, if this rank has one, and hear from all others till they are done: batches and samples of all.
 
@@ -151,12 +220,12 @@ class Measurement:
             BatchError: the group failed, here or on another rank.
             _Retry: it did, but there is a more careful way.
         """
-        self._group = group
+        self._group, self._is_spoilt = group, False
         if group is not None:
             try:
-                self._rows.clear()
-                forward_pass(self.model, self._laid_out(group), group.first, self._forward)
-                self._require_samples(group)
+                on_read = None if self.batches else self.entangled.add
+                with NormCalls(self.norms, self._arrive, on_read):
+                    forward_pass(self.model, self._laid_out(group), group.first, self._forward)
             except (_Retry, RankError):
                 raise
             except BatchError as error:
@@ -193,55 +262,86 @@ class Measurement:
                 self.arrivals.setdefault(path, []).append((rank, parts))
         return messages
 
-    def _read(self, path: str, norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What every norm does before it is called."""
-        x: Tensor = args[0] if args else kwargs["input"]
-        if not pools_batch(norm) and x.ndim == norm._get_no_batch_dim():  # type: ignore[operator]
-            x = x[None]
-        if self._largest is not None:
-            self._largest = max(self._largest, x.numel() * x.element_size())
-            self._rows_of_one[path] += len(x)
-        elif self._group is not None and x.numel():
-            parts = [
-                (number, batch_statistics(part, pooled=pools_batch(norm))) for number, part in self._group.parts(x)
-            ]
-            if not any(self._rows[spoilt] for spoilt in self.spoilt):
-                _require_finite(path, parts)
-            self._rows[path] += len(x)
-            self._exchange(Message(State.MEASURED, self._paths.index(path), parts))
-            if self.seen is not None:
-                self.seen(self, path, norm)
+    def _arrive(self, path: str, norm: Norm, x: Tensor) -> None:
+        """What is done when something reaches a norm, before it is normalised."""
+        if self._group is None or not x.numel():
+            return
+        parts = [(number, batch_statistics(part, pooled=pools_batch(norm))) for number, part in self._group.parts(x)]
+        if not self._is_spoilt:
+            self._require_finite(path, parts)
+        self._is_spoilt |= path in self.spoilt
+        self._exchange(Message(State.MEASURED, self._paths.index(path), parts))
+        if self.seen is not None:
+            self.seen(self, path, norm)
 
-    def _require_samples(self, group: Group) -> None:
-        """Of many samples merged, a norm meets more rows than of one, or they were not merged along samples."""
-        if len(group.held) > 1 and (mixed := [path for path, n in self._rows.items() if n <= self._rows_of_one[path]]):
-            raise _MixedError(f"norm {mixed[0]!r} meets {self._rows[mixed[0]]} rows of one sample and of many")
+    def _require_finite(self, path: str, parts: Parts) -> None:
+        for number, (_, mean, variance) in parts:
+            if not (mean.isfinite() & variance.isfinite()).all():
+                raise BatchError(
+                    f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
+                    f"{_not_finite(self.model)}"
+                )
 
-    def _limit(self, batch: Any) -> float:
+    def _limit(self, piece: Piece) -> float:
         """How many samples a group may hold."""
         if self._size is None:
-            self._size = max(self._bytes_of_a_sample(batch), 1) if self._memory else math.inf
+            self._size = max(self._bytes_of_a_sample(piece.batch), 1) if self._memory else math.inf
         cheap = min(self._memory, _CHEAP) if device_of(self.model).type == "cpu" else self._memory
         least = max(self.least, cheap // self._size)
-        total = self._expected * samples(batch)
+        total = self._expected * piece.samples
         return min(total if total <= _ALL * least else least, self.most, self._memory // self._size)
 
     def _bytes_of_a_sample(self, batch: Any) -> float:
         """Bytes of the largest input of a norm, tried on one sample; infinite if the model does not take one."""
         sample = map_tensors(lambda t: (t[:1] if t.ndim else t).clone(), batch)
-        self._largest = max((t.numel() * t.element_size() for t in tensors(sample)), default=1)
+        sizes = [t.numel() * t.element_size() for t in tensors(sample)]
         try:
-            with restored(self.model, parameters=False):
-                forward_pass(self.model, sample, 1, self._forward)
-            return self._largest
-        except BatchError:
+            self._try(sample, lambda path, norm, x: sizes.append(x.numel() * x.element_size()))
+        except BatchError as error:
+            self._keep_apart(f"one sample alone, {error}")
             return math.inf
-        finally:
-            self._largest = None
+        return max(sizes, default=1)
 
+    def _try(self, batch: Any, on_call: OnCall) -> None:
+        """Run some samples, and leave the model as it was."""
+        with restored(self.model, parameters=False), NormCalls(self.norms, on_call):
+            forward_pass(self.model, batch, 1, self._forward)
 
-class _MixedError(BatchError):
-    """Batches were merged that cannot be: time came first, or the model makes one of all samples."""
+    def _is_proven(self, group: Group) -> bool:
+        """Whether every norm is fed the same by some samples of the group's first and last batch, apart and merged."""
+        few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[0], group.held[-1])]
+        try:
+            alone = [self._fed(Group((piece,))) for piece in few]
+            together = self._fed(Group(tuple(few)))
+        except BatchError as error:
+            self._keep_apart(f"two samples of each, {error}")
+            return False
+        for path in {path for found in (*alone, together) for path in found}:
+            if not _is_alike([found.get(path, []) for found in alone], together.get(path, [])):
+                self._keep_apart(f"merged, they feed norm {path!r} other values than apart")
+                return False
+        self.is_divisible = True
+        return True
+
+    def _fed(self, group: Group) -> dict[str, list[Fed]]:
+        """What reaches each norm as samples run that are not counted: statistics, and the kind of number."""
+        found: dict[str, list[Fed]] = {}
+
+        def on_call(path: str, norm: Norm, x: Tensor) -> None:
+            if x.numel():
+                found.setdefault(path, []).append((batch_statistics(x, pooled=pools_batch(norm)), x.dtype))
+
+        self._try(group.batch, on_call)
+        return found
+
+    def _keep_apart(self, reason: str) -> None:
+        self.is_divisible = False
+        self.is_doubted |= self._groups.merged > 0
+        self.apart = self.apart or reason
+
+    def _not_seen(self) -> str:
+        called = sorted(self.called)
+        return f"; {called[0]!r} was called, but {NO_CALL}" if called else ""
 
 
 class _Retry(BatchError):
@@ -252,10 +352,37 @@ class _Retry(BatchError):
         self.own = own
 
 
-def _require_finite(path: str, parts: Parts) -> None:
-    for number, (_, mean, variance) in parts:
-        if not (mean.isfinite() & variance.isfinite()).all():
-            raise BatchError(f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite")
+def _none(_piece: Piece) -> float:
+    """How many samples may run together where none may."""
+    return 0
+
+
+def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed]) -> bool:
+    """Whether the same values reached a norm, in whatever order; what is not finite tells nothing."""
+    parts, whole = (_pooled([fed for found in calls for fed in found]) for calls in (alone, [together]))
+    if parts is None or whole is None or parts.size != whole.size:
+        return False
+    if not all(t.isfinite().all() for t in (*parts[1:], *whole[1:])):
+        return True
+    near = max(_ALIKE.get(dtype, 0.05) for _, dtype in together)
+    scale = float(whole.variance.mean() + 1e-4 * (whole.mean**2).mean())
+    moved, changed = (float((a - b).abs().max()) for a, b in zip(parts[1:], whole[1:], strict=True))
+    return moved <= near * math.sqrt(scale) and changed <= near * scale
+
+
+def _pooled(calls: Sequence[Fed]) -> Statistics | None:
+    population = Population()
+    population.add((0, statistics) for statistics, _ in calls)
+    population.merge()
+    return Statistics(population.count, population.mean, population.variance) if calls else None
+
+
+def _not_finite(model: nn.Module) -> str:
+    """What in the model is not finite, if anything: then the data are not to blame."""
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return f"; but so is {path!r} of the model, of shape {tuple(tensor.shape)}: look there first"
+    return ""
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

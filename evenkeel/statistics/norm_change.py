@@ -19,6 +19,8 @@ class NormChange:
         before, after: its running variance, averaged over channels.
         moved: the largest move of a channel's running mean, in standard deviations as stored before.
         standard_error: of `after`, relative to it; NaN where it is not known.
+        chance: how much of the squared distance between the statistics measured and those found, of means in deviations
+            and of log variances, is to be expected of so few data by chance, 0 to 1; 0 where it is not known.
 
     >>> NormChange("bn1", before=2.0, after=1.0, moved=0.0).ratio
     0.5
@@ -29,16 +31,17 @@ class NormChange:
     after: float
     moved: float
     standard_error: float = math.nan
+    chance: float = 0.0
 
     @classmethod
-    def of(cls, path: str, norm: Norm, held: Held, standard_error: float = math.nan) -> NormChange:
+    def of(cls, path: str, norm: Norm, held: Held, standard_error: float = math.nan, chance: float = 0.0) -> NormChange:
         """The change of a norm whose buffers were written; `held` has what they were before."""
         (old_mean, mean), (old_var, var) = (
             [t.detach().double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
             for name in ("running_mean", "running_var")
         )
         moved = float(((mean - old_mean).abs() / old_var.clamp_min(1e-300).sqrt()).max())
-        return cls(path, float(old_var.mean()), float(var.mean()), moved, standard_error)
+        return cls(path, float(old_var.mean()), float(var.mean()), moved, standard_error, chance)
 
     @property
     def ratio(self) -> float:

@@ -28,8 +28,9 @@ class Population:
     """Mean and variance per channel of a stream of batches, and the standard error of the variance.
 
     Batches are merged by the update of Chan, Golub and LeVeque (1983) in float64: the variance is that within the
-    batches plus that between their means, each batch weighted by its size; it is never negative. The standard error
-    comes from how batches differ: in their second moments about the pooled mean, averaged over channels.
+    batches plus that between their means, each batch weighted by its size; it is never negative. Standard errors come
+    from how batches differ, since samples of one batch may be alike: in their means, and in their second moments about
+    the pooled mean, averaged over channels.
 
     Args:
         pooled: pool all values of a channel, as batch norm does; if false, average the statistics of single
@@ -53,6 +54,8 @@ class Population:
         self._open: list[tuple[tuple[int, ...], Tensor, Tensor, Tensor]] = []  # pooled, of batches that may go on
         # Over batches with counts n and second moments s about the pooled mean: sums of 1, n, n s, n^2, n^2 s, n^2 s^2.
         self._between = torch.zeros(6, dtype=torch.float64)
+        # The same per channel, with means m: sums of n^2 m, n^2 m^2, n^2 s, n^2 s^2.
+        self._channels = torch.zeros(4, 1, dtype=torch.float64)
 
     def add(self, parts: Iterable[tuple[int, Statistics]]) -> None:
         """Add one call's statistics, to be merged by `pool` or `merge`.
@@ -84,10 +87,14 @@ class Population:
         """Count the batches pooled since the last time in the variance between batches."""
         if self._open:
             batches = [batch for numbers, *_ in self._open for batch in numbers]
-            rows = [torch.cat([n, self._squared(n, *rest).mean(1, keepdim=True)], 1) for _, n, *rest in self._open]
-            n, squares = _by_batch(batches, torch.cat(rows)).unbind(1)
-            sums = torch.stack([n**0, n, squares, n**2, n * squares, squares**2]).sum(1)
+            rows = [torch.cat([n, n * mean, self._squared(n, mean, v)], 1) for _, n, mean, v in self._open]
+            table = _by_batch(batches, torch.cat(rows))
+            n, (means, squares) = table[:, :1], table[:, 1:].tensor_split(2, dim=1)
+            mean_squares = squares.mean(1, keepdim=True)
+            sums = torch.cat([n**0, n, mean_squares, n**2, n * mean_squares, mean_squares**2], 1).sum(0)
             self._between, self._open = self._between + sums.cpu(), []
+            channels = torch.stack([(n * means).sum(0), (means**2).sum(0), (n * squares).sum(0), (squares**2).sum(0)])
+            self._channels = self._channels.to(channels) + channels
 
     def _squared(self, n: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """Sums of squared deviations from the mean of all, given the statistics of parts."""
@@ -128,6 +135,13 @@ class Population:
         other.mean = self.mean + (new.mean - old.mean)
         return other
 
+    def toward(self, other: Population, step: float) -> Population:
+        """This population, its mean and variance a part of the way, from 0 to 1, nearer to another's."""
+        result = self.copy()
+        result.mean = self.mean.lerp(other.mean, step)
+        result._squares = self._squares * (self.variance.lerp(other.variance, step) / self.variance.clamp_min(1e-300))
+        return result
+
     @property
     def parts(self) -> int:
         """How many batches the standard error is based on."""
@@ -150,6 +164,41 @@ class Population:
         center = squares / count
         deviations = max(second[2] - 2 * center * second[1] + center**2 * second[0], 0)
         return math.sqrt(k / (k - 1) * deviations) / count / center if center > 0 else 0.0
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """Standard errors of means, in deviations, and of variances, relative: root mean squares over channels.
+
+        NaN from fewer than two batches.
+        """
+        k, count, _, square, *_ = self._between.tolist()
+        if k < 2:
+            return math.nan, math.nan
+        variance = self._squares / count
+        least = self._scale
+        mean_cross, mean_second, cross, second = self._channels
+        of_means = mean_second - 2 * self.mean * mean_cross + self.mean**2 * square
+        of_variances = (second - 2 * variance * cross + variance**2 * square) / variance.clamp_min(1e-3 * least) ** 2
+        found = (float(k / (k - 1) * d.clamp_min(0).mean()) / count**2 for d in (of_means / least, of_variances))
+        return tuple(map(math.sqrt, found))  # type: ignore[return-value]
+
+    def chance(self, mean: Tensor, variance: Tensor) -> float:
+        """How much of the squared distance from other statistics is to be expected by chance, 0 to 1; 0 if not known.
+
+        The distance is that of means, in deviations, and of log variances.
+        """
+        mean, variance, least = mean.to(self.mean), variance.to(self.mean), 1e-3 * self._scale
+        moved = ((self.mean - mean) ** 2).mean() / self._scale
+        changed = ((self.variance.clamp_min(least) / variance.clamp_min(least)).log() ** 2).mean()
+        error, distance = sum(e**2 for e in self.errors), float(moved + changed)
+        if math.isnan(error) or not math.isfinite(distance):
+            return 0.0
+        return min(error / distance, 1.0) if distance else 1.0
+
+    @property
+    def _scale(self) -> float:
+        """The mean variance, above zero."""
+        return max(float(self.variance.mean()), 1e-300)
 
 
 def _by_batch(batches: Sequence[int], rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal
@@ -13,21 +13,27 @@ from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
 from evenkeel.model.batches import Forward
-from evenkeel.model.buffers import Held, write_buffers_
-from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.model.batches import samples as samples_in
+from evenkeel.model.buffers import Held, write_, write_buffers_
+from evenkeel.model.evaluation import Score, Scorer, evaluate
 from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
-from evenkeel.statistics.batch_merging import MOST_PARTS
+from evenkeel.statistics.batch_merging import MOST_PARTS, Count
 from evenkeel.statistics.distributed import Ranks, default_group
-from evenkeel.statistics.measurement import MEMORY, Measurement
+from evenkeel.statistics.measurement import MEMORY, NO_CALL, Measurement
 from evenkeel.statistics.norm_change import NormChange
-from evenkeel.statistics.population import Population, Statistics
+from evenkeel.statistics.population import Population
+from evenkeel.statistics.prior import Prior, Weight
 from evenkeel.statistics.reestimation_report import Reestimation, largest
-from evenkeel.statistics.settling import settle
+from evenkeel.statistics.settling import Settled, settle
 
+_UNSETTLED = (
+    "may be off by some {:.1%} more: the first samples were not like the others, and the data can be had only once; "
+    "shuffle them, or pass batches that can be iterated over again, such as a list or a DataLoader"
+)
 _STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
 
@@ -39,11 +45,13 @@ def reestimate_(
     stats: Literal["both", "var", "mean"] = "both",
     tolerance: float | None = None,
     max_batches: int | None = None,
-    prior: float = 0,
+    prior: Weight = 0,
+    samples: Callable[[Any], int] | int | None = None,
     progress: bool = False,
     group: Any = None,
     memory: int = MEMORY,
     held_out: Iterable[Any] | None = None,
+    score: Scorer | None = None,
     choose: Literal["new", "best"] = "new",
 ) -> Reestimation:
     """Replace the running statistics of every norm layer by those of its input with dropout off.
@@ -68,16 +76,22 @@ def reestimate_(
         stats: which statistics to write: both, var (as the paper says) or mean.
         tolerance: stop as soon as the relative standard error of every norm's mean variance is at most this.
         max_batches: how many batches to use; all if None.
-        prior: how many samples the statistics found in the model count for; 0 replaces them.
+        prior: how many samples the statistics found in the model count for, blended norm after norm, so that each is
+            fed by norms that store the blend; 0 replaces them. One number, one for every norm, by path or in order, or
+            "auto": as much as the standard errors of the new ones say (see `Prior`).
+        samples: how many samples a batch holds, as a number or a function of the batch, where its tensors do not tell.
         progress: show a progress bar.
         group: the process group of torch.distributed that measures together, each process on batches of its own, all
             calling this; every process if None. They end with the same statistics, those of all their batches.
         memory: bytes that the largest input of a norm may take where batches are merged; 0 runs each by itself. They
-            run apart, too, where merging is found to be wrong: the model fails on merged batches, normalises by its
-            batch in eval mode, or feeds a norm no more rows from many samples than from one, as with time first.
-        held_out: pairs of inputs and labels, iterated over twice, on which the model, a classifier, is scored before
-            and after (see `evaluate`): did it help?
-        choose: "best" takes the new statistics back if the held-out log loss is not lower with them.
+            run apart, too, where merging is found to be wrong: samples of two batches, run apart and as one, do not
+            feed every norm the same.
+        held_out: pairs of inputs and targets, or mappings, iterated over twice, on which the model is scored before and
+            after, run by `forward` too (see `evaluate`): did it help?
+        score: what to judge held-out data by, `score(outputs, targets)`, lower is better; if None, log loss of class
+            labels, squared error of floating targets, or the loss that the model returns.
+        choose: "best" takes the new statistics back if the held-out loss is not lower with them; NaN is never lower,
+            and anything finite is lower than NaN.
 
     Returns:
         A `Reestimation`, whose `undo()` takes it all back.
@@ -97,54 +111,122 @@ def reestimate_(
         raise EvenkeelError(f"stats must be 'both', 'var' or 'mean', not {stats!r}")
     if memory < 0:
         raise EvenkeelError(f"memory must be a number of bytes, or 0, not {memory}")
-    if not 0 <= prior < math.inf or (tolerance is not None and not 0 < tolerance < math.inf):
-        raise EvenkeelError(f"prior must be at least 0 and tolerance above 0, both finite, not {prior} and {tolerance}")
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise EvenkeelError(f"tolerance must be above 0 and finite, not {tolerance}")
     if choose not in ("new", "best") or (choose == "best" and held_out is None):
         raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
+    if score is not None and held_out is None:
+        raise EvenkeelError("score says how to judge held-out data, and there are none: pass held_out=")
+    judge = None if held_out is None else partial(evaluate, batches=held_out, score=score, forward=forward)
     with unwrapped(model) as plain:
         free, untouched = _divide(plain)
         channels = [norm.num_features for norm in free.values()]
         ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
-        score = None if held_out is None else ranks.collectively(partial(evaluate, plain, held_out))
+        blend = Prior(free, prior, ranks)
+        before = None if judge is None else ranks.collectively(partial(judge, plain))
         with restored(plain), torch.no_grad():
-            measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory)
+            measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory, count=_count(samples))
+            _set_usable_(free.values())
+
+            def store(path: str, population: Population, count: float) -> None:
+                population.pool()
+                _store(free[path], blend.blended(path, population, count), _STORED[stats])
+
             with closing(Bar(batches, "re-estimating", total=max_batches)) as bar:
                 stream = bar if progress else batches
-                populations = settle(measurement, stream, max_batches, tolerance, stored=_STORED[stats])
-    for path, population in populations.items():
+                settled = settle(measurement, stream, store, max_batches=max_batches, tolerance=tolerance)
+    found = settled.populations
+    for path, population in found.items():
         if population.pooled and population.count < 2:
             raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples are needed")
-    errors = {path: population.standard_error for path, population in populations.items()}
-    untouched |= {path: "never reached by the batches" for path in free if path not in populations}
-    if prior and not measurement.samples:
-        raise BatchError(f"prior={prior} needs the number of samples, and no tensor in the batches has it")
-    for path, population in populations.items():
-        if prior:
-            _blend(population, free[path], prior / measurement.samples, ranks)
+    untouched |= {path: _why_not(path, measurement) for path in free if path not in found}
+    populations = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
+    errors = {path: math.hypot(p.standard_error, settled.unsettled.get(path, 0.0)) for path, p in found.items()}
+    chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
     held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
     done = Reestimation(
-        [NormChange.of(path, free[path], held, errors[path]) for path in populations],
+        [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in found],
         batches=measurement.batches,
         samples=measurement.samples,
+        passes=settled.passes,
         untouched=untouched,
+        unsure={path: _UNSETTLED.format(off) for path, off in settled.unsettled.items()},
+        notes=_notes(measurement, settled),
         converged=tolerance is None or largest(errors.values()) <= tolerance,
         held=held,
-        before=score,
+        before=before,
     )
-    return done if score is None or held_out is None else _scored(done, score, model, held_out, choose, ranks)
+    return done if judge is None or before is None else _scored(done, before, model, judge, choose, ranks)
+
+
+def _count(samples: Callable[[Any], int] | int | None) -> Count:
+    """How many samples a batch holds, from what the caller says."""
+    if samples is None:
+        return samples_in
+    if callable(samples):
+        return samples
+    if samples < 1:
+        raise EvenkeelError(f"samples must be a number of at least 1, or a function of a batch, not {samples}")
+    return lambda batch: samples
+
+
+def _found_in(norm: Norm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _set_usable_(norms: Iterable[Norm]) -> None:
+    """Give norms that store what is not finite, or negative variances, those of a new norm to begin with."""
+    for norm in norms:
+        mean, variance = _found_in(norm)
+        if not (mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
+            write_(mean, torch.zeros_like(mean))
+            write_(variance, torch.ones_like(variance))
+
+
+def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
+    values = {"running_mean": population.mean, "running_var": population.variance}
+    for name in names:
+        write_(getattr(norm, name), values[name])
+
+
+def _why_not(path: str, measurement: Measurement) -> str:
+    return NO_CALL if path in measurement.called else "never reached by the batches"
+
+
+def _notes(measurement: Measurement, settled: Settled) -> list[str]:
+    """What the reader must know of how the statistics were made."""
+    notes = [f"batches ran one by one: {measurement.apart}"] if measurement.apart else []
+    if settled.passes > 1:
+        notes.append(
+            f"all data were run {settled.passes} times: the first samples were not like those that followed, as in "
+            "data sorted by class or length; shuffled, one pass does"
+        )
+    if settled.is_part:
+        notes.append(
+            f"only the first {measurement.batches} batches were read: this holds for the others, and so do the "
+            "standard errors, only if the loader shuffles"
+        )
+    if measurement.entangled:
+        paths = sorted(measurement.entangled)
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        notes.append(f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample")
+    if measurement.is_doubted:
+        notes.append("batches had been merged before it was found that they must not be: pass memory=0")
+    return notes
 
 
 def _scored(
-    done: Reestimation, before: Score, model: nn.Module, held_out: Iterable[Any], choose: str, ranks: Ranks
+    done: Reestimation, before: Score, model: nn.Module, judge: Callable[..., Score], choose: str, ranks: Ranks
 ) -> Reestimation:
-    """Score the model with its new statistics, and take them back if they are worse and the best are to be kept."""
+    """Score the model with its new statistics, and take them back if they are no better and the best are to be kept."""
     try:
         with unwrapped(model) as plain:
-            after = ranks.collectively(partial(evaluate, plain, held_out))
+            after = ranks.collectively(partial(judge, plain))
     except BaseException:
         done.undo()
         raise
-    better = after.log_loss < before.log_loss
+    better = after.is_better_than(before)
     done.after, done.kept = after, choose == "new" or bool(ranks.first(torch.tensor([better])))
     if not done.kept:
         done.undo()
@@ -173,11 +255,3 @@ def _divide(model: nn.Module) -> tuple[dict[str, Norm], dict[str, str]]:
         raise ModelError(f"all {len(norms)} norms are {FROZEN}: call model.eval() to have them count")
     untouched = dict.fromkeys(sorted(frozen), FROZEN) | foreign_norms(model)
     return {path: norms[path] for path in norms if path not in frozen}, untouched
-
-
-def _blend(population: Population, norm: Norm, weight: float, ranks: Ranks) -> None:
-    """Merge the statistics found in the norm, the first rank's, as if they came from `weight` times the values seen."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    mean, variance = ranks.first(torch.stack([norm.running_mean, norm.running_var]))
-    population.add([(0, Statistics(weight * population.count, mean, variance))])
-    population.merge()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,8 @@ from evenkeel.model.evaluation import Score
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.statistics.norm_change import NormChange
 
+_CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
+
 
 class Reestimation(Report[NormChange]):
     """What `reestimate_` did, a row a norm in execution order, and the way back; `str()` is the table.
@@ -19,11 +21,14 @@ class Reestimation(Report[NormChange]):
     Attributes:
         rows: one a norm re-estimated.
         batches: number of batches used.
-        samples: number of samples in them, by the leading dimension of each batch's first tensor.
+        samples: number of samples in them, by the leading dimension of each batch's first tensor, or as told.
+        passes: how many times all data were run; more than once where the first were not like the others.
         untouched: norms left as they were, by path, each with the reason.
+        unsure: norms whose statistics may be off by more than their standard errors, by path, each with the reason.
+        notes: how the statistics were made, if not in the usual way, and whether the data suffice.
         converged: whether the standard errors are within the tolerance asked for, if one was.
         before, after: the model's scores on held-out data, if there were any, before and with the new statistics.
-        kept: whether the new statistics are in the model, or, having been worse, were taken back.
+        kept: whether the new statistics are in the model, or, having been no better, were taken back.
 
     >>> import torch, evenkeel as ek
     >>> done = ek.reestimate_(torch.nn.BatchNorm1d(2), [torch.randn(64, 2) for _ in range(3)])
@@ -37,14 +42,19 @@ class Reestimation(Report[NormChange]):
         *,
         batches: int,
         samples: int,
+        passes: int,
         untouched: Mapping[str, str],
+        unsure: Mapping[str, str],
+        notes: Iterable[str],
         converged: bool,
         held: Held,
         before: Score | None,
     ) -> None:
-        super().__init__(rows, untouched=untouched)
+        rows = tuple(rows)
+        super().__init__(rows, untouched=untouched, unsure=unsure, notes=(*notes, *_too_few(rows)))
         self.batches = batches
         self.samples = samples
+        self.passes = passes
         self.converged = converged
         self.before = before
         self.after: Score | None = None
@@ -72,9 +82,7 @@ class Reestimation(Report[NormChange]):
         short = "" if self.converged else ", the tolerance was not reached"
         scores = ""
         if self.before is not None and self.after is not None:
-            scores = f"; error {self.before.error:.2%} to {self.after.error:.2%}"
-            scores += f", log loss {self.before.log_loss:.3g} to {self.after.log_loss:.3g}"
-            scores += "" if self.kept else ", worse, so taken back"
+            scores = f"; {self.before.change_to(self.after)}" + ("" if self.kept else ", no better, so taken back")
         return f"{self.samples} samples in {self.batches} batches, relative standard error {error}{short}{scores}"
 
     def __repr__(self) -> str:
@@ -83,7 +91,8 @@ class Reestimation(Report[NormChange]):
 
     def _figures(self) -> dict[str, Any]:
         scores = {"before": self.before and asdict(self.before), "after": self.after and asdict(self.after)}
-        figures = {"batches": self.batches, "samples": self.samples, "standard_error": self.standard_error}
+        figures = {"batches": self.batches, "samples": self.samples, "passes": self.passes}
+        figures |= {"standard_error": self.standard_error}
         return figures | scores | {"converged": self.converged, "kept": self.kept}
 
     def _cells(self) -> Cells:
@@ -92,10 +101,23 @@ class Reestimation(Report[NormChange]):
             for r in self
         ]
         columns = ("norm", "running var", "re-estimated", "ratio", "mean moved, deviations", "standard error")
-        return Cells(columns, rows, [f"from {self.summary}", *grouped(self.untouched, "untouched")], words=columns[:1])
+        caption = [f"from {self.summary}", *grouped(self.untouched, "untouched"), *grouped(self.unsure), *self.notes]
+        return Cells(columns, rows, caption, words=columns[:1])
 
 
 def largest(values: Iterable[float]) -> float:
     """The largest value; NaN if there is none or one is NaN: not known to be within any tolerance."""
     listed = list(values)
     return max(listed) if listed and not any(map(math.isnan, listed)) else math.nan
+
+
+def _too_few(rows: Sequence[NormChange]) -> list[str]:
+    """That the data do not tell the new statistics from the old ones, if so."""
+    paths = [row.path for row in rows if row.chance > _CHANCE]
+    if not paths:
+        return []
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return [
+        f"{paths[0]}{more} of {len(rows)} norms: new and old statistics are within two standard errors of each other: "
+        "too few samples to tell which are better; take more, or prior='auto', which weighs both"
+    ]

@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
-from evenkeel.model.buffers import write_
+import torch
+from torch import Tensor
+
+from evenkeel.model.batches import length
 from evenkeel.model.norms import Norm
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Arrivals, Call, Measurement
 from evenkeel.statistics.population import Population
+from evenkeel.statistics.reservoir import Reservoir
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
 _ENOUGH = 64  # how many times more samples there may be than those that show how statistics change
-_FEWEST = 4  # parts of the data from which the variance between them says enough to stop by
-_MOST_SWEEPS, _SETTLED = 4, 1e-3
+_FEWEST = 8  # batches that these must come from: samples of one may be alike
+_KNOWN = 4  # parts of the data from which the variance between them says enough
+_MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
+_MOST_ALL, _STILL = 40, 1e-5  # the same, of all samples
+_MOST_PASSES = 12
+_NEAR = 3e-3  # standard errors of what settling did not take into account, above which all data are run once more
+_STEPS, _STEP = 50, 0.2
 _END: Any = object()
-Store = Callable[[Norm, Population], None]
+Store = Callable[[str, Population, float], None]  # path, population, of how many samples
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What `settle` found.
+
+    Attributes:
+        populations: what each norm is fed, by path, in execution order.
+        passes: how many times all the data were run.
+        unsettled: by path, how far variances or means may be off since the data were not run once more; in standard
+            errors of the channel where it is most, relative to variances, or in deviations.
+        is_part: whether it stopped before the data ended.
+    """
+
+    populations: Mapping[str, Population]
+    passes: int
+    unsettled: Mapping[str, float]
+    is_part: bool
 
 
 def settle(
     measurement: Measurement,
     batches: Iterable[Any],
+    store: Store,
+    *,
     max_batches: int | None = None,
     tolerance: float | None = None,
-    *,
-    stored: Sequence[str] = ("running_mean", "running_var"),
-) -> dict[str, Population]:
+) -> Settled:
     """Measure each norm's input as it is once all norms before it store what is measured here.
 
     What reaches a norm depends on the statistics that the norms before it normalise by, and these are only known once
@@ -42,101 +70,192 @@ def settle(
        had to run in several groups, or reach a norm more than once, they are run again until nothing changes: a norm
        then normalises by what it saw the last time, moved by the change so far.
     2. All others are run with norms normalising by that.
-    3. The first samples, or some of them, are run once more: each norm normalises by the statistics of all data, moved
-       by the change that the norms before it, normalising by those of all data by now, have made in these samples.
-
-    Step 3 is exact but for how differently these samples and all of them answer to a small change.
+    3. Samples from all over the stream are run twice more, before and after: each norm normalises by the statistics of
+       all data, moved by the change that the norms before it, normalising by those of all data by now, have made in
+       these samples.
+    4. How differently the batches among them answer to that change tells how far off the result may be. If the first
+       samples were not like the others, as in data sorted by class or by length, that is too far, and all data are run
+       again, as in 2 and 3, from what is stored by now. Where they are given only once, those that were held must do.
 
     Args:
         measurement: of the model, not yet used.
         batches: the batches.
+        store: writes into a norm, by path, what it is to store of a population, from so many samples.
         max_batches: how many to use; all if None.
         tolerance: stop when the relative standard error of every norm's mean variance is within it.
-        stored: which statistics are going to be stored; of others, norms normalise by those that they have.
-
-    Returns:
-        What to store, by path, in execution order.
     """
-    store = partial(_store, stored)
+    held = Reservoir()
+    is_done, is_part = _first_pass(measurement, batches, store, held, max_batches, tolerance)
+    passes, ranks = 1, measurement.ranks
+    is_complete = not ranks.largest(not held.is_complete)
+    source = held.pieces if is_complete else None if is_part or isinstance(batches, Iterator) else batches
+    source = None if ranks.largest(source is None) else source
+    unsettled: dict[str, float] = {}
+    while not is_done or ranks.largest(measurement.is_doubted):
+        unsettled = _adjust(measurement, held, store)
+        if not ranks.largest(measurement.is_doubted) and max(unsettled.values(), default=0.0) <= _NEAR:
+            break
+        if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
+            break
+        passes += 1
+    if ranks.largest(bool(measurement.entangled)):
+        _step_by_step(measurement, held, store)
+    far = {path: off for path, off in unsettled.items() if off > _NEAR}
+    return Settled(measurement.populations, passes, far, is_part)
+
+
+def _first_pass(
+    measurement: Measurement,
+    batches: Iterable[Any],
+    store: Store,
+    held: Reservoir,
+    max_batches: int | None,
+    tolerance: float | None,
+) -> tuple[bool, bool]:
+    """Steps 1 and 2; whether nothing is left to be done, and whether it stopped before the data ended."""
     measurement.least, measurement.most = _FIRST, _MOST if tolerance is None else _FIRST
+    measurement.seen = lambda own, path, norm: store(path, own.populations[path], own.total)
     groups = measurement.groups(batches, max_batches)
+
+    def add(group: Group | None) -> Group | None:
+        group = measurement.add(group)
+        for piece in group.held if group else ():
+            held.add(piece, is_divisible=measurement.is_divisible)
+        return group
+
     first: list[Group | None] = []
-    measurement.seen = lambda own, path, norm: store(norm, own.populations[path])
     for group in groups:
-        first.append(measurement.add(group))
+        first.append(add(group))
         if measurement.samples >= _FIRST:
             break
-    arrivals = _settle_first(measurement, first, store)
+    following = _END if (is_part := _is_within(measurement, tolerance)) else next(groups, _END)
+    in_parts = len(first) > 1 or any(map(_is_repeated, measurement.arrivals.values()))
+    is_all = following is _END
+    _settle_on(measurement, first, store, *((_MOST_ALL, _STILL) if is_all else (_MOST_SWEEPS, _SETTLED)), in_parts)
     measurement.least = 0
-    settled, so_far = set(measurement.populations), (measurement.batches, measurement.samples)
-    measurement.seen = lambda own, path, norm: None if path in settled else store(norm, own.populations[path])
-    while not _is_within(measurement, tolerance) and (group := next(groups, _END)) is not _END:
+    settled = set(measurement.populations)
+    measurement.seen = lambda own, path, norm: (
+        None if path in settled else store(path, own.populations[path], own.total)
+    )
+    while following is not _END:
+        measurement.arrivals = {}
+        add(following)
+        measurement.most = min(_wanted(measurement, tolerance), _MOST)
+        is_part = _is_within(measurement, tolerance)
+        following = _END if is_part else next(groups, _END)
+    groups.close()
+    return is_all, is_part or (max_batches is not None and max_batches < length(batches))
+
+
+def _pass_again(measurement: Measurement, source: Iterable[Any], max_batches: int | None) -> bool:
+    """Run all data as norms are by now; false if they cannot be had once more."""
+    before = measurement.populations, measurement.batches, measurement.samples
+    measurement.least, measurement.most, measurement.seen, measurement.is_doubted = 0, _MOST, None, False
+    for group in measurement.groups(source, None if isinstance(source, list) else max_batches, again=True):
         measurement.arrivals = {}
         measurement.add(group)
-        measurement.most = min(_wanted(measurement, tolerance), _MOST)
-    if measurement.batches == so_far[0]:
-        return measurement.populations
-    enough = max(2 * _FIRST, measurement.samples // _ENOUGH)
-    if 2 * enough < so_far[1]:  # running some of them twice takes less time
-        count = -(-enough // (len(first) * measurement.ranks.size))
-        first = [group and group.head(count) for group in first]
-        arrivals = _sample(measurement, first)
-    return _sweep(measurement, first, measurement.populations, arrivals, store)
+    if not measurement.populations:
+        measurement.populations, measurement.batches, measurement.samples = before
+        return False
+    measurement.batches, measurement.samples = before[1:]
+    return True
 
 
-def _sample(measurement: Measurement, groups: Sequence[Group | None]) -> Arrivals:
-    """What arrives at the norms of groups that were run before, as the norms are now."""
-    populations, measurement.populations = measurement.populations, {}
+def _adjust(measurement: Measurement, held: Reservoir, store: Store) -> dict[str, float]:
+    """Step 3: move what was measured by the change that storing it makes; how far off that may be, by path."""
+    groups, is_all = _sample(measurement, held)
+    base, measurement.populations = measurement.populations, {}
     measurement.arrivals, measurement.seen = {}, None
     for group in groups:
         measurement.run(group)
-    measurement.populations = populations
-    return measurement.arrivals
+    if is_all:
+        _settle_on(measurement, groups, store, _MOST_ALL, _STILL)
+        return {}
+    old = latest = measurement.arrivals
+    result: Mapping[str, Population] = base
+    in_parts = len(groups) > 1 or any(map(_is_repeated, old.values()))
+    for _ in range(_MOST_SWEEPS if in_parts else 1):
+        before, result = result, _sweep(measurement, groups, base, (old, latest), store)
+        latest = measurement.arrivals
+        if _distance(result, before) < _SETTLED:
+            break
+    measurement.populations = dict(result)
+    size = measurement.ranks.largest(sum(group.samples for group in groups if group)) * measurement.ranks.size
+    part = size / max(measurement.samples, 1)
+    return {path: _doubt(old.get(path, ()), latest.get(path, ())) * math.sqrt(max(1 - part, 0)) for path in result}
 
 
-def _settle_first(measurement: Measurement, groups: Sequence[Group | None], store: Store) -> Arrivals:
-    """Run groups that were run before until what arrives at the norms is what it was the last time; return that."""
-    in_parts = len(groups) > 1 or any(_is_repeated(calls) for calls in measurement.arrivals.values())
-    for _ in range(_MOST_SWEEPS if in_parts else 0):
+def _sample(measurement: Measurement, held: Reservoir) -> tuple[list[Group | None], bool]:
+    """Samples from all over the stream, grouped; and whether they are all that there are."""
+    size, divisible = measurement.ranks.size, measurement.is_divisible
+    count = -(-max(2 * _FIRST, measurement.samples // _ENOUGH) // size)
+    pieces = held.sample(count, -(-_FEWEST // size), is_divisible=divisible)
+    measurement.least, measurement.most = count, _MOST
+    is_part = not held.is_complete or pieces is not held.pieces
+    return measurement.regrouped(pieces), not measurement.ranks.largest(is_part)
+
+
+def _settle_on(
+    measurement: Measurement,
+    groups: Sequence[Group | None],
+    store: Store,
+    most: int,
+    near: float,
+    in_parts: bool = True,
+) -> None:
+    """Run groups that were run before until what arrives at the norms is what it was the last time."""
+    for _ in range(most if in_parts else 0):
         before, arrivals = measurement.populations, measurement.arrivals
-        _sweep(measurement, groups, before, arrivals, store)
-        if max(p.distance(before.get(path)) for path, p in measurement.populations.items()) < _SETTLED:
+        _sweep(measurement, groups, before, (arrivals, arrivals), store)
+        if _distance(measurement.populations, before) < near:
             break
     for path, population in measurement.populations.items():
-        store(measurement.norms[path], population)
-    return measurement.arrivals
+        store(path, population, measurement.total)
 
 
 def _sweep(
     measurement: Measurement,
     groups: Sequence[Group | None],
     base: Mapping[str, Population],
-    earlier: Arrivals,
+    earlier: tuple[Arrivals, Arrivals],
     store: Store,
 ) -> dict[str, Population]:
-    """Run groups once more, norms normalising by a base moved by how what arrives differs from earlier; return that."""
-    changes = {path: _Change(population, earlier.get(path, ())) for path, population in base.items()}
+    """Run groups once more, norms normalising by a base moved by how what arrives has changed; return that.
+
+    Args:
+        measurement: of the model.
+        groups: were run before.
+        base: of all data.
+        earlier: what arrived when norms were as when the base was measured, and what arrived the last time.
+        store: as for `settle`.
+    """
+    old, latest = earlier
+    changes = {path: _Change(found, old.get(path, ()), latest.get(path, ())) for path, found in base.items()}
 
     def seen(own: Measurement, path: str, norm: Norm) -> None:
         if path in changes:
-            store(norm, changes[path].after(own.arrivals[path]))
+            store(path, changes[path].after(own.arrivals[path]), own.total)
 
     measurement.populations, measurement.arrivals, measurement.seen = {}, {}, seen
     for group in groups:
         measurement.run(group)
-    return {path: change.after(measurement.arrivals.get(path, ())) for path, change in changes.items()}
+    found = {path: change.after(measurement.arrivals.get(path, ())) for path, change in changes.items()}
+    for path, population in found.items():
+        store(path, population, measurement.total)
+    return found
 
 
 class _Change:
     """A population changed as the calls of a norm have changed, so far, against the same calls earlier.
 
-    Of calls still to come, what they were earlier counts on both sides: few calls alone would show noise.
+    Calls still to come count as they were the last time: few calls alone would show noise.
     """
 
-    def __init__(self, base: Population, earlier: Sequence[Call]) -> None:
+    def __init__(self, base: Population, old: Sequence[Call], latest: Sequence[Call]) -> None:
         self.base = base
         nothing = Population(pooled=base.pooled)
-        self.to_come = list(accumulate(reversed(earlier), _with_call, initial=nothing))[::-1]  # by how many have come
+        self.old = reduce(_with_call, old, nothing)
+        self.to_come = list(accumulate(reversed(latest), _with_call, initial=nothing))[::-1]  # by how many have come
         self.now, self.count = nothing, 0
 
     def after(self, calls: Sequence[Call]) -> Population:
@@ -144,7 +263,7 @@ class _Change:
         self.now = reduce(_with_call, calls[self.count :], self.now)
         self.count = len(calls)
         left = self.to_come[min(self.count, len(self.to_come) - 1)]
-        return self.base.moved(self.to_come[0], _with_call(self.now, (0, [(0, left.statistics)])))
+        return self.base.moved(self.old, _with_call(self.now, (0, [(0, left.statistics)])))
 
 
 def _with_call(population: Population, call: Call) -> Population:
@@ -159,11 +278,73 @@ def _is_repeated(calls: Sequence[Call]) -> bool:
     return len({rank for rank, _ in calls}) < len(calls)
 
 
-def _store(names: Sequence[str], norm: Norm, population: Population) -> None:
-    population.pool()
-    values = {"running_mean": population.mean, "running_var": population.variance}
-    for name in names:
-        write_(getattr(norm, name), values[name])
+def _distance(now: Mapping[str, Population], before: Mapping[str, Population]) -> float:
+    return max((population.distance(before.get(path)) for path, population in now.items()), default=0.0)
+
+
+def _doubt(old: Sequence[Call], new: Sequence[Call]) -> float:
+    """How far off the change of a norm's statistics may be, from how differently its batches have changed.
+
+    Standard errors, for the channel where they are largest, of the ratio of variances, and, in deviations, of the
+    difference of means; infinite where too few batches tell.
+    """
+    before, after = _by_number(old), _by_number(new)
+    if len(before) < _KNOWN or before.keys() != after.keys():
+        return math.inf
+    (n, mean, squares), (_, new_mean, new_squares) = _columns(before), _columns(after)
+    parts = len(n) / (len(n) - 1)
+    ratio = new_squares.sum(0) / squares.sum(0).clamp_min(1e-300)
+    least = 0.01 * new_squares.sum(0).mean()  # channels that are all but dead tell little
+    variance_error = (parts * (new_squares - ratio * squares).square().sum(0)).sqrt() / new_squares.sum(0).clamp_min(
+        least
+    )
+    moves = n * (new_mean - mean - (n * (new_mean - mean)).sum(0) / n.sum())
+    deviation = (new_squares.sum(0) / n.sum()).mean().sqrt()
+    mean_error = (parts * moves.square().sum(0)).sqrt() / n.sum() / deviation.clamp_min(1e-300)
+    return max(float(variance_error.max()), float(mean_error.max()))
+
+
+def _by_number(calls: Sequence[Call]) -> dict[int, Population]:
+    """What arrived of each batch."""
+    found: dict[int, Population] = {}
+    for _, parts in calls:
+        for number, statistics in parts:
+            found.setdefault(number, Population()).add([(number, statistics)])
+    for population in found.values():
+        population.pool()
+    return found
+
+
+def _columns(batches: Mapping[int, Population]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all batches: counts (batches, 1), means (batches, channels), and squares about the mean of all, likewise."""
+    found = [batches[number] for number in sorted(batches)]
+    n = torch.tensor([[p.count] for p in found], dtype=torch.float64, device=found[0].mean.device)
+    mean, variance = torch.stack([p.mean for p in found]), torch.stack([p.variance for p in found])
+    return n, mean, (n - 1) * variance + n * (mean - (n * mean).sum(0) / n.sum()) ** 2
+
+
+def _step_by_step(measurement: Measurement, held: Reservoir, store: Store) -> None:
+    """Settle norms whose input depends on what they store themselves, as where it scales weights that are rounded.
+
+    Storing what is measured would overshoot, and by rounding never come to rest: small steps, and smaller ones at the
+    end, find what agrees best with itself.
+    """
+    groups, is_all = _sample(measurement, held)
+    stored, old = dict(measurement.populations), Arrivals()
+    base = {}
+    for number in range(_STEPS + len(stored)):
+        measurement.populations, measurement.arrivals, measurement.seen = {}, {}, None
+        for group in groups:
+            measurement.run(group)
+        if not number:
+            base, old = (measurement.populations if is_all else stored), measurement.arrivals
+        step = min(_STEP, 5 * _STEP / (1 + max(0, number - len(stored) - _STEPS // 2)))
+        for path, population in measurement.populations.items():
+            change = _Change(base[path], old.get(path, ()), ())
+            found = population if is_all else change.after(measurement.arrivals[path])
+            stored[path] = stored[path].toward(found, step)
+            store(path, stored[path], measurement.total)
+    measurement.populations = stored
 
 
 def _wanted(measurement: Measurement, tolerance: float | None) -> float:
@@ -171,7 +352,7 @@ def _wanted(measurement: Measurement, tolerance: float | None) -> float:
     if tolerance is None:
         return math.inf
     populations = measurement.populations.values()
-    errors = [p.standard_error for p in populations if p.parts >= _FEWEST]
+    errors = [p.standard_error for p in populations if p.parts >= _KNOWN]
     left = measurement.samples * ((max(errors) / tolerance) ** 2 - 1) if len(errors) == len(populations) else 0.0
     return max(_FIRST, measurement.samples / _GROWTH, min(left / 2, measurement.samples)) / measurement.ranks.size
 
@@ -179,4 +360,4 @@ def _wanted(measurement: Measurement, tolerance: float | None) -> float:
 def _is_within(measurement: Measurement, tolerance: float | None) -> bool:
     """Whether every norm's relative standard error is known, and within the tolerance."""
     populations = measurement.populations.values()
-    return tolerance is not None and all(p.parts >= _FEWEST and p.standard_error <= tolerance for p in populations)
+    return tolerance is not None and all(p.parts >= _KNOWN and p.standard_error <= tolerance for p in populations)

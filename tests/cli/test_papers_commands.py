@@ -73,9 +73,24 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, out, arguments, words):
     assert code == 2 and shown == "" and words in errors and len(errors.splitlines()) == 1
 
 
-def test_missing_data_fail_each_run_in_one_line(capsys, out):
-    asked = ("reproduce", "hendrycks2016/mnist", "--scale", "quick", "--out", out, "--workers", 1, "--seeds", 1)
-    code, shown, errors = run(capsys, *asked, "--arms", "relu-0.5-ours-*", "--accelerator", "cpu")
+def test_each_missing_set_is_one_line_and_exit_code_1(capsys, out):
+    asked = ("reproduce", "hendrycks2016/mnist", "li2018/adjust", "--scale", "quick", "--out", out)
+    code, shown, errors = run(capsys, *asked, "--workers", 1, "--accelerator", "cpu")
     lines = errors.splitlines()
-    assert code == 1 and "0 runs made, 0 skipped, 2 failed" in shown
-    assert len(lines) == 2 and all("mnist" in line and "--data-dir" in line for line in lines)
+    assert code == 1 and shown == "" and not out.exists()
+    assert [line.split()[1].strip(":") for line in lines] == ["mnist", "cifar10"]
+    assert all(line.startswith("evenkeel: ") and "--data-dir" in line for line in lines)
+
+
+def test_a_folder_or_an_engine_that_is_not_there_is_one_line_and_exit_code_1(capsys, out, monkeypatch):
+    asked = ("reproduce", "hendrycks2016/moments", "--scale", "smoke", "--workers", 1)
+    out.touch()
+    assert run(capsys, *asked, "--out", out / "results")[::2] == (
+        1,
+        f"evenkeel: {out} cannot be written to (Not a directory): name another folder by --out\n",
+    )
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(capsys, *asked, "--engine", "ray")[::2] == (
+        1,
+        'evenkeel: --engine ray needs Ray: pip install "evenkeel[cluster]"\n',
+    )

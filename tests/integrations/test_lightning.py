@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,13 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import evenkeel as ek
 
 lightning = pytest.importorskip("lightning.pytorch")
+from lightning.pytorch.callbacks import (  # noqa: E402
+    Callback,
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+
 from evenkeel.integrations.lightning import ReestimationCallback  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -61,11 +69,11 @@ def loader(batch_size=16, **options):
 
 
 def fit(module, callback, data=None, **options):
+    """Train a module with callbacks, if any: one, or a list of several."""
     torch.manual_seed(3)
+    callbacks = callback if isinstance(callback, list) else [callback] if callback else []
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer = lightning.Trainer(
-        max_epochs=2, callbacks=[callback] if callback else [], enable_model_summary=False, **quiet | options
-    )
+    trainer = lightning.Trainer(max_epochs=2, callbacks=callbacks, enable_model_summary=False, **quiet | options)
     shuffled = loader(shuffle=True, generator=torch.Generator().manual_seed(4))
     trainer.fit(module, shuffled if data is None else data, loader())
     return module
@@ -174,6 +182,93 @@ def test_several_training_loaders_are_refused_before_training():
     with pytest.raises(ek.EvenkeelError, match="several training loaders"):
         fit(module := Module(), ReestimationCallback(), {"a": loader(), "b": loader()})
     assert not module.batches
+
+
+# averaged weights
+
+AVERAGES = {
+    "ema": partial(EMAWeightAveraging, decay=0.7, use_buffers=False),
+    "ema of buffers": partial(EMAWeightAveraging, decay=0.7),
+    "mean": partial(WeightAveraging, use_buffers=False),
+    "swa": partial(StochasticWeightAveraging, 0.05, swa_epoch_start=1),
+}
+
+
+class Saves(Callback):
+    """Saves a checkpoint in the midst of every validation."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_validation_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.path)
+
+
+def norms_in(checkpoint):
+    """The statistics in a checkpoint, of the module and of its average."""
+    content = torch.load(checkpoint, weights_only=False)
+    states = [content["state_dict"], content.get("current_model_state", {})]
+    return [value for state in states for name, value in state.items() if "running" in name]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["behind", "before"])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averaged_weights_are_validated_on_statistics_of_their_own(tmp_path, average, order):
+    def trained(*callbacks):
+        saves = Saves(tmp_path / f"{len(callbacks)}.ckpt")
+        return fit(Module(), [*callbacks, saves], val_check_interval=0.5, num_sanity_val_steps=0)
+
+    averaging, callback = AVERAGES[average](), ReestimationCallback("validation")
+    module, without = trained(*[averaging, callback][::order]), trained(AVERAGES[average]())
+    assert len(module.validated) == len(without.validated) > 1
+    for net, other in zip(module.validated, without.validated, strict=True):
+        assert worst_shift(net, X) < 1 + 1e-5
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert same(module, without)
+    saved, expected = (norms_in(tmp_path / f"{count}.ckpt") for count in (2, 1))
+    assert saved and all(torch.equal(a, b) for a, b in zip(saved, expected, strict=True))
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["behind", "before"])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_at_the_end_of_fit_averaged_weights_get_statistics_that_stay(tmp_path, average, order):
+    module = fit(Module(), [AVERAGES[average](), ReestimationCallback()][::order])
+    without = fit(Module(), AVERAGES[average]())
+    assert worst_shift(module.net, X) < 1 + 1e-5 < worst_shift(without.net, X)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), without.parameters(), strict=True))
+    module.trainer.validate(module, loader(), verbose=False)
+    assert worst_shift(module.validated[-1], X) < 1 + 1e-5
+    module.trainer.save_checkpoint(tmp_path / "end.ckpt")
+    state = torch.load(tmp_path / "end.ckpt", weights_only=False)["state_dict"]
+    assert torch.equal(state["net.5.running_var"], module.net[5].running_var)
+
+
+def test_a_failed_validation_of_averaged_weights_leaves_what_it_would_without():
+    modules = [Module(fails=True), Module(fails=True)]
+    for module, callbacks in zip(modules, ([ReestimationCallback("validation")], []), strict=True):
+        with pytest.raises(ArithmeticError):
+            fit(module, [*callbacks, AVERAGES["ema"]()], num_sanity_val_steps=0)
+    assert same(*modules)
+
+
+class AtEnd(Module):
+    """Looks at its net at the end of a validation, and may swap weights before, as a callback would."""
+
+    def on_validation_epoch_end(self):
+        self.validated.append(copy.deepcopy(self.net))
+
+
+class Swapping(AtEnd):
+    def on_validation_epoch_start(self):
+        pass
+
+
+@pytest.mark.parametrize("kind", [AtEnd, Swapping])
+def test_the_modules_own_hook_sees_new_statistics_unless_it_may_swap_weights(kind):
+    module = fit(kind(), ReestimationCallback("validation"), num_sanity_val_steps=0)
+    assert worst_shift(module.validated[0], X) < 1 + 1e-5
+    assert (worst_shift(module.validated[1], X) < 1 + 1e-5) == (kind is AtEnd)
+    assert same(module, fit(Module(), None))
 
 
 def test_another_time_is_refused():

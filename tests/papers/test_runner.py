@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,8 @@ from evenkeel.papers.lab import measures, runner
 from evenkeel.papers.lab import training as lab
 from evenkeel.papers.lab.experiments import Experiment, Paper
 from evenkeel.papers.lab.results import read_results
-from evenkeel.papers.lab.runner import Summary, make, runs_of
-from evenkeel.papers.lab.specs import SCALES, grid
+from evenkeel.papers.lab.runner import NotReadyError, Summary, make, runs_of
+from evenkeel.papers.lab.specs import SCALES, ImageSource, grid
 from evenkeel.papers.lab.training import checkpoint_path
 
 ARMS = {
@@ -204,10 +205,14 @@ def test_a_run_of_another_scale_is_not_overwritten(tmp_path, resume):
     assert run.path(tmp_path).read_bytes() == before
 
 
-def test_a_run_that_fails_leaves_no_older_record(tmp_path):
+def test_a_run_that_fails_leaves_the_earlier_record(tmp_path):
     make([a_run(drawn)], a_workplace(tmp_path), workers=1)
-    assert make([a_run(raises)], a_workplace(tmp_path), workers=1).failed
-    assert not a_run(drawn).path(tmp_path).exists()
+    before = files_in(tmp_path)
+    failed = make([a_run(raises)], a_workplace(tmp_path), workers=1).failed
+    assert list(failed.values()) == [
+        "paper/experiment/0.5-0 failed: ValueError: no luck with 0; the earlier record stays"
+    ]
+    assert files_in(tmp_path) == before
 
 
 def test_damaged_records_are_made_anew_on_resume(tmp_path):
@@ -245,11 +250,90 @@ def test_trainings_that_were_begun_go_on_with_resume_only(tmp_path, monkeypatch,
     assert len(epochs) == 7 and run.path(tmp_path).exists()
 
 
+def test_what_is_made_again_is_replaced_only_when_it_is_complete(tmp_path, monkeypatch, trainings):
+    asked = runs(an_experiment(measures.scores), "smoke")
+    workplace = a_workplace(tmp_path)
+    make(asked, workplace, workers=1)
+    before = files_in(tmp_path)
+    train_epoch, epochs = lab._train_epoch, []
+
+    def broken(*args):
+        epochs.append(args[-1])
+        if len(epochs) == len("smoke") + 3:  # in the second run
+            raise KeyboardInterrupt
+        return train_epoch(*args)
+
+    monkeypatch.setattr(lab, "_train_epoch", broken)
+    with pytest.raises(KeyboardInterrupt):
+        make(asked, workplace, workers=1)
+    after = files_in(tmp_path)
+    (begun,) = set(after) - set(before)
+    assert begun.endswith(".new.pt")
+    first, second = (checkpoint_path(workplace.checkpoints, run.training, 0, workplace.hardware) for run in asked)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {str(asked[0].path(tmp_path).relative_to(tmp_path)), str(first.relative_to(tmp_path))}
+    assert make(asked, workplace, workers=1, resume=True) == Summary(0, 2, {})
+    asked[1].path(tmp_path).unlink()
+    assert make(asked, workplace, workers=1, resume=True) == Summary(1, 1, {}) and len(trainings) == 4
+    assert set(files_in(tmp_path)) == set(before) and second.read_bytes() == before[str(second.relative_to(tmp_path))]
+
+
+# checked before the first run
+
+
+def not_ready(asked, workplace, **options):
+    """What is missing, line by line; nothing is begun."""
+    before = files_in(workplace.out) if workplace.out.is_dir() else None
+    with pytest.raises(NotReadyError) as caught:
+        make(asked, workplace, workers=1, **options)
+    assert before is None or files_in(workplace.out) == before
+    assert all("\n" not in line for line in caught.value.lines)
+    return caught.value.lines
+
+
+def of_set(name, seed=0, **source):
+    return a_run(drawn, seed, training=a_training(source=ImageSource(name, **source)), name=name)
+
+
+def test_a_missing_set_is_one_line_before_any_run(tmp_path):
+    there = a_run(drawn, training=a_training(epochs=1))
+    workplace = replace(a_workplace(tmp_path / "out"), data_dir=tmp_path)
+    make([there], workplace, workers=1)
+    missing = [of_set("mnist"), of_set("cifar10"), of_set("mnist", 1), of_set("mnist", 2, train=9)]
+    for resume in (False, True):
+        lines = not_ready([there, *missing], workplace, resume=resume)
+        assert [line.partition(":")[0] for line in lines] == ["mnist", "cifar10"]
+    assert make([there], workplace, workers=1, resume=True) == Summary(0, 1, {})
+
+
+def test_sets_are_not_looked_for_where_all_is_made(tmp_path):
+    run = of_set("mnist")
+    path = run.path(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(run.spec() | {"figures": {}, "history": []}))
+    assert make([run], replace(a_workplace(tmp_path), data_dir=tmp_path), resume=True) == Summary(0, 1, {})
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        lines = not_ready([a_run(drawn, seed, training=a_training()) for seed in (0, 1)], a_workplace(out))
+        assert lines == [f"{tmp_path / 'file'} cannot be written to (Not a directory): name another folder by --out"]
+    assert not_ready([of_set("mnist")], replace(a_workplace(tmp_path / "file"), data_dir=tmp_path)) == lines
+
+
+def test_an_engine_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    make([a_run(drawn)], a_workplace(tmp_path), workers=1)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    lines = not_ready([a_run(drawn), a_run(drawn, 1)], a_workplace(tmp_path), engine="ray")
+    assert lines == ['--engine ray needs Ray: pip install "evenkeel[cluster]"']
+
+
 def test_a_record_that_cannot_be_written_is_told(tmp_path):
     run = a_run(drawn)
     run.path(tmp_path).mkdir(parents=True)
-    with pytest.raises(EvenkeelError, match="is a folder"):
-        make([run], a_workplace(tmp_path), workers=1)
+    (line,) = not_ready([run], a_workplace(tmp_path))
+    assert line == f"{run.path(tmp_path)} is a folder, where a record is to be: remove it"
 
 
 def test_a_checkpoint_that_is_damaged_is_reported_with_resume_and_replaced_without(tmp_path):
@@ -272,5 +356,6 @@ def test_engine_and_workers_are_handed_on(tmp_path, monkeypatch):
         yield from ((run, dict(a_record(run.seed, **run.factors)().content)) for run in runs)
 
     monkeypatch.setattr(runner, "run_all", run_all)
+    monkeypatch.setattr(runner, "require_engine", lambda engine: None)
     assert make([a_run(drawn)], a_workplace(tmp_path), engine="ray", workers=3).made == 1
     assert given == [{"engine": "ray", "workers": 3}]

@@ -419,6 +419,46 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([".other.pt.1.tmp", path.name])
 
 
+def anew(folder, name):
+    return lab.train(NOISY, 0, images_of(), folder=folder, hardware=CPU, anew=name)
+
+
+def epochs_in(folder):
+    """How many epochs the training's checkpoint has done, and the one that is to take its place."""
+    paths = checkpoint_path(folder, NOISY, 0, CPU), checkpoint_path(folder, NOISY, 0, CPU).with_suffix(".new.pt")
+    return [len(torch.load(path, weights_only=True)["history"]) if path.exists() else None for path in paths]
+
+
+def test_training_anew_replaces_what_was_there_when_it_is_complete(tmp_path, monkeypatch):
+    found = trained_in(tmp_path, NOISY)
+    for epochs in (2, 1):  # of another name: from the beginning
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            stop_after(patched, epochs)
+            anew(tmp_path, str(epochs))
+        assert epochs_in(tmp_path) == [3, epochs]
+    with monkeypatch.context() as patched:
+        stop_after(patched, 2)  # of the same name: from there
+        assert same(anew(tmp_path, "1"), found) and epochs_in(tmp_path) == [3, None]
+        assert same(anew(tmp_path, "1"), found) and same(trained_in(tmp_path, NOISY), found)
+
+
+@pytest.mark.parametrize(("first", "again", "left"), [(2, 1, [2, 1]), (1, 2, [1, 2]), (0, 2, [2, None])])
+def test_of_two_trainings_begun_the_one_that_did_more_goes_on(tmp_path, monkeypatch, first, again, left):
+    for epochs, name in ((first, "first"), (again, "again")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            stop_after(patched, epochs)
+            anew(tmp_path, name)
+    assert epochs_in(tmp_path) == left
+    stop_after(monkeypatch, 1)
+    assert len(trained_in(tmp_path, NOISY).history) == 3 and epochs_in(tmp_path) == [3, None]
+
+
+def test_a_damaged_checkpoint_is_replaced_by_what_is_trained_anew(tmp_path):
+    path = checkpoint_path(tmp_path, NOISY, 0, CPU)
+    path.write_bytes(b"damaged")
+    assert len(anew(tmp_path, "name").history) == 3 and epochs_in(tmp_path) == [3, None]
+
+
 def test_auto_is_what_the_machine_has(monkeypatch):
     for there, name in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)

@@ -55,6 +55,26 @@ def run_all(
         yield from _on_processes(parts, workplace, count)
 
 
+def require_engine(engine: EngineName) -> Any:
+    """What an engine is made of, imported: better known to be missing before long work than after.
+
+    Args:
+        engine: `local` or `ray`.
+
+    Returns:
+        The package; None of `local`, which needs none.
+
+    Raises:
+        EvenkeelError: Ray is missing.
+    """
+    if engine == "local":
+        return None
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise EvenkeelError('--engine ray needs Ray: pip install "evenkeel[cluster]"') from error
+
+
 def _perform_all(runs: Sequence[Run], workplace: Workplace, images: Images | None = None) -> list[Outcome]:
     return [(run, _attempt(run, workplace, images)) for run in runs]
 
@@ -138,10 +158,7 @@ def _on_ray(groups: Sequence[list[Run]], workplace: Workplace) -> Iterator[Outco
     Images travel with the runs, so only this machine needs the data. Records come back here; checkpoints stay where
     they were made, and serve a run that is made anew if it comes to the same machine or the folder is a shared one.
     """
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise EvenkeelError('--engine ray needs Ray: pip install "evenkeel[cluster]"') from error
+    ray = require_engine("ray")
     address = os.environ.get("RAY_ADDRESS")
     began = not ray.is_initialized()
     try:

@@ -97,13 +97,9 @@ def train_eval(trial: Trial) -> dict[str, Any]:
     """
     trained, images = _given(trial)
     net = trained.model(images)
-    in_train, in_eval = score(_TrainMode(net), images, images.train), score(net, images, images.train)
-    return {
-        **_score_figures("train_mode", in_train),
-        **_score_figures("eval_mode", in_eval),
-        "gap": in_eval.error - in_train.error,
-        **scores(trial),
-    }
+    figures = _score_figures("train_mode", score(_TrainMode(net), images, images.train))
+    figures |= _score_figures("eval_mode", score(net, images, images.train))
+    return {**figures, "gap": figures["eval_mode_error"] - figures["train_mode_error"], **scores(trial)}
 
 
 @_of_numbers
@@ -173,7 +169,8 @@ class _TrainMode(nn.Module):
 
 
 def _score_figures(prefix: str, found: Score) -> dict[str, float]:
-    return {f"{prefix}_error": found.error, f"{prefix}_loss": found.log_loss}
+    assert found.error is not None
+    return {f"{prefix}_error": found.error, f"{prefix}_loss": found.loss}
 
 
 def _given(trial: Trial) -> tuple[Trained, Images]:

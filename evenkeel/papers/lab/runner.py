@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from tempfile import TemporaryFile
+from uuid import uuid4
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.output.files import write_json
 from evenkeel.output.progress import Bar
-from evenkeel.papers.lab.engines import run_all
+from evenkeel.papers.lab.engines import require_engine, run_all
 from evenkeel.papers.lab.experiments import Experiment, Paper
 from evenkeel.papers.lab.results import Record
 from evenkeel.papers.lab.specs import SCALES, EngineName, Scale, arm_name
-from evenkeel.papers.lab.training import checkpoint_path
 from evenkeel.papers.lab.trials import Run, Workplace
+
+
+class NotReadyError(EvenkeelError):
+    """Runs cannot be made, and none was begun.
+
+    Attributes:
+        lines: what is missing, in a line each.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ def make(
     workers: int | None = None,
     resume: bool = False,
 ) -> Summary:
-    """Make runs, and write each one's record as soon as it is there.
+    """Make runs, and write each one's record as soon as it is there: until then an earlier one stays, as does its net.
 
     Args:
         runs: which.
@@ -91,6 +104,7 @@ def make(
         What became of them; one that fails does not stop the others.
 
     Raises:
+        NotReadyError: the folder cannot be written to, the engine is not installed, or data are missing.
         EvenkeelError: a record cannot be written, the engine cannot be started, or the folder holds such runs of
             another scale, which would be lost.
     """
@@ -98,20 +112,52 @@ def make(
         _refuse_another_scale(run, workplace)
     done = [run for run in runs if resume and _is_made(run, workplace)]
     todo = [run for run in runs if run not in done]
-    if not resume:
-        for run in todo:
-            _forget(run, workplace)
+    for check in (_before_reading(todo, workplace, engine), _of_data(todo, workplace)):
+        if lines := list(dict.fromkeys(check)):
+            raise NotReadyError(lines)
+    workplace = workplace if resume else replace(workplace, anew=uuid4().hex)
     failed: dict[str, str] = {}
     if todo:
         outcomes = run_all(todo, workplace, engine=engine, workers=workers)
         for run, outcome in Bar(outcomes, "runs", total=len(todo)):
+            path = run.path(workplace.out)
             if isinstance(outcome, Exception):
-                failed[run.name] = str(outcome)
+                failed[run.name] = f"{outcome}{'; the earlier record stays' if path.exists() else ''}"
             else:
-                path = run.path(workplace.out)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, outcome)
     return Summary(len(todo) - len(failed), len(done), failed)
+
+
+def _before_reading(runs: Sequence[Run], workplace: Workplace, engine: EngineName) -> Iterator[str]:
+    """What keeps records from being written, or the engine from being started."""
+    paths = [run.path(workplace.out) for run in runs]
+    trained = [workplace.checkpoints for run in runs if run.training is not None]
+    for folder in dict.fromkeys([*trained, *(path.parent for path in paths)]):
+        there = folder
+        try:
+            while not there.exists():
+                there = there.parent
+            with TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            yield f"{there} cannot be written to ({error.strerror}): name another folder by --out"
+        else:
+            inside = [path for path in paths if path.parent == folder]
+            yield from (f"{path} is a folder, where a record is to be: remove it" for path in inside if path.is_dir())
+    try:
+        require_engine(engine)
+    except EvenkeelError as error:
+        yield str(error)
+
+
+def _of_data(runs: Sequence[Run], workplace: Workplace) -> Iterator[str]:
+    """What keeps data from being read."""
+    for source in dict.fromkeys(run.training.source for run in runs if run.training is not None):
+        try:
+            workplace.images(source)
+        except EvenkeelError as error:
+            yield str(error)
 
 
 def _refuse_another_scale(run: Run, workplace: Workplace) -> None:
@@ -132,14 +178,6 @@ def _is_made(run: Run, workplace: Workplace) -> bool:
 def _record(run: Run, workplace: Workplace) -> Record | None:
     """The record that lies there; one that is damaged counts for none."""
     path = run.path(workplace.out)
-    with suppress(EvenkeelError):
+    with suppress(EvenkeelError, OSError):
         return Record.read(path) if path.exists() else None
     return None
-
-
-def _forget(run: Run, workplace: Workplace) -> None:
-    """Remove what there is of a run that is to be made anew, so that it cannot pass for the new one's."""
-    if (path := run.path(workplace.out)).is_file():
-        path.unlink()
-    if run.training is not None:
-        checkpoint_path(workplace.checkpoints, run.training, run.seed, workplace.hardware).unlink(missing_ok=True)

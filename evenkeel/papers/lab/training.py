@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -87,6 +88,7 @@ def train(
     folder: Path,
     hardware: Hardware | None = None,
     progress: bool = False,
+    anew: str | None = None,
 ) -> Trained:
     """Train a network, from where an earlier process left it.
 
@@ -101,23 +103,37 @@ def train(
         folder: where checkpoints are kept; made if there is none.
         hardware: on what; the first device found if None.
         progress: show a bar on the terminal.
+        anew: a name of one's own, to train from the beginning: only what was begun under this name is gone on with.
+            What an earlier training left is replaced when this one is complete, and not before.
 
     Raises:
         EvenkeelError: lightning-fabric is missing, or the checkpoint cannot be read or written.
     """
     hardware = hardware or Hardware()
     path = checkpoint_path(folder, training, seed, hardware)
-    if not (found := _read(path)) or not _is_done(found, training.recipe):
+    place = _place(path, training.recipe, anew)
+    if not _is_done(found := _read(place, anew), training.recipe):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f".{path.name}.*.tmp"):  # by a process that was killed while it wrote
+        for left in folder.glob(f".{path.stem}.*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         # Bound, since Fabric walks through arguments and refuses frozen ones.
         _fabric(hardware).launch(
             partial(
-                _train, training=training, seed=seed, images=images, path=path, hardware=hardware, progress=progress
+                _train,
+                training=training,
+                seed=seed,
+                images=images,
+                path=place,
+                hardware=hardware,
+                progress=progress,
+                anew=anew,
             )
         )
-        found = _read(path)
+        found = _read(place, anew)
+    if place == path:
+        _successor(path).unlink(missing_ok=True)  # begun by a call that was stopped
+    else:
+        os.replace(place, path)
     return Trained(training, found["history"], found["seconds"], found["weights"])
 
 
@@ -162,15 +178,29 @@ def batches_of(images: Images, split: LabelledImages, count: int | None = None, 
 
 
 def _train(
-    fabric: Any, training: Training, seed: int, images: Images, path: Path, hardware: Hardware, progress: bool
+    fabric: Any,
+    training: Training,
+    seed: int,
+    images: Images,
+    path: Path,
+    hardware: Hardware,
+    progress: bool,
+    anew: str | None,
 ) -> None:
     """Train on one of the devices; the first one writes the checkpoints."""
     with deterministic(hardware.threads):
-        _train_on(fabric, training, seed, images, path, hardware, progress)
+        _train_on(fabric, training, seed, images, path, hardware, progress, anew)
 
 
 def _train_on(
-    fabric: Any, training: Training, seed: int, images: Images, path: Path, hardware: Hardware, progress: bool
+    fabric: Any,
+    training: Training,
+    seed: int,
+    images: Images,
+    path: Path,
+    hardware: Hardware,
+    progress: bool,
+    anew: str | None,
 ) -> None:
     recipe = training.recipe
     images = images.to(fabric.device)
@@ -181,7 +211,7 @@ def _train_on(
     if hardware.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore
     optimizer = _optimizer(net, recipe)
-    state = _read(path)
+    state = _read(path, anew)
     if state:
         net.load_state_dict(state["model"])
     model, wrapped = fabric.setup(torch.compile(net) if hardware.compile else net, optimizer)
@@ -203,6 +233,8 @@ def _train_on(
                 if kept == epoch + 1 or (over and kept > epoch):
                     weights[kept] = _copied(net)
             state = {"history": history, "weights": weights, "seconds": spent + time.perf_counter() - began}
+            if anew is not None:
+                state["anew"] = anew
             if not over:
                 state |= {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
             with atomic_write(path) as temporary:
@@ -251,7 +283,8 @@ def _watch(net: nn.Module, images: Images, recipe: Recipe) -> dict[str, float]:
     for name, split in splits.items():
         if recipe.watched and split is not None:
             result = score(net, images, split, recipe.watched)
-            found |= {f"{name}_eval_loss": result.log_loss, f"{name}_eval_error": result.error}
+            assert result.error is not None
+            found |= {f"{name}_eval_loss": result.loss, f"{name}_eval_error": result.error}
     return found
 
 
@@ -308,18 +341,36 @@ def _fabric(hardware: Hardware) -> Any:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; nothing if there is none."""
+def _successor(path: Path) -> Path:
+    """Where a training is kept that is to take the place of an earlier one's checkpoint once it is complete."""
+    return path.with_suffix(".new.pt")
+
+
+def _place(path: Path, recipe: Recipe, anew: str | None) -> Path:
+    """Where to train: at the path, or beside what an earlier training left there; with no name, where most is done."""
+    if anew is not None:
+        return _successor(path) if path.exists() and not _read(path, anew) else path
+    found = _read(path)
+    if _is_done(found, recipe):
+        return path
+    return max(path, _successor(path), key=lambda place: len(_read(place).get("history", ())))
+
+
+def _read(path: Path, anew: str | None = None) -> dict[str, Any]:
+    """What a checkpoint holds; nothing if there is none, or if it is damaged or another's and a name is given."""
     if not path.exists():
         return {}
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if anew is not None:
+            return {}
         raise EvenkeelError(f"{path} cannot be read ({brief(error)}): remove it to train anew") from error
+    return state if anew is None or state.get("anew") == anew else {}
 
 
 def _is_done(state: dict[str, Any], recipe: Recipe) -> bool:
-    return recipe.epochs in state["weights"]
+    return recipe.epochs in state.get("weights", {})
 
 
 def _copied(net: nn.Module) -> dict[str, Tensor]:

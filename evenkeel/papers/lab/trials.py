@@ -32,6 +32,7 @@ class Workplace:
         download: fetch data sets that are not there.
         hardware: on what networks are trained.
         progress: show a bar for each training.
+        anew: a name that no others have, for runs whose trainings are to begin anew; None to go on with those begun.
     """
 
     out: Path
@@ -39,6 +40,7 @@ class Workplace:
     download: bool = False
     hardware: Hardware = field(default_factory=Hardware)
     progress: bool = False
+    anew: str | None = None
 
     def images(self, source: ImageSource) -> Images:
         """The images of a source; those asked for last are kept in memory."""
@@ -136,6 +138,7 @@ def perform(run: Run, workplace: Workplace, images: Images | None = None) -> dic
             folder=workplace.checkpoints,
             hardware=workplace.hardware,
             progress=workplace.progress,
+            anew=workplace.anew,
         )
         images = images.to(device_of(workplace.hardware))
     began = time.perf_counter()
