@@ -38,6 +38,12 @@ def variance_shift(
     with the whole model in eval mode, where upstream norms normalise by what they store: the shift of the model
     as it is now. A network without dropout reads up to about 1.07. The model is restored.
 
+    Each row says what its ratio is the product of (`ShiftRow.parts`). For this some of the samples, a few hundred, run
+    twice more, with every norm normalising by what it meets: with dropout off, which shows what norms upstream pass on,
+    and with dropout on, as in training, which shows what a norm should store. If it stores something else, that is
+    what is left of its initial statistics, by momentum and number of updates, or the data are others than in
+    training, or weights have changed since; norms that show the latter are in `other_data`.
+
     Args:
         model: the model, in train or eval mode.
         batches: an iterable; a tensor b is run as `model(b)`, a tuple or list as `model(b[0])`, a mapping as
@@ -46,7 +52,8 @@ def variance_shift(
         max_batches: how many batches to use; all if None.
 
     Returns:
-        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes.
+        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes; those that
+        store what cannot be (NaN, infinite or negative) say so in `bad`, and are the worst.
 
     Raises:
         ModelError: the model has no norm with running statistics.
@@ -59,6 +66,8 @@ def variance_shift(
     >>> report = variance_shift(model, data)
     >>> round(report.worst, 1), report[0].dropouts
     (2.0, (Layer('0', DROPOUT, p=0.5),))
+    >>> {name: round(part, 1) for name, part in report[0].parts.items()}
+    {'inherited': 1.0, 'dropout': 0.5, 'initial': 1.0, 'stored': 1.0}
     """
     with unwrapped(model) as plain, restored(plain), torch.no_grad():
         norms, frozen = norms_of(plain), frozen_in(plain)

@@ -161,6 +161,17 @@ def test_the_preprocessing_of_training_makes_them_those_of_training(scaled, caps
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0])
+def test_repair_mends_statistics_that_cannot_be(folder, capsys, value):
+    state = torch.load(folder / "net.pt")
+    state["3.running_var"][5] = value
+    torch.save(state, folder / "bad.pt")
+    arguments = ("--weights", "bad.pt", "--data", "digits", "--out", "new.pt")
+    code, out, err = run(capsys, "repair", "mynets:net", *arguments)
+    assert code == 0 and err == "" and "worst norm: xinf before, x1.00 after" in out and "running_var holds" in out
+    assert (torch.load(folder / "new.pt")["3.running_var"] >= 0).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0])
 @pytest.mark.parametrize("how", [("--data", "digits"), ("--input", "1x8x8")])
 def test_the_gate_stops_statistics_that_cannot_be(folder, capsys, value, how):
     state = torch.load(folder / "net.pt")
@@ -326,7 +337,7 @@ BAD = {
     "limit that no ratio can be above": ((*SHIFT, "--fail-above", "nan"), "at least 1, not nan"),
     "negative tolerance": (
         (*REPAIR, "--weights", "net.pt", "--tolerance", "-1"),
-        "tolerance above 0, both finite, not 0 and -1",
+        "tolerance must be above 0 and finite, not -1",
     ),
     "too many batches": ((*REPAIR, "--weights", "net.pt", "--max-batches", "99"), "ran short: 8 of max_batches=99"),
     "wrong shape": ((*SHIFT, "--input", "3x32x32"), "images of digits are 1x8x8, not 3x32x32"),
