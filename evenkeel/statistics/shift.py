@@ -52,8 +52,8 @@ def variance_shift(
         max_batches: how many batches to use; all if None.
 
     Returns:
-        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes; those that
-        store what cannot be (NaN, infinite or negative) say so in `bad`, and are the worst.
+        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes; those
+        that store what cannot be (NaN, infinite or negative) say so in `bad`, and are the worst.
 
     Raises:
         ModelError: the model has no norm with running statistics.
