@@ -15,6 +15,7 @@ from torch import nn
 from evenkeel.errors import TraceError
 from evenkeel.graph.kinds import ARGUMENTS, Kind
 from evenkeel.model.flags import frozen_in
+from evenkeel.model.sharding import own_parameter
 
 _RATES = ("p", "drop_prob", "beta", "dropout")  # attributes of modules that hold a drop rate
 
@@ -244,7 +245,7 @@ def _state_of(model: nn.Module) -> dict[str, tuple[object, ...]]:
         path: (
             module,
             module in frozen,
-            *map(id, module._parameters.values()),
+            *(id(own_parameter(p)) for p in module._parameters.values()),
             *(getattr(module, r, None) for r in _RATES),
         )
         for path, module in model.named_modules()

@@ -104,7 +104,7 @@ class Recorder(TorchFunctionMode):
             else:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
                 module.register_forward_hook(self._leave, always_call=True)
-        with self:
+        with self, _scripted_calls(self._add_scripted):
             outputs = run(inputs)
         self._add_unseen(self.model, given, outputs)
         self._add(Kind.OUTPUT, "output", [], inputs=self._signals(outputs))
@@ -256,6 +256,14 @@ class Recorder(TorchFunctionMode):
         if signals and unseen:
             self._add(Kind.OPAQUE, type(module).__name__, unseen, inputs=signals, shape=tuple(unseen[0].shape))
 
+    def _add_scripted(self, name: str, given: Any, output: Any) -> None:
+        """Add an OPAQUE layer for the call of a scripted function, which shows none of its own calls."""
+        with torch._C.DisableTorchFunction():
+            outputs = [tensor for tensor in tensors(output) if tensor not in self.producers]
+            if (signals := self._signals(given)) and outputs and self.whole is None:
+                shape = tuple(outputs[0].shape)
+                self._add(Kind.OPAQUE, name, outputs, inputs=signals, shape=shape, **self._location())
+
     def _signals(self, value: Any) -> tuple[Layer, ...]:
         found = (self._producer(tensor) for tensor in tensors(value))
         return tuple(layer for layer in found if layer is not None)
@@ -362,6 +370,25 @@ def _attention_opened() -> Generator[None]:
         yield
     finally:
         names["has_torch_function"] = asked
+
+
+@contextmanager
+def _scripted_calls(seen: Callable[[str, Any, Any], None]) -> Generator[None]:
+    """Tell of every call of a scripted function, which no mode sees: its name, what it is given and what it returns."""
+    scripted: Any = torch.jit.ScriptFunction
+    call = scripted.__call__
+
+    def told(function: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():  # a mode would see some of the calls inside, and only the first time
+            output = call(function, *args, **kwargs)
+        seen(function.name, (args, kwargs), output)
+        return output
+
+    scripted.__call__ = told
+    try:
+        yield
+    finally:
+        scripted.__call__ = call
 
 
 def _base(tensor: Tensor) -> Tensor:

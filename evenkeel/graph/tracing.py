@@ -40,6 +40,7 @@ def trace(model: nn.Module, example: Any) -> LayerGraph:
 
     Raises:
         TraceError: the forward pass itself raises; names the layer that it had come to.
+        ModelError: the model is scripted or exported, and shows no layers.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
     >>> print(trace(model, torch.ones(2, 4)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from evenkeel.init.drawing import Distribution
 from evenkeel.init.gains import Mode
 from evenkeel.model.buffers import write_
+from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.signals.propagation import MeanSquares
 
@@ -60,17 +61,20 @@ class InitReport(Report[InitRow]):
         notes: Iterable[str],
         mode: Mode,
         weights: Distribution,
+        model: nn.Module,
         before: dict[nn.Parameter, Tensor],
     ) -> None:
         super().__init__(rows, untouched=untouched, unsure=unsure, notes=notes)
         self.mode: Mode = mode
         self.weights: Distribution = weights
+        self._model = model
         self._before = before
 
     def undo(self) -> None:
         """Put back every parameter as it was before `init_`."""
-        for parameter, values in self._before.items():
-            write_(parameter, values)
+        with unwrapped(self._model):  # where it is sharded, these are its parameters only meanwhile
+            for parameter, values in self._before.items():
+                write_(parameter, values)
 
     def _figures(self) -> dict[str, Any]:
         return {"mode": self.mode, "weights": self.weights}

@@ -20,11 +20,13 @@ from evenkeel.init.drawing import FILLS, Distribution, draw_
 from evenkeel.init.gains import MODES, Mode, choose_variances, words
 from evenkeel.init.init_report import InitReport, InitRow
 from evenkeel.model.buffers import write_
+from evenkeel.model.sharding import groups_of
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.signals.marginals import Sum
 from evenkeel.signals.propagation import MeanSquares, Propagation, given_weights, predict_mean_squares
 from evenkeel.signals.signal import Signal
 from evenkeel.signals.weights import Weights, weights_of
+from evenkeel.statistics.distributed import Ranks
 
 _SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
 
@@ -68,7 +70,8 @@ def init_(
             blocks, do not add up: their branches are not scaled.
 
     Returns:
-        The report; `undo()` puts back the weights from before.
+        The report; `undo()` puts back the weights from before. Where processes replicate or shard the model, each must
+        call this, and undo; they draw the same weights.
 
     Raises:
         TraceError: the model's forward pass raises.
@@ -82,24 +85,38 @@ def init_(
     """
     _require_arguments(mode, weights, seed, branch_scale)
     with unwrapped(model) as plainly:
+        if seed is None and (groups := groups_of(model)):  # all processes are to draw the same
+            seed = _first_of(groups, int(torch.randint(2**31, ())))
         graph = graph_of(plainly, example)
-    calls = {layer: weights_of(layer) for layer in graph.of(Kind.WEIGHT)}
-    owners = _owners(calls)
-    _require_weights(plainly, owners)
-    biases = {w.bias for w in calls.values() if w and w.parameter in owners and _is_free(w.bias)}
-    scales = _branch_scales(graph, branch_scale)
-    gammas = {layer.arguments["weight"]: scale for layer, scale in scales.items() if layer.kind is Kind.NORM}
-    with _restored_on_error([*owners, *biases, *gammas]) as before:
-        for parameter, value in {**gammas, **dict.fromkeys(biases, 0.0)}.items():
-            write_(parameter, torch.full_like(parameter, value))
-        variances = choose_variances(graph, owners, mode, xavier=weights == "uniform", scales=scales)
-        _draw([w for layer in owners.values() if (w := calls[layer])], variances, weights, seed)
-        rows, unsure = _rows(graph, calls, owners, variances)
-        untouched = _undrawn(calls, owners) | _unread(plainly, calls)
-        notes = _notes(rows, mode)
-        return InitReport(
-            rows, untouched=untouched, unsure=unsure, notes=notes, mode=mode, weights=weights, before=before
-        )
+        calls = {layer: weights_of(layer) for layer in graph.of(Kind.WEIGHT)}
+        owners = _owners(calls)
+        _require_weights(plainly, owners)
+        biases = {w.bias for w in calls.values() if w and w.parameter in owners and _is_free(w.bias)}
+        scales = _branch_scales(graph, branch_scale)
+        gammas = {layer.arguments["weight"]: scale for layer, scale in scales.items() if layer.kind is Kind.NORM}
+        with _restored_on_error([*owners, *biases, *gammas]) as before:
+            for parameter, value in {**gammas, **dict.fromkeys(biases, 0.0)}.items():
+                write_(parameter, torch.full_like(parameter, value))
+            variances = choose_variances(graph, owners, mode, xavier=weights == "uniform", scales=scales)
+            _draw([w for layer in owners.values() if (w := calls[layer])], variances, weights, seed)
+            rows, unsure = _rows(graph, calls, owners, variances)
+            return InitReport(
+                rows,
+                untouched=_undrawn(calls, owners) | _unread(plainly, calls),
+                unsure=unsure,
+                notes=_notes(rows, mode),
+                mode=mode,
+                weights=weights,
+                model=model,
+                before=before,
+            )
+
+
+def _first_of(groups: Sequence[Any], seed: int) -> int:
+    """The seed of the first process."""
+    for group in groups:
+        seed = int(Ranks(group).first(torch.tensor([seed])))
+    return seed
 
 
 def _require_arguments(mode: Any, weights: Any, seed: Any, branch_scale: Any) -> None:

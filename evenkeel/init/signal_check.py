@@ -21,6 +21,7 @@ from evenkeel.model.batches import Forward, call, device_of, each, forward_pass,
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import has_running_statistics
+from evenkeel.model.opacity import opaque_parts
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.files import atomic_write
@@ -58,8 +59,8 @@ class SignalReport(Report[SignalRow]):
 
     _width = 140
 
-    def __init__(self, rows: Iterable[SignalRow], samples: int) -> None:
-        super().__init__(rows)
+    def __init__(self, rows: Iterable[SignalRow], samples: int, notes: Iterable[str] = ()) -> None:
+        super().__init__(rows, notes=notes)
         self.samples = samples
 
     def _figures(self) -> dict[str, Any]:
@@ -106,7 +107,8 @@ class SignalReport(Report[SignalRow]):
             )
             for row in self.rows
         ]
-        return Cells(_COLUMNS, rows, [f"means over {self.samples} samples; predicted without data"], words=("layer",))
+        caption = [f"means over {self.samples} samples; predicted without data", *self.notes]
+        return Cells(_COLUMNS, rows, caption, words=("layer",))
 
 
 def check_signals(
@@ -163,7 +165,8 @@ def check_signals(
             for batch in each(batches, plainly, max_batches):
                 meter.read(batch, forward or call)
     rows = [SignalRow(layer.name, squares, meter.mean_squares(layer)) for layer, squares in predicted.items()]
-    return SignalReport(rows, meter.samples)
+    notes = [f"{path} is {what}: its weight layers are not seen" for path, what in opaque_parts(plainly).items()]
+    return SignalReport(rows, meter.samples, notes)
 
 
 class _Meter:

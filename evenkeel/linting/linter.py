@@ -14,6 +14,7 @@ from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.rule import GUIDELINES, Guideline
 from evenkeel.linting.rules import ALL
+from evenkeel.linting.rules.ek104_op_not_understood import unseen_parts
 from evenkeel.linting.settings import Settings, chosen, is_asked, require_codes
 from evenkeel.linting.suppressions import is_ignored
 from evenkeel.model.wrappers import unwrapped
@@ -46,6 +47,7 @@ def lint(
     Raises:
         EvenkeelError: there is no such guideline or code.
         TraceError: the forward pass raised.
+        ModelError: the model is scripted or exported; a scripted part of it is a finding, EK104.
 
     Warns:
         UnpredictedWarning: shifts or variances could not be predicted, with the reason.
@@ -96,7 +98,8 @@ def examine(context: Context, settings: Settings) -> list[Finding]:
         codes, whose = ", ".join(settings.select), settings.guideline or "those not ignored"
         raise EvenkeelError(f"select {codes}: none of these rules is of {whose}: leave one of the two out")
     found = [finding for rule in rules for finding in rule.findings(context)]
-    return [
+    unseen = [f for f in unseen_parts(context) if chosen(f.code, f.path, replace(settings, select=()))]
+    return unseen + [
         finding
         for finding in found
         if chosen(finding.code, finding.path, settings) and not is_ignored(finding.code, finding.file, finding.line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from evenkeel.errors import ModelError
@@ -44,9 +45,9 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
 def foreign_norms(model: nn.Module) -> dict[str, str]:
     """Modules with running statistics that are no norms of torch's, by path, each with what it is.
 
-    A library's frozen norms are among them, such as FrozenBatchNorm2d, and norms that store something of their own.
+    A library's frozen norms are among them, such as FrozenBatchNorm2d, norms that store something of their own, and
+    norms inside scripted modules.
 
-    >>> import torch
     >>> class Frozen(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -56,7 +57,9 @@ def foreign_norms(model: nn.Module) -> dict[str, str]:
     {'1': "of class Frozen, not a norm of torch's: frozen, or with statistics of its own kind"}
     """
     return {
-        path: f"of class {type(module).__name__}, not a norm of torch's: frozen, or with statistics of its own kind"
+        path: "scripted, and out of reach: do this before torch.jit"
+        if isinstance(module, torch.jit.ScriptModule)
+        else f"of class {type(module).__name__}, not a norm of torch's: frozen, or with statistics of its own kind"
         for path, module in model.named_modules()
         if not isinstance(module, Norm) and _STATISTICS.issubset(dict(module.named_buffers(recurse=False)))
     }

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from evenkeel.errors import ModelError
 from evenkeel.model.buffers import write_
+from evenkeel.model.sharding import gathered
 
 
 @contextmanager
@@ -25,6 +26,7 @@ def restored(model: nn.Module, *, parameters: bool = True) -> Generator[None]:
     Restored are, of every module, its attributes (train/eval flags, momentum, hooks, caches, counters), the contents
     of the built-in containers, tensors and generators among them, however deep, and which parameters, buffers and
     modules it holds; and the random number generators of torch (CPU and, where in use, CUDA), numpy and Python.
+    A sharded model is a plain one meanwhile (see `gathered`).
 
     Args:
         model: the model.
@@ -42,8 +44,8 @@ def restored(model: nn.Module, *, parameters: bool = True) -> Generator[None]:
     """
     _refuse_lazy(model)
     memory = _Memory(parameters=parameters)
-    memory.keep(model)
-    with _random_state():
+    with gathered(model), _random_state():
+        memory.keep(model)
         try:
             yield
         finally:

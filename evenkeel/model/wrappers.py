@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from evenkeel.errors import ModelError
+from evenkeel.model.opacity import require_readable
+from evenkeel.model.sharding import gathered
 
 
 @contextmanager
@@ -20,23 +21,25 @@ def unwrapped(model: nn.Module) -> Generator[nn.Module]:
 
     Args:
         model: a model, perhaps one that `torch.compile`, DistributedDataParallel or DataParallel returned, or with
-            parts that `fully_shard` (FSDP2) shards; then every process must call this.
+            parts that `fully_shard` (FSDP2) shards (see `gathered`); then every process must call this.
 
     Yields:
         The model inside.
 
     Raises:
-        ModelError: a part is wrapped by FullyShardedDataParallel, whose shards each forward pass gathers by itself.
+        ModelError: a part is wrapped by FullyShardedDataParallel, whose shards each forward pass gathers by itself; or
+            the model is scripted or exported (see `require_readable`).
     """
     original = model
     while (inner := _inside(original)) is not None:
         original = inner
+    require_readable(original)
     if sharded := [path for path, m in original.named_modules() if type(m).__name__ == "FullyShardedDataParallel"]:
         raise ModelError(
             f"{sharded[0] or 'the model'!r} is wrapped by FullyShardedDataParallel, whose ranks must all run each "
             "forward pass: shard it by torch.distributed.fsdp.fully_shard, or load its weights into a plain model"
         )
-    with _eager(original, original is not model), _gathered(original):
+    with _eager(original, original is not model), gathered(model):
         yield original
 
 
@@ -53,21 +56,3 @@ def _eager(model: nn.Module, wrapped: bool) -> Generator[None]:
             yield
     else:
         yield
-
-
-@contextmanager
-def _gathered(model: nn.Module) -> Generator[None]:
-    """Gather the parameters that FSDP2 shards, and shard them again on leaving."""
-    sharded: list[Any] = [module for module in model.modules() if hasattr(type(module), "set_reshard_after_forward")]
-    groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
-    before = [group.post_forward_mesh_info for group in groups]
-    for module in sharded:
-        module.unshard()
-        module.set_reshard_after_forward(False, recurse=False)
-    try:
-        yield
-    finally:
-        for group, info in zip(groups, before, strict=True):
-            group.post_forward_mesh_info = info
-        for module in sharded:
-            module.reshard()

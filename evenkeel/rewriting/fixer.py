@@ -62,13 +62,14 @@ def fix(
         ignore: likewise: all but these.
 
     Returns:
-        The copy, without wrappers (DistributedDataParallel, torch.compile). Its attribute `evenkeel_fix` is a
-        `FixReport`: what was done, and what was left, with the reason. The model itself needs no undo.
+        The copy, without wrappers (DistributedDataParallel, torch.compile), and not sharded. Its attribute
+        `evenkeel_fix` is a `FixReport`: what was done, and what was left, with the reason. The model itself needs no
+        undo.
 
     Raises:
         EvenkeelError: there is no such guideline or code; the model cannot be copied; or there are findings, all of
             which need `unsafe=True`.
-        ModelError: parameters or buffers are on the meta device.
+        ModelError: parameters or buffers are on the meta device, or the model is scripted or exported.
         TraceError: the forward pass raised.
 
     Warns:

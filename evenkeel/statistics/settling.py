@@ -25,9 +25,10 @@ _ENOUGH = 64  # how many times more samples there may be than those that show ho
 _FEWEST = 8  # batches that these must come from: samples of one may be alike
 _KNOWN = 4  # parts of the data from which the variance between them says enough
 _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
-_MOST_ALL, _STILL = 40, 1e-5  # the same, of all samples
+_MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
 _MOST_PASSES = 12
-_NEAR = 3e-3  # standard errors of what settling did not take into account, above which all data are run once more
+_NEAR = 4e-3  # standard errors of what settling did not take into account, above which all data are run once more
+_MANY = 1024  # samples that show how statistics change where that is harder to know
 _STEPS, _STEP = 50, 0.2
 _END: Any = object()
 Store = Callable[[str, Population, float], None]  # path, population, of how many samples
@@ -92,14 +93,17 @@ def settle(
     source = None if ranks.largest(source is None) else source
     unsettled: dict[str, float] = {}
     while not is_done or ranks.largest(measurement.is_doubted):
-        unsettled = _adjust(measurement, held, store)
+        unsettled = _adjust(measurement, held, store, _FIRST if passes == 1 else _MANY)
         if not ranks.largest(measurement.is_doubted) and max(unsettled.values(), default=0.0) <= _NEAR:
             break
         if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
             break
         passes += 1
     if ranks.largest(bool(measurement.entangled)):
-        _step_by_step(measurement, held, store)
+        stored = measurement.populations
+        if source is not None and _pass_again(measurement, source, max_batches):
+            passes += 1
+        _step_by_step(measurement, held, stored, store)
     far = {path: off for path, off in unsettled.items() if off > _NEAR}
     return Settled(measurement.populations, passes, far, is_part)
 
@@ -161,9 +165,9 @@ def _pass_again(measurement: Measurement, source: Iterable[Any], max_batches: in
     return True
 
 
-def _adjust(measurement: Measurement, held: Reservoir, store: Store) -> dict[str, float]:
+def _adjust(measurement: Measurement, held: Reservoir, store: Store, fewest: int) -> dict[str, float]:
     """Step 3: move what was measured by the change that storing it makes; how far off that may be, by path."""
-    groups, is_all = _sample(measurement, held)
+    groups, is_all = _sample(measurement, held, fewest)
     base, measurement.populations = measurement.populations, {}
     measurement.arrivals, measurement.seen = {}, None
     for group in groups:
@@ -185,10 +189,10 @@ def _adjust(measurement: Measurement, held: Reservoir, store: Store) -> dict[str
     return {path: _doubt(old.get(path, ()), latest.get(path, ())) * math.sqrt(max(1 - part, 0)) for path in result}
 
 
-def _sample(measurement: Measurement, held: Reservoir) -> tuple[list[Group | None], bool]:
+def _sample(measurement: Measurement, held: Reservoir, fewest: int) -> tuple[list[Group | None], bool]:
     """Samples from all over the stream, grouped; and whether they are all that there are."""
     size, divisible = measurement.ranks.size, measurement.is_divisible
-    count = -(-max(2 * _FIRST, measurement.samples // _ENOUGH) // size)
+    count = -(-max(fewest, measurement.samples // _ENOUGH) // size)
     pieces = held.sample(count, -(-_FEWEST // size), is_divisible=divisible)
     measurement.least, measurement.most = count, _MOST
     is_part = not held.is_complete or pieces is not held.pieces
@@ -323,28 +327,37 @@ def _columns(batches: Mapping[int, Population]) -> tuple[Tensor, Tensor, Tensor]
     return n, mean, (n - 1) * variance + n * (mean - (n * mean).sum(0) / n.sum()) ** 2
 
 
-def _step_by_step(measurement: Measurement, held: Reservoir, store: Store) -> None:
+def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, Population], store: Store) -> None:
     """Settle norms whose input depends on what they store themselves, as where it scales weights that are rounded.
 
-    Storing what is measured would overshoot, and by rounding never come to rest: small steps, and smaller ones at the
-    end, find what agrees best with itself.
+    Storing what is measured would overshoot, and by rounding never come to rest: of small steps, and smaller ones at
+    the end, the one is kept that agrees best with what is measured after it.
     """
-    groups, is_all = _sample(measurement, held)
-    stored, old = dict(measurement.populations), Arrivals()
-    base = {}
+    groups, is_all = _sample(measurement, held, _MANY)
+    base, old = measurement.populations, Arrivals()
+    best, nearest = stored, math.inf
     for number in range(_STEPS + len(stored)):
         measurement.populations, measurement.arrivals, measurement.seen = {}, {}, None
         for group in groups:
             measurement.run(group)
-        if not number:
-            base, old = (measurement.populations if is_all else stored), measurement.arrivals
-        step = min(_STEP, 5 * _STEP / (1 + max(0, number - len(stored) - _STEPS // 2)))
-        for path, population in measurement.populations.items():
-            change = _Change(base[path], old.get(path, ()), ())
-            found = population if is_all else change.after(measurement.arrivals[path])
-            stored[path] = stored[path].toward(found, step)
-            store(path, stored[path], measurement.total)
-    measurement.populations = stored
+        found = measurement.populations
+        if not is_all:
+            old = old or measurement.arrivals
+            found = {
+                path: _Change(base[path], old[path], ()).after(measurement.arrivals[path])
+                for path in found
+                if path in base
+            }
+        distance = _distance(found, stored)
+        if distance < nearest:
+            best, nearest = stored, distance
+        step = _STEP / (1 + max(0, number - len(stored) - _STEPS // 2) / 5)
+        stored = {path: stored[path].toward(population, step) for path, population in found.items()}
+        for path, population in stored.items():
+            store(path, population, measurement.total)
+    for path, population in best.items():
+        store(path, population, measurement.total)
+    measurement.populations = best
 
 
 def _wanted(measurement: Measurement, tolerance: float | None) -> float:

@@ -31,6 +31,15 @@ def plain():
 def same(images):
     return images
 
+def scripted():
+    return torch.jit.script(net())
+
+def exported():
+    return torch.export.export(net(), (torch.zeros(2, 1, 8, 8),)).module()
+
+def scripted_in_part():
+    return nn.Sequential(torch.jit.script(net()), nn.Sigmoid())
+
 def batches():
     return [torch.randn(32, 1, 8, 8) for _ in range(3)]
 
@@ -219,6 +228,19 @@ def test_lint_prints_findings_and_exits_with_1(folder, capsys):
 def test_lint_without_findings_exits_with_0(folder, capsys):
     assert run(capsys, *LINT, "--guideline", "kim2023") == (0, "no findings\n", "")
     assert run(capsys, "lint", "mynets:plain", "--input", "4") == (0, "no findings\n", "")
+
+
+@pytest.mark.parametrize("kind", ["scripted", "exported"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_lint_does_not_pass_what_it_cannot_read(folder, capsys, kind):
+    code, out, err = run(capsys, "lint", f"mynets:{kind}", "--input", "1x8x8", "--guideline", "li2018")
+    assert (code, out) == (2, "") and err.startswith(f"evenkeel: the model is {kind}")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_lint_does_not_pass_a_part_that_it_cannot_read(folder, capsys):
+    code, out, _ = run(capsys, "lint", "mynets:scripted_in_part", "--input", "1x8x8", "--guideline", "li2018")
+    assert code == 1 and out.startswith("EK104 0: 0 is scripted")
 
 
 def test_lint_is_what_the_verb_says(folder, capsys):

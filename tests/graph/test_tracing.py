@@ -865,6 +865,29 @@ def test_scripted_parts_are_opaque_and_keep_their_weights(verb):
     assert str(ek.trace(model, X)) == "i ? N o"
 
 
+@torch.jit.script
+def scripted_function(x: torch.Tensor, shift: float) -> torch.Tensor:
+    return torch.relu(x) + shift
+
+
+def test_scripted_functions_are_opaque_the_first_time_and_later():
+    model = model_of(
+        lambda m, x: m.bn(scripted_function(m.drop(m.fc(x)), 1.0)), fc=linear(), drop=nn.Dropout(), bn=nn.BatchNorm1d(4)
+    )
+    called = torch.jit.ScriptFunction.__call__
+    for _ in range(2):
+        graph = ek.trace(model, X)
+        assert str(graph) == "i W D ? N o"
+        assert graph.of(ek.Kind.OPAQUE)[0].function == "scripted_function"
+    assert torch.jit.ScriptFunction.__call__ is called
+    assert [f.code for f in ek.lint(model, X, guideline="hendrycks2016")] == ["EK104"]
+
+
+def test_scripted_functions_of_constants_carry_no_signal():
+    model = model_of(lambda m, x: m.fc(x) + scripted_function(torch.ones(4), 1.0), fc=linear())
+    assert str(ek.trace(model, X)) == "i W . o"
+
+
 class Holder:
     def __init__(self, x):
         self.x = x

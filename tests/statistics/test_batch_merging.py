@@ -123,7 +123,7 @@ def test_batches_of_other_form_end_a_group():
 def test_what_a_whole_batch_has_in_common_must_agree(value, n):
     order = [0, 0, 1, 1, 0]
     groups = list(Groups(pieces([(torch.randn(n, 3), value(d, n)) for d in order]), lambda piece: 100))
-    tells = n > 1 or not any(t.is_floating_point() for t in tensors(value(0, n))[:1]) and value(0, n) != ["site 0"]
+    tells = n > 1 or (not any(t.is_floating_point() for t in tensors(value(0, n))[:1]) and value(0, n) != ["site 0"])
     assert [len(group.held) for group in groups] == ([2, 2, 1] if tells else [5])
 
 

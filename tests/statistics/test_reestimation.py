@@ -306,7 +306,7 @@ def test_prior_counts_the_statistics_found_as_samples():
 def test_batches_of_unknown_size_are_used_but_bear_no_prior():
     model, data = nn.BatchNorm1d(4), [torch.randn(32, 4).numpy() for _ in range(3)]
     before = Snapshot(model, world=False)
-    with pytest.raises(ek.BatchError, match="prior= needs the number of samples.*samples="):
+    with pytest.raises(ek.BatchError, match=r"prior= needs the number of samples.*samples="):
         ek.reestimate_(model, data, forward=lambda m, b: m(torch.from_numpy(b)), prior=5)
     assert before.changes() == []
     done = ek.reestimate_(model, data, forward=lambda m, b: m(torch.from_numpy(b)))

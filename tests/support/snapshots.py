@@ -77,7 +77,9 @@ def places_of(buffers: Collection[str]) -> set[str]:
 
 
 def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    own: Any = tensor.detach()
+    own = own.to_local() if hasattr(own, "to_local") else own  # of a shard
+    return own.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _world() -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 ## What it does
 Finds calls that no table knows (OPAQUE, `?` in a graph's picture) which the noise of a dropout passes on its way to a
-norm with running statistics.
+norm with running statistics; and modules that torch.jit made, whatever they hold, since none of their dropouts and
+norms is seen. The latter are found by every guideline, and whichever codes are selected, unless EK104 is ignored.
 
 ## Why it matters
 The graph does not show whether the dropout's noise reaches the norm, or how much of it: the other rules' findings on
-this dropout are a guess.
+this dropout are a guess. In a scripted module no rule finds anything, which must not pass for a clean result.
 
 ## Who disagrees
 Nobody. Where the operation must stay, declare its kind: a module that only makes this call, with the attribute
-`evenkeel_kind = evenkeel.Kind.PASS`, or whichever kind fits.
+`evenkeel_kind = evenkeel.Kind.PASS`, or whichever kind fits. Lint a module before it is scripted.
 
 ## Known limits
 The fix moves the dropout behind the norm, to the next weight layer, which no guideline prescribes: it needs
@@ -34,6 +35,7 @@ from evenkeel.linting.edits import Move
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.placement import in_words
 from evenkeel.linting.rule import rule
+from evenkeel.model.opacity import opaque_parts
 
 EXAMPLE = (2, 8)
 
@@ -55,6 +57,20 @@ def op_not_understood(context: Context) -> Iterator[Finding]:
                 "Move the dropout behind the norm, or wrap the call in a module that declares evenkeel_kind.",
                 *edits,
                 norm=norms[0].path,
+            )
+
+
+def unseen_parts(context: Context) -> Iterator[Finding]:
+    """Scripted modules, which no rule can look into, unless a module around them declares its kind."""
+    declared = [path for path, m in context.model.named_modules() if getattr(m, "evenkeel_kind", None) is not None]
+    for path, what in opaque_parts(context.model).items():
+        if not any(not outer or path.startswith(f"{outer}.") for outer in declared):
+            yield Finding(
+                path,
+                f"{path} is {what}: what dropouts and norms are inside is not seen.",
+                "Lint the model as it is before torch.jit.",
+                code=op_not_understood.code,
+                guideline=op_not_understood.guideline,
             )
 
 
