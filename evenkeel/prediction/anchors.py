@@ -14,6 +14,7 @@ from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.model.buffers import is_as_written
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.statistics.stored_values import MUCH, history_of, initial_left
 from evenkeel.theory.li2018 import dropout_noise
 
 WRITTEN = "as reestimate_ or correct_ wrote it since training: the noise of dropout is out already"
@@ -55,6 +56,8 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
             reasons[path] = f"its statistics are of {calls[norm]} calls together"
         elif norm in frozen:
             reasons[path] = FROZEN
+        elif (left := initial_left(norm) or 0.0) > MUCH:
+            reasons[path] = f"stale: {left:.0%} of the initial statistics is left after {history_of(norm)}"
     return reasons
 
 
