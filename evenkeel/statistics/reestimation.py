@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal
@@ -142,7 +142,6 @@ def reestimate_(
             with closing(Bar(batches, "re-estimating", total=max_batches)) as bar:
                 stream = bar if progress else batches
                 settled = settle(measurement, stream, store, max_batches=max_batches, tolerance=tolerance)
-            graph = _graph_of_a_regression(plain, measurement, forward)
     found = settled.populations
     for path, population in found.items():
         if population.pooled and population.count < 2:
@@ -150,6 +149,7 @@ def reestimate_(
     untouched |= {path: _why_not(path, measurement) for path in free if path not in found}
     populations = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
     errors = {path: math.hypot(p.standard_error, settled.unsettled.get(path, 0.0)) for path, p in found.items()}
+    graph = _graph_of_a_regression(plain, measurement, forward) if _has_shrunk(populations, free) else None
     chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
     held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
     changes = [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in found]
@@ -181,6 +181,13 @@ def _graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: 
         return record(model, lambda inputs: (forward or call)(model, inputs), batch)
     except TraceError:
         return None
+
+
+def _has_shrunk(populations: Mapping[str, Population], norms: Mapping[str, Norm]) -> bool:
+    """Whether any norm is to store a variance smaller by a tenth."""
+    return any(
+        float(p.variance.mean()) < 0.9 * float(_found_in(norms[path])[1].mean()) for path, p in populations.items()
+    )
 
 
 def _count(samples: Callable[[Any], int] | int | None) -> Count:
