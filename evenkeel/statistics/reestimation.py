@@ -37,6 +37,10 @@ _UNSETTLED = (
     "may be off by some {:.1%} more: the first samples were not like the others, and the data can be had only once; "
     "shuffle them, or pass batches that can be iterated over again, such as a list or a DataLoader"
 )
+_RESTLESS = (
+    "off by {:.1%}: what it is fed depends on what it stores, as where weights are rounded that it scales, and no "
+    "statistics were found that agree with themselves; train it on with its statistics fixed"
+)
 _STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
 
@@ -160,7 +164,8 @@ def reestimate_(
         samples=measurement.samples,
         passes=settled.passes,
         untouched=untouched,
-        unsure={path: _UNSETTLED.format(off) for path, off in settled.unsettled.items()},
+        unsure={path: _UNSETTLED.format(off) for path, off in settled.unsettled.items()}
+        | {path: _RESTLESS.format(off) for path, off in settled.restless.items()},
         notes=[*_notes(measurement, settled), *filter(None, [stretch])],
         converged=tolerance is None or largest(errors.values()) <= tolerance,
         held=held,

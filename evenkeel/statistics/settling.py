@@ -27,9 +27,13 @@ _KNOWN = 4  # parts of the data from which the variance between them says enough
 _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
 _MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
 _MOST_PASSES = 12
-_NEAR = 4e-3  # standard errors of what settling did not take into account, above which all data are run once more
+# Standard errors of what settling does not take into account, above which all data are run once more: if the first
+# samples were not like the others, and if they were, when what is left is as large as what any sample leaves.
+_NEAR, _NEAR_SHUFFLED = 4e-3, 1e-2
+_ALIKE = 4.0  # squared, and in standard errors of samples drawn at random, how far the first ones may be from all
 _MANY = 1024  # samples that show how statistics change where that is harder to know
 _STEPS, _STEP = 50, 0.2
+_RESTLESS = 0.05  # what is left after all steps that is worth telling
 _END: Any = object()
 Store = Callable[[str, Population, float], None]  # path, population, of how many samples
 
@@ -43,12 +47,15 @@ class Settled:
         passes: how many times all the data were run.
         unsettled: by path, how far variances or means may be off since the data were not run once more; in standard
             errors of the channel where it is most, relative to variances, or in deviations.
+        restless: by path, how far what a norm is fed is from what it stores, where its input depends on that and no
+            statistics are found that agree with themselves; relative to the mean variance.
         is_part: whether it stopped before the data ended.
     """
 
     populations: Mapping[str, Population]
     passes: int
     unsettled: Mapping[str, float]
+    restless: Mapping[str, float]
     is_part: bool
 
 
@@ -86,7 +93,7 @@ def settle(
         tolerance: stop when the relative standard error of every norm's mean variance is within it.
     """
     held = Reservoir()
-    is_done, is_part = _first_pass(measurement, batches, store, held, max_batches, tolerance)
+    is_done, is_part, near = _first_pass(measurement, batches, store, held, max_batches, tolerance)
     passes, ranks = 1, measurement.ranks
     is_complete = not ranks.largest(not held.is_complete)
     source = held.pieces if is_complete else None if is_part or isinstance(batches, Iterator) else batches
@@ -94,18 +101,19 @@ def settle(
     unsettled: dict[str, float] = {}
     while not is_done or ranks.largest(measurement.is_doubted):
         unsettled = _adjust(measurement, held, store, _FIRST if passes == 1 else _MANY)
-        if not ranks.largest(measurement.is_doubted) and max(unsettled.values(), default=0.0) <= _NEAR:
+        if not ranks.largest(measurement.is_doubted) and max(unsettled.values(), default=0.0) <= near:
             break
         if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
             break
         passes += 1
+    restless: dict[str, float] = {}
     if ranks.largest(bool(measurement.entangled)):
         stored = measurement.populations
         if source is not None and _pass_again(measurement, source, max_batches):
             passes += 1
-        _step_by_step(measurement, held, stored, store)
-    far = {path: off for path, off in unsettled.items() if off > _NEAR}
-    return Settled(measurement.populations, passes, far, is_part)
+        restless = _step_by_step(measurement, held, stored, store)
+    far = {path: off for path, off in unsettled.items() if off > near}
+    return Settled(measurement.populations, passes, far, restless, is_part)
 
 
 def _first_pass(
@@ -115,8 +123,12 @@ def _first_pass(
     held: Reservoir,
     max_batches: int | None,
     tolerance: float | None,
-) -> tuple[bool, bool]:
-    """Steps 1 and 2; whether nothing is left to be done, and whether it stopped before the data ended."""
+) -> tuple[bool, bool, float]:
+    """Steps 1 and 2.
+
+    Returns:
+        Whether nothing is left to be done; whether it stopped before the data ended; and how near the result must come.
+    """
     measurement.least, measurement.most = _FIRST, _MOST if tolerance is None else _FIRST
     measurement.seen = lambda own, path, norm: store(path, own.populations[path], own.total)
     groups = measurement.groups(batches, max_batches)
@@ -136,6 +148,8 @@ def _first_pass(
     in_parts = len(first) > 1 or any(map(_is_repeated, measurement.arrivals.values()))
     is_all = following is _END
     _settle_on(measurement, first, store, *((_MOST_ALL, _STILL) if is_all else (_MOST_SWEEPS, _SETTLED)), in_parts)
+    at_first = {path: population.copy() for path, population in measurement.populations.items()}
+    count = measurement.samples
     measurement.least = 0
     settled = set(measurement.populations)
     measurement.seen = lambda own, path, norm: (
@@ -148,7 +162,21 @@ def _first_pass(
         is_part = _is_within(measurement, tolerance)
         following = _END if is_part else next(groups, _END)
     groups.close()
-    return is_all, is_part or (max_batches is not None and max_batches < length(batches))
+    is_alike = _is_alike(at_first, measurement.populations, count)
+    is_part = is_part or (max_batches is not None and max_batches < length(batches))
+    return is_all, is_part, _NEAR_SHUFFLED if is_alike else _NEAR
+
+
+def _is_alike(first: Mapping[str, Population], everything: Mapping[str, Population], count: int) -> bool:
+    """Whether so many samples differ from all no more than if they had been drawn from them at random."""
+    for path, population in first.items():
+        mean, variance = everything[path].mean, everything[path].variance
+        least = variance.clamp_min(0.01 * variance.mean() + 1e-30)
+        moved = ((population.mean - mean) ** 2 / least).mean()
+        changed = ((population.variance + least).log() - (variance + least).log()).square().mean()
+        if float(moved) * count > _ALIKE or float(changed) * count > 2 * _ALIKE:
+            return False
+    return True
 
 
 def _pass_again(measurement: Measurement, source: Iterable[Any], max_batches: int | None) -> bool:
@@ -327,7 +355,9 @@ def _columns(batches: Mapping[int, Population]) -> tuple[Tensor, Tensor, Tensor]
     return n, mean, (n - 1) * variance + n * (mean - (n * mean).sum(0) / n.sum()) ** 2
 
 
-def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, Population], store: Store) -> None:
+def _step_by_step(
+    measurement: Measurement, held: Reservoir, stored: dict[str, Population], store: Store
+) -> dict[str, float]:
     """Settle norms whose input depends on what they store themselves, as where it scales weights that are rounded.
 
     Storing what is measured would overshoot, and by rounding never come to rest: of small steps, and smaller ones at
@@ -335,7 +365,7 @@ def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, P
     """
     groups, is_all = _sample(measurement, held, _MANY)
     base, old = measurement.populations, Arrivals()
-    best, nearest = stored, math.inf
+    best, left, nearest = stored, dict[str, float](), math.inf
     for number in range(_STEPS + len(stored)):
         measurement.populations, measurement.arrivals, measurement.seen = {}, {}, None
         for group in groups:
@@ -350,7 +380,7 @@ def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, P
             }
         distance = _distance(found, stored)
         if distance < nearest:
-            best, nearest = stored, distance
+            best, left, nearest = stored, {path: p.mean_distance(stored[path]) for path, p in found.items()}, distance
         step = _STEP / (1 + max(0, number - len(stored) - _STEPS // 2) / 5)
         stored = {path: stored[path].toward(population, step) for path, population in found.items()}
         for path, population in stored.items():
@@ -358,6 +388,7 @@ def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, P
     for path, population in best.items():
         store(path, population, measurement.total)
     measurement.populations = best
+    return {path: off for path, off in left.items() if off > _RESTLESS}
 
 
 def _wanted(measurement: Measurement, tolerance: float | None) -> float:
