@@ -17,7 +17,7 @@ from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls, OnCall
 from evenkeel.model.norms import Norm, mixes_batch, pools_batch
 from evenkeel.model.restoring import restored
-from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece
+from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 
@@ -192,6 +192,7 @@ class Measurement:
         self, batches: Iterable[Any], max_batches: int | None, may_be_empty: bool, again: bool
     ) -> Iterator[Piece]:
         stream = each(batches, self.model, max_batches, may_be_empty=may_be_empty)
+        is_held = isinstance(batches, (list, tuple, Tensor))  # else the next batch may be written over this one
         for number in itertools.count(1):
             try:
                 batch = next(stream, _END)
@@ -208,7 +209,8 @@ class Measurement:
                 count = int(self._count(batch))
             except Exception as error:
                 raise BatchError(f"samples= raised {brief(error)} on batch {number}") from error
-            yield Piece(number, batch if self._forward else inputs(batch), count)
+            batch = batch if self._forward else inputs(batch)
+            yield Piece(number, batch if is_held else copied(batch), count)
 
     def _pass(self, group: Group | None) -> Sizes:
         """Run a group, if this rank has one, and hear from all others till they are done: batches and samples of all.
@@ -303,8 +305,10 @@ class Measurement:
             forward_pass(self.model, batch, 1, self._forward)
 
     def _is_proven(self, group: Group) -> bool:
-        """Whether every norm is fed the same by some samples of the group's first and last batch, apart and merged."""
-        few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[0], group.held[-1])]
+        """Whether every norm is fed the same by some samples of some of the group's batches, apart and merged."""
+        count = len(group.held)
+        tried = sorted({0, count // 3, 2 * count // 3, count - 1})
+        few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[i] for i in tried)]
         try:
             alone = [self._fed(Group((piece,))) for piece in few]
             together = self._fed(Group(tuple(few)))
@@ -312,7 +316,8 @@ class Measurement:
             self._keep_apart(f"two samples of each, {error}")
             return False
         for path in {path for found in (*alone, together) for path in found}:
-            if not _is_alike([found.get(path, []) for found in alone], together.get(path, [])):
+            parts, whole = [found.get(path, []) for found in alone], together.get(path, [])
+            if not _is_alike(parts, whole, pooled=pools_batch(self.norms[path])):
                 self._keep_apart(f"merged, they feed norm {path!r} other values than apart")
                 return False
         self.is_divisible = True
@@ -352,9 +357,9 @@ def _none(_piece: Piece) -> float:
     return 0
 
 
-def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed]) -> bool:
+def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed], *, pooled: bool) -> bool:
     """Whether the same values reached a norm, in whatever order; what is not finite tells nothing."""
-    parts, whole = (_pooled([fed for found in calls for fed in found]) for calls in (alone, [together]))
+    parts, whole = (_merged([fed for found in calls for fed in found], pooled) for calls in (alone, [together]))
     if parts is None or whole is None or parts.size != whole.size:
         return False
     if not all(t.isfinite().all() for t in (*parts[1:], *whole[1:])):
@@ -365,8 +370,8 @@ def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed]) -> bool:
     return moved <= near * math.sqrt(scale) and changed <= near * scale
 
 
-def _pooled(calls: Sequence[Fed]) -> Statistics | None:
-    population = Population()
+def _merged(calls: Sequence[Fed], pooled: bool) -> Statistics | None:
+    population = Population(pooled=pooled)
     population.add((0, statistics) for statistics, _ in calls)
     population.merge()
     return Statistics(population.count, population.mean, population.variance) if calls else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal
@@ -33,6 +33,10 @@ from evenkeel.statistics.settling import Settled, settle
 _UNSETTLED = (
     "may be off by some {:.1%} more: the first samples were not like the others, and the data can be had only once; "
     "shuffle them, or pass batches that can be iterated over again, such as a list or a DataLoader"
+)
+_NO_SAY = (
+    "prior='auto' had no say: one batch tells no standard errors, so its statistics replaced the old ones; pass its "
+    "samples in several batches, or a number"
 )
 _STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
@@ -97,7 +101,8 @@ def reestimate_(
         A `Reestimation`, whose `undo()` takes it all back.
 
     Raises:
-        ModelError: the model has no norm with running statistics, or all of them are frozen.
+        ModelError: the model has no norm with running statistics, or all of them are frozen; or one stores what is not
+            finite where `stats` leaves it.
         BatchError: the batches raised, ran short, were empty or not finite; says which batch and layer.
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2, momentum=1.0))
@@ -126,6 +131,7 @@ def reestimate_(
         before = None if judge is None else ranks.collectively(partial(judge, plain))
         with restored(plain), torch.no_grad():
             measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory, count=_count(samples))
+            _require_cured(free, _STORED[stats])
             _set_usable_(free.values())
 
             def store(path: str, population: Population, count: float) -> None:
@@ -151,7 +157,8 @@ def reestimate_(
         passes=settled.passes,
         untouched=untouched,
         unsure={path: _UNSETTLED.format(off) for path, off in settled.unsettled.items()},
-        notes=_notes(measurement, settled),
+        notes=_notes(measurement, settled)
+        + ([_NO_SAY] if prior == "auto" and math.isnan(largest(errors.values())) else []),
         converged=tolerance is None or largest(errors.values()) <= tolerance,
         held=held,
         before=before,
@@ -175,11 +182,28 @@ def _found_in(norm: Norm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
+def _unusable_in(norm: Norm) -> list[str]:
+    """Which of a norm's statistics are not finite, or negative variances."""
+    mean, variance = _found_in(norm)
+    usable = {
+        "running_mean": mean.isfinite().all(),
+        "running_var": variance.isfinite().all() and (variance >= 0).all(),
+    }
+    return [name for name, holds in usable.items() if not holds]
+
+
+def _require_cured(norms: Mapping[str, Norm], names: Sequence[str]) -> None:
+    for path, norm in norms.items():
+        for name in _unusable_in(norm):
+            if name not in names:
+                raise ModelError(f"{name} of {path!r} is not usable, and stays so: pass stats='both'")
+
+
 def _set_usable_(norms: Iterable[Norm]) -> None:
     """Give norms that store what is not finite, or negative variances, those of a new norm to begin with."""
     for norm in norms:
-        mean, variance = _found_in(norm)
-        if not (mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
+        if _unusable_in(norm):
+            mean, variance = _found_in(norm)
             write_(mean, torch.zeros_like(mean))
             write_(variance, torch.ones_like(variance))
 
@@ -197,10 +221,10 @@ def _why_not(path: str, measurement: Measurement) -> str:
 def _notes(measurement: Measurement, settled: Settled) -> list[str]:
     """What the reader must know of how the statistics were made."""
     notes = [f"batches ran one by one: {measurement.apart}"] if measurement.apart else []
-    if settled.passes > 1:
+    if settled.is_uneven:
         notes.append(
-            f"all data were run {settled.passes} times: the first samples were not like those that followed, as in "
-            "data sorted by class or length; shuffled, one pass does"
+            f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "
+            "data sorted by class or length, or of few batches unlike each other; shuffled, one pass often does"
         )
     if settled.is_part:
         notes.append(

@@ -44,12 +44,14 @@ class Settled:
         unsettled: by path, how far variances or means may be off since the data were not run once more; in standard
             errors of the channel where it is most, relative to variances, or in deviations.
         is_part: whether it stopped before the data ended.
+        is_uneven: whether the first samples did not stand for the others, so that the data were run again.
     """
 
     populations: Mapping[str, Population]
     passes: int
     unsettled: Mapping[str, float]
     is_part: bool
+    is_uneven: bool
 
 
 def settle(
@@ -99,13 +101,19 @@ def settle(
         if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
             break
         passes += 1
+    is_uneven = passes > 1
+    measurement.entangled &= measurement.populations.keys()
     if ranks.largest(bool(measurement.entangled)):
-        stored = measurement.populations
+        stored, is_settled = measurement.populations, False
         if source is not None and _pass_again(measurement, source, max_batches):
             passes += 1
-        _step_by_step(measurement, held, stored, store)
+            is_settled = _distance(measurement.populations, stored) < _SETTLED
+        if is_settled:  # what reads them changes nothing, as a log does
+            measurement.entangled = set()
+        else:
+            _step_by_step(measurement, held, stored, store)
     far = {path: off for path, off in unsettled.items() if off > _NEAR}
-    return Settled(measurement.populations, passes, far, is_part)
+    return Settled(measurement.populations, passes, far, is_part, is_uneven)
 
 
 def _first_pass(
