@@ -31,6 +31,7 @@ Fed = tuple[Statistics, torch.dtype]
 Seen = Callable[["Measurement", str, Norm], None]
 
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
+READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
 MEMORY = 1 << 27  # bytes
 _ALIKE = {torch.float64: 1e-4, torch.float32: 1e-3}  # how near statistics of the same samples are; of others, 0.05
 _CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
@@ -232,7 +233,7 @@ class Measurement:
                 self.ranks.exchange(Message(State.FAILED if last else State.RETRY))
                 if last:
                     raise
-                raise _Retry(own=True) from error
+                raise _Retry(str(error), own=True) from error
         done = Message(State.DONE, sizes=(len(group.held), group.samples) if group else (0, 0))
         messages = self._exchange(done)
         while any(message.state is not State.DONE for message in messages):
@@ -252,7 +253,7 @@ class Measurement:
         messages = self.ranks.exchange(message)
         self.ranks.require([message.state for message in messages])
         if any(message.state is State.RETRY for message in messages):
-            raise _Retry(own=False)
+            raise _Retry("it failed on another rank", own=False)
         for rank, (state, place, parts, _) in enumerate(messages):
             if state is State.MEASURED:
                 path = self._paths[place]
@@ -340,15 +341,15 @@ class Measurement:
         self.apart = self.apart or reason
 
     def _not_seen(self) -> str:
-        called = sorted(self.called)
-        return f"; {called[0]!r} was called, but {NO_CALL}" if called else ""
+        called, read = sorted(self.called), sorted(self.entangled)
+        return f"; {called[0]!r} was called, but {NO_CALL}" if called else f"; {read[0]!r} was {READ}" if read else ""
 
 
 class _Retry(BatchError):
     """A pass failed, on this rank or on another, and may be run again in a more careful way."""
 
-    def __init__(self, *, own: bool) -> None:
-        super().__init__("a batch that had run before failed when it was run again")
+    def __init__(self, reason: str, *, own: bool) -> None:
+        super().__init__(f"a batch that had run before failed when it was run again: {reason}")
         self.own = own
 
 

@@ -23,7 +23,7 @@ from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count
 from evenkeel.statistics.distributed import Ranks, default_group
-from evenkeel.statistics.measurement import MEMORY, NO_CALL, Measurement
+from evenkeel.statistics.measurement import MEMORY, NO_CALL, READ, Measurement
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import Prior, Weight
@@ -215,6 +215,8 @@ def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
 
 
 def _why_not(path: str, measurement: Measurement) -> str:
+    if path in measurement.entangled and path not in measurement.called:
+        return READ
     return NO_CALL if path in measurement.called else "never reached by the batches"
 
 
@@ -231,10 +233,12 @@ def _notes(measurement: Measurement, settled: Settled) -> list[str]:
             f"only the first {measurement.batches} batches were read: this holds for the others, and so do the "
             "standard errors, only if the loader shuffles"
         )
-    if measurement.entangled:
-        paths = sorted(measurement.entangled)
+    if settled.entangled:
+        paths = sorted(settled.entangled)
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        notes.append(f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample")
+        notes.append(
+            f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample, to {settled.left:.1%}"
+        )
     if measurement.is_doubted:
         notes.append("batches had been merged before it was found that they must not be: pass memory=0")
     return notes

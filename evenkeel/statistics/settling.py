@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
@@ -45,6 +45,8 @@ class Settled:
             errors of the channel where it is most, relative to variances, or in deviations.
         is_part: whether it stopped before the data ended.
         is_uneven: whether the first samples did not stand for the others, so that the data were run again.
+        entangled: norms settled by small steps, by path.
+        left: how far these steps left what is stored from what is then measured, as `Population.distance`.
     """
 
     populations: Mapping[str, Population]
@@ -52,6 +54,8 @@ class Settled:
     unsettled: Mapping[str, float]
     is_part: bool
     is_uneven: bool
+    entangled: Set[str]
+    left: float
 
 
 def settle(
@@ -102,18 +106,18 @@ def settle(
             break
         passes += 1
     is_uneven = passes > 1
-    measurement.entangled &= measurement.populations.keys()
-    if ranks.largest(bool(measurement.entangled)):
-        stored, is_settled = measurement.populations, False
-        if source is not None and _pass_again(measurement, source, max_batches):
-            passes += 1
-            is_settled = _distance(measurement.populations, stored) < _SETTLED
-        if is_settled:  # what reads them changes nothing, as a log does
-            measurement.entangled = set()
+    entangled = measurement.entangled & measurement.populations.keys()
+    left = 0.0
+    if ranks.largest(bool(entangled)):
+        stored = measurement.populations
+        is_new = source is not None and _pass_again(measurement, source, max_batches)
+        passes += is_new
+        if is_new and _distance(measurement.populations, stored) < _SETTLED:
+            entangled = set()  # what reads them changes nothing, as a log does
         else:
-            _step_by_step(measurement, held, stored, store)
+            left = _step_by_step(measurement, held, stored, store)
     far = {path: off for path, off in unsettled.items() if off > _NEAR}
-    return Settled(measurement.populations, passes, far, is_part, is_uneven)
+    return Settled(measurement.populations, passes, far, is_part, is_uneven, entangled, left)
 
 
 def _first_pass(
@@ -335,11 +339,11 @@ def _columns(batches: Mapping[int, Population]) -> tuple[Tensor, Tensor, Tensor]
     return n, mean, (n - 1) * variance + n * (mean - (n * mean).sum(0) / n.sum()) ** 2
 
 
-def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, Population], store: Store) -> None:
+def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, Population], store: Store) -> float:
     """Settle norms whose input depends on what they store themselves, as where it scales weights that are rounded.
 
     Storing what is measured would overshoot, and by rounding never come to rest: of small steps, and smaller ones at
-    the end, the one is kept that agrees best with what is measured after it.
+    the end, the one is kept that agrees best with what is measured after it. How well, is returned.
     """
     groups, is_all = _sample(measurement, held, _MANY)
     base, old = measurement.populations, Arrivals()
@@ -366,6 +370,7 @@ def _step_by_step(measurement: Measurement, held: Reservoir, stored: dict[str, P
     for path, population in best.items():
         store(path, population, measurement.total)
     measurement.populations = best
+    return nearest
 
 
 def _wanted(measurement: Measurement, tolerance: float | None) -> float:

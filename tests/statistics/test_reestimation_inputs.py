@@ -491,6 +491,42 @@ def test_that_one_batch_leaves_an_automatic_prior_no_say_is_noted(sizes):
     assert any("had no say" in note for note in done.notes) is (sizes == 64)
 
 
+class Fused(nn.Module):
+    """In eval mode the norm is a part of the convolution's weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()
+        return F.conv2d(x, self.conv.weight * scale.view(-1, 1, 1, 1), self.bn.bias - self.bn.running_mean * scale)
+
+
+def test_a_norm_read_by_a_layer_that_is_fused_with_it_is_named():
+    data = list(torch.randn(3, 8, 3, 9, 9))
+    done = ek.reestimate_(nn.Sequential(Fused(), nn.BatchNorm2d(3)), data)
+    assert list(done.untouched) == ["0.bn"] and "fused" in done.untouched["0.bn"]
+    with pytest.raises(ek.BatchError, match=r"'0.bn' was never called, but its statistics are read"):
+        ek.reestimate_(nn.Sequential(Fused()), data)
+
+
+class Failing(nn.BatchNorm1d):
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls > 30:
+            raise ValueError("no more")
+        return super().forward(x)
+
+
+def test_a_batch_that_fails_when_it_is_run_again_says_why():
+    model, data = nn.Sequential(nn.BatchNorm1d(4), Failing(4)), list(torch.randn(25, 20, 4))
+    before = Snapshot(model)
+    with pytest.raises(ek.BatchError, match=r"run again: .* raised ValueError: no more in layer '1'"):
+        ek.reestimate_(model, data, memory=0)
+    assert before.changes() == []
+
+
 # --- on the way, and afterwards ---------------------------------------------------------------------------------------
 
 
