@@ -51,6 +51,10 @@ class UnpredictedWarning(UserWarning):
     """`lint` could not predict shifts or variances, with the reason; findings that need them are missing."""
 
 
+class StretchWarning(UserWarning):
+    """A repair that matches variances makes outputs larger: a regression's error may grow."""
+
+
 def brief(error: BaseException, most: int = 200) -> str:
     """An error of others in one line: its type and its message, cut after `most` letters.
 

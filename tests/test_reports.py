@@ -14,7 +14,7 @@ X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 def net():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    for _ in range(20):
+    for _ in range(50):
         model(X)
     return model
 

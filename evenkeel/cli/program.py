@@ -53,6 +53,18 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Samples a b
 MaxBatches = Annotated[
     int | None, typer.Option("--max-batches", min=1, help="How many batches to use; all if left out.")
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", help="What training took off images from 0 to 1, such as 0.485,0.456,0.406.", metavar="M"),
+]
+Std = Annotated[str | None, typer.Option("--std", help="What it then divided them by.", metavar="S")]
+Scale = Annotated[
+    str | None, typer.Option("--scale", help="What it multiplied them by first: 255 for pixels to 255.", metavar="K")
+]
+Transform = Annotated[
+    str | None,
+    typer.Option("--transform", help="package.module:callable, given batches of these.", metavar="T"),
+]
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a state dict that torch.load reads.")
 ]
@@ -176,6 +188,10 @@ def shift(
     download: Download = False,
     batch_size: BatchSize = 128,
     max_batches: MaxBatches = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    transform: Transform = None,
     fail_above: Annotated[
         float | None, typer.Option(help="Exit with 1 if the worst folded ratio is above this.")
     ] = None,
@@ -184,6 +200,9 @@ def shift(
     """Print, for every norm layer, the variance it meets in eval mode against the one that it stores.
 
     Without --data both are predicted from weights and statistics, and so is which dropouts cause the difference.
+
+    Images of data sets named here are standardized by the set's own mean and deviation, unless --mean, --std, --scale
+    or --transform say what training did to images from 0 to 1.
     """
     if fail_above is not None and not fail_above >= 1:
         raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
@@ -191,12 +210,13 @@ def shift(
     from evenkeel.prediction.shift_prediction import predict_shift
     from evenkeel.statistics.shift import variance_shift
 
+    preprocessing = {"--mean": mean, "--std": std, "--scale": scale, "--transform": transform}
     model = _model(target, arg, weights)
     if data is None:
-        _refuse_unused({"--max-batches": max_batches, "--data-dir": data_dir})
+        _refuse_unused({"--max-batches": max_batches, "--data-dir": data_dir, **preprocessing})
         report = predict_shift(model, _example(input_shape, _NEEDS_INPUT))
     else:
-        batches = _load(data, input_shape, data_dir, download, batch_size).train
+        batches = _load(data, input_shape, data_dir, download, batch_size, preprocessing).train
         report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
     _show(report.to_dict() if as_json else report)
     if fail_above is not None and report.worst > fail_above:
@@ -217,7 +237,14 @@ def repair(
     download: Download = False,
     batch_size: BatchSize = 128,
     max_batches: MaxBatches = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    transform: Transform = None,
     tolerance: Annotated[float | None, typer.Option(help="Stop at this relative standard error, such as 0.01.")] = None,
+    other_data: Annotated[
+        bool, typer.Option("--other-data", help="Repair by data that are not those of training, too.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write what is printed as one HTML page.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -225,6 +252,8 @@ def repair(
 
     Without --data they are corrected by what is predicted from weights and statistics: for a checkpoint whose
     statistics are those of its training, and have not been repaired before.
+
+    Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data.
     """
     from rich.console import Console, Group
 
@@ -239,12 +268,14 @@ def repair(
     checkpoint = Checkpoint.read(weights)
     model = _model(target, arg, None)
     checkpoint.apply_(model)
+    preprocessing = {"--mean": mean, "--std": std, "--scale": scale, "--transform": transform}
     if data is None:
-        _refuse_unused({"--max-batches": max_batches, "--tolerance": tolerance, "--data-dir": data_dir})
+        unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--data-dir": data_dir, **preprocessing}
+        _refuse_unused(unused)
         shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT))
     else:
-        given = _load(data, input_shape, data_dir, download, batch_size)
-        shown, result = reestimated(model, given, max_batches, tolerance)
+        given = _load(data, input_shape, data_dir, download, batch_size, preprocessing)
+        shown, result = reestimated(model, given, max_batches, tolerance, other_data=other_data)
     page = Console(record=True, file=io.StringIO(), width=120)
     page.print(shown)
     if html is None:
@@ -306,12 +337,26 @@ def _refuse_unused(options: dict[str, Any]) -> None:
             raise EvenkeelError(f"{name} says how to use data, and there is no --data")
 
 
-def _load(name: str, input_shape: str | None, data_dir: Path | None, download: bool, batch_size: int) -> Data:
+def _load(
+    name: str,
+    input_shape: str | None,
+    data_dir: Path | None,
+    download: bool,
+    batch_size: int,
+    preprocessing: dict[str, str | None],
+) -> Data:
     from evenkeel.io.datasets import load_data
+    from evenkeel.io.preprocessing import parse_preprocessing
     from evenkeel.io.targets import parse_shape
 
-    shape = None if input_shape is None else parse_shape(input_shape)
-    return load_data(name, data_dir=data_dir, shape=shape, batch_size=batch_size, download=download)
+    return load_data(
+        name,
+        data_dir=data_dir,
+        shape=None if input_shape is None else parse_shape(input_shape),
+        batch_size=batch_size,
+        download=download,
+        preprocessing=parse_preprocessing(*preprocessing.values()),
+    )
 
 
 def _show(result: Any) -> None:

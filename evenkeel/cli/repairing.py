@@ -22,12 +22,23 @@ from evenkeel.statistics.reestimation_report import Reestimation
 from evenkeel.statistics.shift import variance_shift
 from evenkeel.statistics.shift_report import ShiftReport
 
+_CHECK = (
+    "check scaling and normalization (named sets are standardized, unless --mean, --std, --scale or --transform say "
+    "what training did to images from 0 to 1), or pass --other-data if they are meant to be others"
+)
+
 
 def reestimated(
-    model: nn.Module, given: Data, max_batches: int | None, tolerance: float | None
+    model: nn.Module, given: Data, max_batches: int | None, tolerance: float | None, *, other_data: bool
 ) -> tuple[RenderableType, dict[str, Any]]:
-    """Repair a model by data: what to print, and the same as plain data."""
+    """Repair a model by data: what to print, and the same as plain data.
+
+    Raises:
+        EvenkeelError: the data are not those of training, and this was not allowed by `other_data`.
+    """
     before = _judge(model, given, max_batches, "measuring before")
+    if before.shift.other_data and not other_data:
+        raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {_CHECK}")
     done = reestimate_(
         model, Bar(given.train, "re-estimating", total=max_batches), max_batches=max_batches, tolerance=tolerance
     )
@@ -74,9 +85,9 @@ def _judge(model: nn.Module, data: Data, max_batches: int | None, description: s
 
 def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> RenderableType:
     """The shift, norm by norm, and the scores, before and after."""
-    columns = ("norm", "running var before", "after", "eval/train before", "after", "fed by dropouts")
+    columns = ("norm", "running var before", "after", "eval/train before", "after", "made of")
     rows = [
-        (b.path, f"{b.running_var:.4g}", f"{a.running_var:.4g}", f"{b.ratio:.3f}", f"{a.ratio:.3f}", b.fed_by)
+        (b.path, f"{b.running_var:.4g}", f"{a.running_var:.4g}", f"{b.ratio:.3f}", f"{a.ratio:.3f}", b.why)
         for b, a in zip(before.shift, after.shift, strict=True)
     ]
     lines = [
@@ -84,6 +95,8 @@ def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Re
         f"from {done.summary}",
         *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
     ]
+    if before.shift.other_data:
+        lines.append(f"--other-data: {before.shift.accusation}")
     if before.score and after.score:
         lines.append(f"{before.score.samples} test samples: {before.score.change_to(after.score)}")
     shown = table(Cells(columns, rows, [], words=(columns[0], columns[-1])))

@@ -17,6 +17,13 @@ def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
     return tuple(dict.fromkeys(layer for layer in found if layer.p or (layer.kind is Kind.DROPOUT and layer.p is None)))
 
 
+def right_before(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
+    """The dropouts that act on a norm's input with no weight layer in between."""
+    calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
+    found = [x for one in calls for x in graph.upstream(one, until=lambda x: x.kind in (Kind.NORM, Kind.WEIGHT))]
+    return tuple(dict.fromkeys(x for x in found if x.kind is Kind.DROPOUT or (x.p and x.kind is Kind.GATE)))
+
+
 def norms_behind(graph: LayerGraph, layer: Layer, *, through_weights: bool = False) -> tuple[Layer, ...]:
     """The next norms with running statistics that a layer's output reaches, in execution order.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 import warnings
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, brief
+from evenkeel.model.buffers import mark_, marks_of
 from evenkeel.output.files import atomic_write
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict, most usual first
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # what DDP, torch.compile and Lightning put before every key
 _AVERAGED = "n_averaged"  # the one key that AveragedModel adds without a prefix
 _STATISTICS = ("running_mean", "running_var")
+_MARKS = "evenkeel"  # under which it is kept which statistics were repaired
 _FEW = 3  # keys named in an error
 
 
@@ -80,6 +83,7 @@ class Checkpoint:
         """Load the weights into a model, every one of them, or none.
 
         Prefixes such as `module.` and `_orig_mod.` may differ, and of tied weights one may be left out of the file.
+        Norms whose statistics `write` had marked as repaired are marked again (see `is_as_written`).
 
         Raises:
             EvenkeelError: keys are missing, unexpected, or of another shape; the model is then as it was.
@@ -89,7 +93,7 @@ class Checkpoint:
         rest.pop(_AVERAGED, None)
         state: Any = OrderedDict((name, self.state[key]) for name, key in (pairs | rest).items())
         if all(name == key for name, key in pairs.items()):
-            state._metadata = getattr(self.state, "_metadata", None)  # the versions of the modules' layouts, by path
+            state._metadata = self._layouts
         before = copy.deepcopy(ours)
         try:
             model.load_state_dict(state, strict=True)
@@ -100,12 +104,15 @@ class Checkpoint:
                 f"{self.path} does not fit the model {type(model).__name__}: {reason}; "
                 "build the model with the arguments that it was trained with"
             ) from error
+        mark_(model, self._marks)
 
     def write(self, path: str | Path, model: nn.Module) -> None:
         """Write the file again with the buffers that changed in the model since `apply_`, and all else as it was read.
 
         Keys, dtypes and, in files of torch.save, whatever lies beside the state dict are kept. The file appears at
-        once and whole, or not at all.
+        once and whole, or not at all. Which statistics were repaired is said beside the state dict, so that a repair
+        without data does not run over them: as JSON in the header of a safetensors file, under "evenkeel", and under
+        the same key among the `_metadata` that torch keeps with a state dict, which `load_state_dict` passes over.
 
         Args:
             path: where to; the suffix `.safetensors` asks for that format, which holds the state dict alone, any other
@@ -118,16 +125,35 @@ class Checkpoint:
         path = Path(path)
         state = copy.copy(self.state)  # keeps the type, and the attributes that torch puts on a state dict
         cast("dict[str, Any]", state).update(self._changed(model))
+        marks = marks_of(model)
         try:
             with atomic_write(path) as temporary:
                 if _is_safetensors(path):
-                    _write_safetensors(temporary, state, {"format": "pt"} if self.metadata is None else self.metadata)
+                    header = {"format": "pt"} if self.metadata is None else self.metadata
+                    _write_safetensors(temporary, state, header | ({_MARKS: json.dumps(marks)} if marks else {}))
                 else:
+                    state = _marked(state, self._layouts, marks) if marks else state
                     torch.save(state if self.wrapper is None else _with(self.content, self.wrapper, state), temporary)
         except EvenkeelError:
             raise
         except Exception as error:
             raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
+
+    @property
+    def _layouts(self) -> Any:
+        """The versions of the modules' layouts, by path, as torch keeps them with a state dict."""
+        found = getattr(self.state, "_metadata", None)
+        return OrderedDict((key, value) for key, value in found.items() if key != _MARKS) if found else found
+
+    @property
+    def _marks(self) -> dict[str, dict[str, float]]:
+        """What `write` said of repaired statistics, by path."""
+        if self.metadata is None:
+            return (getattr(self.state, "_metadata", None) or {}).get(_MARKS, {})
+        try:
+            return json.loads(self.metadata.get(_MARKS, "{}"))
+        except json.JSONDecodeError:
+            return {}
 
     def _match(self, ours: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         """The file's keys by the model's, tied weights sharing one, and the rest of the file's keys by their names."""
@@ -266,6 +292,13 @@ def _is_same(entry: Tensor, buffer: Tensor) -> bool:
     """Whether loading the entry into the buffer, whatever its dtype, would change nothing."""
     left, right = entry.to(buffer.dtype).flatten(), buffer.detach().cpu().flatten()
     return bool(((left == right) | (left.isnan() & right.isnan())).all())
+
+
+def _marked(state: Mapping[str, Any], layouts: Any, marks: Mapping[str, Any]) -> Any:
+    """A copy of the state dict that keeps the marks beside it."""
+    marked: Any = copy.copy(state) if hasattr(state, "_metadata") else OrderedDict(state)
+    marked._metadata = OrderedDict({**(layouts or {}), _MARKS: dict(marks)})
+    return marked
 
 
 def _with(content: Mapping[str, Any], key: str, value: Any) -> Any:

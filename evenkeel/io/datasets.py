@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evenkeel.errors import EvenkeelError, brief, raised
 from evenkeel.io.downloads import SETS
+from evenkeel.io.preprocessing import Preprocessing
 from evenkeel.io.readers import by, channel_moments, read_set
 from evenkeel.io.resolving import resolve
 from evenkeel.model.nested import tensors
@@ -20,6 +21,7 @@ from evenkeel.model.nested import tensors
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # channels: Pillow's mode, and the usual mean and deviation of such images, of pixels from 0 to 255
 _PIXELS = {1: ("L", (127.5,), (127.5,)), 3: ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
+_WHITE, _WHITES = 255, {"digits": 16}  # the largest value of a pixel, and of those of some sets
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Batches:
         count: number of images, N.
         batch_size: images in a batch; the last one may hold fewer, or one more where one would be left over, which no
             norm can be given alone.
+        finish: what is then done to a batch of images.
 
     >>> pixels = torch.tensor([0, 4, 8]).view(3, 1, 1, 1)
     >>> batches = Batches(pixels.__getitem__, None, torch.tensor([4.0]), torch.tensor([2.0]), count=3, batch_size=2)
@@ -67,6 +70,7 @@ class Batches:
     deviation: Tensor
     count: int
     batch_size: int
+    finish: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._starts())
@@ -77,6 +81,7 @@ class Batches:
         for start, end in zip(starts, (*starts[1:], self.count), strict=True):
             part = slice(start, end)
             images = (self.read(part).float() - mean) / deviation
+            images = images if self.finish is None else self.finish(images)
             yield images if self.labels is None else (images, self.labels[part])
 
     def _starts(self) -> range:
@@ -91,11 +96,13 @@ def load_data(
     shape: tuple[int, ...] | None = None,
     batch_size: int = 128,
     download: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> Data:
     """Load the data set of that name.
 
-    Images of the named sets are standardized by their training split's mean and deviation, channel by channel; those
-    of a folder by ImageNet's (3 channels), or by .5 and .5 of pixels from 0 to 1 (1 channel).
+    Unless preprocessing says otherwise, images of the named sets are standardized by their training split's mean and
+    deviation, channel by channel; those of a folder by ImageNet's (3 channels), or by .5 and .5 of pixels from 0 to 1
+    (1 channel).
 
     Args:
         name: `digits` (from scikit-learn, 1,000 to train and 797 to test), `mnist`, `fashion-mnist`, `cifar10`,
@@ -107,6 +114,7 @@ def load_data(
         shape: CHW, to which images of a folder are resized; images of other sets are checked against it.
         batch_size: images in a batch, except of a callable.
         download: whether files of a named set that are missing are downloaded; by default, nothing is.
+        preprocessing: what training did to the images of a named set or a folder.
 
     Returns:
         The data.
@@ -123,30 +131,47 @@ def load_data(
         raise EvenkeelError(f"batch_size must be at least 1, not {batch_size}")
     kind, _, rest = name.partition(":")
     if kind == "folder" and rest:
-        return _load_folder(name, Path(rest), shape, batch_size)
+        return _load_folder(name, Path(rest), shape, batch_size, preprocessing)
     if name in SETS:
-        return _load_set(name, data_dir, shape, batch_size, download)
+        return _load_set(name, data_dir, shape, batch_size, download, preprocessing)
     if kind and rest:
+        if preprocessing is not None:
+            raise EvenkeelError(f"{name} yields what the model is given: preprocess there, without mean, std, scale")
         return _load_callable(name, shape)
     raise EvenkeelError(f"no data set {name!r}: name {', '.join(SETS)}, folder:PATH or package.module:callable")
 
 
 def _load_set(
-    name: str, data_dir: str | Path | None, shape: tuple[int, ...] | None, batch_size: int, download: bool
+    name: str,
+    data_dir: str | Path | None,
+    shape: tuple[int, ...] | None,
+    batch_size: int,
+    download: bool,
+    preprocessing: Preprocessing | None,
 ) -> Data:
     images = read_set(name, data_dir=data_dir, download=download)
     found = tuple(images.train.images.shape[1:])
-    if shape is not None and shape != found:
+    finish = _finish(preprocessing)
+    if shape is not None and shape != found and finish is None:
         raise EvenkeelError(f"images of {name} are {by(found)}, not {by(shape)}: name a model for {by(found)}")
-    moments = channel_moments(images.train.images)
-    loaders = [
-        Batches(split.images.__getitem__, split.labels, *moments, count=len(split.labels), batch_size=batch_size)
+    pixels = images.train.images
+    moments = preprocessing.moments(found[0], _WHITES.get(name, _WHITE)) if preprocessing else channel_moments(pixels)
+    train, test = (
+        Batches(split.images.__getitem__, split.labels, *moments, len(split.labels), batch_size, finish)
         for split in (images.train, images.test)
-    ]
-    return Data(name, *loaders, shape=found, classes=images.classes)
+    )
+    if shape is not None and finish is not None:
+        _check_first(name, train, shape)
+    return Data(name, train, test, shape=shape or found, classes=images.classes)
 
 
-def _load_folder(name: str, folder: Path, shape: tuple[int, ...] | None, batch_size: int) -> Data:
+def _finish(preprocessing: Preprocessing | None) -> Callable[[Tensor], Tensor] | None:
+    return preprocessing.transformed if preprocessing and preprocessing.transform else None
+
+
+def _load_folder(
+    name: str, folder: Path, shape: tuple[int, ...] | None, batch_size: int, preprocessing: Preprocessing | None
+) -> Data:
     if shape is None or len(shape) != 3 or shape[0] not in _PIXELS:
         asked = "no shape" if shape is None else f"shape {by(shape)}"
         raise EvenkeelError(f"{name} with {asked}: give one of 1 or 3 channels to resize to, such as --input 3x224x224")
@@ -159,9 +184,10 @@ def _load_folder(name: str, folder: Path, shape: tuple[int, ...] | None, batch_s
         raise EvenkeelError(f"{folder} holds {found}: put images into it or into one sub-folder a class, not both")
     files = loose or [file for part in classes for file in part]
     labels = torch.tensor([label for label, part in enumerate(classes) for _ in part]) if classes else None
-    mode, *moments = _PIXELS[shape[0]]
+    mode, *usual = _PIXELS[shape[0]]
+    mean, deviation = preprocessing.moments(shape[0], _WHITE) if preprocessing else map(torch.tensor, usual)
     read = partial(_read_images, files, mode, shape[1:])
-    loader = Batches(read, labels, *map(torch.tensor, moments), count=len(files), batch_size=batch_size)
+    loader = Batches(read, labels, mean, deviation, len(files), batch_size, _finish(preprocessing))
     return Data(name, loader, shape=shape, classes=len(classes) or None)
 
 

@@ -75,5 +75,28 @@ def is_as_written(module: nn.Module) -> bool:
     )
 
 
+def marks_of(model: nn.Module) -> dict[str, dict[str, float]]:
+    """What `is_as_written` goes by, of all modules whose buffers are as written, by path: to be saved with them."""
+    return {path: dict(getattr(module, _MARK)) for path, module in model.named_modules() if is_as_written(module)}
+
+
+def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
+    """Mark modules, by path, as written; a mark that does not fit what is stored has no effect.
+
+    >>> norm, other = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    >>> _ = write_buffers_({(norm, "running_mean"): torch.ones(2)})
+    >>> _ = other.load_state_dict(norm.state_dict())
+    >>> mark_(other, marks_of(norm))
+    >>> is_as_written(other)
+    True
+    """
+    modules = dict(model.named_modules())
+    for path, mark in marks.items():
+        if path in modules:
+            modules[path].__dict__[_MARK] = {
+                name: value for name, value in mark.items() if hasattr(modules[path], name)
+            }
+
+
 def _sum(tensor: Tensor) -> float:
     return float(tensor.detach().double().sum())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
 from evenkeel.errors import ModelError
 
 Norm = nn.modules.batchnorm._NormBase
-_STATISTICS = {"running_mean", "running_var"}
+# Names of what norms store, in torch and elsewhere: running_mean, running_covar, moving_std, running_avg_mean, ...
+_RUNNING = re.compile(r"running|moving|(^|_)ema(_|$)|tracked_[^b]")
+_STATISTIC = re.compile(r"mean|avg|average|(^|_)mu(_|$)|var|std|sigma|scale|norm|phi|whiten|(^|_)m[12]?$")
 
 
 def has_running_statistics(module: nn.Module) -> bool:
@@ -54,15 +58,26 @@ def foreign_norms(model: nn.Module) -> dict[str, str]:
     ...         self.register_buffer("running_mean", torch.zeros(2))
     ...         self.register_buffer("running_var", torch.ones(2))
     >>> foreign_norms(nn.Sequential(nn.BatchNorm1d(2), Frozen()))
-    {'1': "of class Frozen, not a norm of torch's: frozen, or with statistics of its own kind"}
+    {'1': "of class Frozen, not a norm of torch's: frozen, or with statistics of its own kind (running_mean)"}
     """
-    return {
-        path: "scripted, and out of reach: do this before torch.jit"
-        if isinstance(module, torch.jit.ScriptModule)
-        else f"of class {type(module).__name__}, not a norm of torch's: frozen, or with statistics of its own kind"
-        for path, module in model.named_modules()
-        if not isinstance(module, Norm) and _STATISTICS.issubset(dict(module.named_buffers(recurse=False)))
-    }
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Norm) or not (names := _statistics_in(module)):
+            continue
+        found[path] = (
+            "scripted, and out of reach: do this before torch.jit"
+            if isinstance(module, torch.jit.ScriptModule)
+            else f"of class {type(module).__name__}, not a norm of torch's: frozen, or with statistics of its own kind "
+            f"({names[0]})"
+        )
+    return found
+
+
+def _statistics_in(module: nn.Module) -> list[str]:
+    """Names of what a module itself stores that look like running statistics."""
+    stored = dict(module.named_buffers(recurse=False))
+    stored |= {name: p for name, p in module.named_parameters(recurse=False) if not p.requires_grad}
+    return [name for name in stored if _RUNNING.search(name) and _STATISTIC.search(name)]
 
 
 def mixes_batch(norm: nn.Module) -> bool:

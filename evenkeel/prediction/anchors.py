@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.model.buffers import is_as_written
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.statistics.stored_values import MUCH, history_of, initial_left
 from evenkeel.theory.li2018 import dropout_noise
 
+WRITTEN = "as reestimate_ or correct_ wrote it since training: the noise of dropout is out already"
 _LEAST = 1e-3  # of what a norm stores: what its dropout was fed at least, where a moving average says less
 
 
@@ -43,7 +46,9 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     frozen = {layer.module for layer in graph if layer.frozen}
     reasons: dict[str, str] = {}
     for path, norm in norms.items():
-        if is_untrained(norm):
+        if is_as_written(norm):
+            reasons[path] = WRITTEN
+        elif is_untrained(norm):
             reasons[path] = "untrained: it stores no statistics yet"
         elif not pools_batch(norm):
             reasons[path] = "its statistics are of single instances, not of the batch"
@@ -51,6 +56,8 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
             reasons[path] = f"its statistics are of {calls[norm]} calls together"
         elif norm in frozen:
             reasons[path] = FROZEN
+        elif (left := initial_left(norm) or 0.0) > MUCH:
+            reasons[path] = f"stale: {left:.0%} of the initial statistics is left after {history_of(norm)}"
     return reasons
 
 

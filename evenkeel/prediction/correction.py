@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, ModelError
 from evenkeel.graph.tracing import graph_of
-from evenkeel.model.buffers import Held, put_back_, write_buffers_
+from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers_
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.prediction.sampling import SamplingPlan
 from evenkeel.prediction.shift_prediction import Prediction, PredictionInputs, predict, prediction_inputs
 from evenkeel.statistics.norm_change import NormChange
+from evenkeel.statistics.stretching import stretched, warn
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
 _ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts
@@ -27,6 +28,7 @@ class Correction(Report[NormChange]):
     Attributes:
         rows: one a norm corrected.
         untouched: norms left as they were, by path, each with the reason.
+        notes: what the repair may harm.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class Correction(Report[NormChange]):
         rows: Iterable[NormChange],
         untouched: dict[str, str],
         before: Held | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
-        super().__init__(rows, untouched=untouched)
+        super().__init__(rows, untouched=untouched, notes=notes)
         self._before = before or Held()
 
     def undo(self) -> None:
@@ -55,7 +58,8 @@ class Correction(Report[NormChange]):
     def _cells(self) -> Cells:
         rows = [(r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}") for r in self]
         columns = ("norm", "running var", "corrected", "ratio", "mean moved, deviations")
-        return Cells(columns, rows, [self.summary, *grouped(self.untouched, "untouched")], words=columns[:1])
+        caption = [self.summary, *grouped(self.untouched, "untouched"), *self.notes]
+        return Cells(columns, rows, caption, words=columns[:1])
 
 
 def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = "both", seed: int = 0) -> Correction:
@@ -73,8 +77,9 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
     With data at hand, `reestimate_` is exact; this is for a checkpoint without.
 
     Args:
-        model: the model, changed in place. It must not have been corrected or re-estimated before: what is taken out
-            is what training with dropout put in, and the statistics do not show whether that has been done.
+        model: the model, changed in place. What is taken out is what training with dropout put in, once: norms that
+            `correct_` or `reestimate_` has written, and that were not trained since, are left as they are; so are those
+            of a checkpoint that `evenkeel repair` wrote. A state dict by itself does not tell.
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
             floating tensors do not.
         stats: which statistics to write: both, or var.
@@ -84,8 +89,13 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         A `Correction`, whose `undo()` takes it all back.
 
     Raises:
-        ModelError: the model has no norm with running statistics, or weights or statistics that are not finite.
+        ModelError: the model has no norm with running statistics, all were written before, or weights or statistics
+            are not finite.
         TraceError: the forward pass raised, in train mode with a batch of random inputs.
+
+    Warns:
+        StretchWarning: dropout stands right before a norm: what it passes on has grown, and so may the error of a
+            regression.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=1.0))
@@ -101,7 +111,13 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
     with unwrapped(model) as whole:
         norms = norms_of(whole)
-        found = _settle(prediction_inputs(whole, graph_of(whole, example), norms), stats, seed)
+        if all(map(is_as_written, norms.values())):
+            raise ModelError(
+                "nothing is left to correct: reestimate_ or correct_ has taken the noise of dropout out of all "
+                f"{len(norms)} norms since training; call undo() first, or load what training left"
+            )
+        graph = graph_of(whole, example)
+        found = _settle(prediction_inputs(whole, graph, norms), stats, seed)
         untouched = found.unsure | foreign_norms(whole)
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
     values: dict[tuple[nn.Module, str], Tensor] = {
@@ -115,7 +131,10 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
             path = next(path for path, other in norms.items() if other is norm)
             raise ModelError(f"{name} of {path!r} is predicted to overflow {value.dtype}: nothing was changed")
     held = write_buffers_(values)
-    return Correction([NormChange.of(path, norms[path], held) for path in channels], untouched, held)
+    changes = [NormChange.of(path, norms[path], held) for path in channels]
+    stretch = stretched(graph, norms, changes)
+    warn(stretch)
+    return Correction(changes, untouched, held, notes=[stretch] if stretch else [])
 
 
 def _settle(given: PredictionInputs, stats: str, seed: int) -> Prediction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from evenkeel.prediction.mode_agreement import contradictions
 from evenkeel.prediction.replicas import Channels, pooled
 from evenkeel.prediction.sampling import ReplicaRecorder, SamplingPlan, sample
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
+from evenkeel.statistics.stored_values import fault_of, initial_left
 
 _UNREACHED = "never reached, or not with samples first and channels second"
 _GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
@@ -63,7 +65,8 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     dropout this is the
     identity `Var_train(w.x) = Var_eval(w.x) + p / (1 - p) sum_i w_i^2 E x_i^2`, of which Li et al. (2018), equations 8
     and 14, are special cases. Norms that store nothing yet are predicted from the initialization: `running_var` is
-    then what they would store of standardized inputs. The model is restored.
+    then what they would store of standardized inputs, and so are those that store what cannot be (NaN, infinite or
+    negative), whose rows say so in `bad`. The model is restored.
 
     Inputs are assumed to be smooth random fields of varying contrast, roughly like images. Behind the first norm this
     matters little, since its statistics are those of the data.
@@ -81,7 +84,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
         are named in the notes.
 
     Raises:
-        ModelError: the model has no norm with running statistics, or weights or statistics that are not finite.
+        ModelError: the model has no norm with running statistics, or weights that are not finite.
         TraceError: the forward pass raised, in train mode with a batch of random inputs.
 
     >>> import torch
@@ -92,16 +95,22 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     (0.5, ((Layer('0', DROPOUT, p=0.5), 100.0),))
     """
     with unwrapped(model) as plain:
-        norms = norms_of(plain)
-        found = predict(prediction_inputs(plain, graph_of(plain, example), norms), SamplingPlan(seed=seed))
-        unsure = found.unsure | foreign_norms(plain)
+        norms, graph = norms_of(plain), graph_of(plain, example)
+        faults = {path: fault for path, norm in norms.items() if (fault := fault_of(norm))}
+        with restored(plain) if faults else nullcontext():
+            for path in faults:
+                norms[path].reset_running_stats()
+            found = predict(prediction_inputs(plain, graph, norms), SamplingPlan(seed=seed))
+        unsure = found.unsure | foreign_norms(plain) | faults
     rows = [
         ShiftRow(
             path,
-            float(channels.train_var.mean()),
+            math.nan if path in faults else float(channels.train_var.mean()),
             float(channels.eval_var.mean()),
             feeding(found.graph, norms[path]),
             tuple((layer, 100 * share) for layer, share in found.causes[path].items()),
+            initial_left=initial_left(norms[path]),
+            bad=faults.get(path, ""),
         )
         for path, channels in found.channels.items()
     ]
@@ -154,8 +163,12 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
         norms: its norms with running statistics, by path.
 
     Raises:
+        ModelError: a norm stores what cannot be.
         TraceError: the forward pass raised.
     """
+    for path, norm in norms.items():
+        if fault := fault_of(norm):
+            raise ModelError(f"the norm {path!r} is damaged: {fault}; reestimate_ repairs it from data")
     run, example = runner(model, graph.example)
     distrusted = distrust(graph, norms)
     anchors = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,7 @@ class Measurement:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
         arrivals: what came in at every norm since this was last cleared, by path: of each call its rank, and its parts.
         seen: called with this, a path and a norm when the norm has been measured, before it normalises.
+        spoilt: paths of norms that store what is not finite: what comes after them in a pass need not be.
         batches: number of batches run.
         samples: number of samples in them.
         least: samples that a group of merged batches should hold, as far as the memory allows; more where that is
@@ -63,6 +64,7 @@ class Measurement:
         called: paths of the norms whose forward was called.
         entangled: paths of the norms whose statistics are read by anything but their own normalising.
         apart: why batches run one by one; empty if they need not.
+        example: the first batch, as the loader gave it.
         is_doubted: whether batches had been merged before it was found that they must not be.
         is_divisible: whether it is proven that samples can be run in any company.
 
@@ -90,6 +92,7 @@ class Measurement:
         self.populations: dict[str, Population] = {}
         self.arrivals: Arrivals = {}
         self.seen: Seen | None = None
+        self.spoilt: Collection[str] = ()
         self.batches = 0
         self.samples = 0
         self.least = 0.0
@@ -99,6 +102,7 @@ class Measurement:
         self.apart = (
             "a norm normalises by its batch in eval mode, too" if any(map(mixes_batch, model.modules())) else ""
         )
+        self.example: Any = None
         self.is_doubted = False
         self.is_divisible = False
         self._forward = forward
@@ -108,6 +112,7 @@ class Measurement:
         # On a CPU this layout makes statistics of images cheap.
         self._layout: Layout | None = _channels_last if device_of(model).type == "cpu" else None
         self._group: Group | None = None  # the one that is running
+        self._is_spoilt = False  # whether it has reached a norm that is
         self._expected = math.inf  # number of batches
         self._size: float | None = None  # bytes of a sample at the norm where it is largest
         model.eval()
@@ -206,6 +211,7 @@ class Measurement:
             if isinstance(batch, Piece):
                 yield batch
                 continue
+            self.example = batch if self.example is None else self.example
             try:
                 count = int(self._count(batch))
             except Exception as error:
@@ -220,7 +226,7 @@ class Measurement:
             BatchError: the group failed, here or on another rank.
             _Retry: it did, but there is a more careful way.
         """
-        self._group = group
+        self._group, self._is_spoilt = group, False
         if group is not None:
             try:
                 on_read = None if self.batches else self.entangled.add
@@ -267,7 +273,9 @@ class Measurement:
         if self._group is None or not x.numel():
             return
         parts = [(number, batch_statistics(part, pooled=pools_batch(norm))) for number, part in self._group.parts(x)]
-        self._require_finite(path, parts)
+        if not self._is_spoilt:
+            self._require_finite(path, parts)
+        self._is_spoilt |= path in self.spoilt
         self._exchange(Message(State.MEASURED, self._paths.index(path), parts))
         if self.seen is not None:
             self.seen(self, path, norm)

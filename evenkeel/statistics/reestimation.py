@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from evenkeel.errors import BatchError, EvenkeelError, ModelError
-from evenkeel.model.batches import Forward
+from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
+from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.tracing import record
+from evenkeel.model.batches import Forward, call
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.buffers import Held, write_, write_buffers_
 from evenkeel.model.evaluation import Score, Scorer, evaluate
@@ -29,6 +31,7 @@ from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import Prior, Weight
 from evenkeel.statistics.reestimation_report import Reestimation, largest
 from evenkeel.statistics.settling import Settled, settle
+from evenkeel.statistics.stretching import has_class_labels, stretched, warn
 
 _UNSETTLED = (
     "may be off by some {:.1%} more: the first samples were not like the others, and the data can be had only once; "
@@ -105,6 +108,10 @@ def reestimate_(
             finite where `stats` leaves it.
         BatchError: the batches raised, ran short, were empty or not finite; says which batch and layer.
 
+    Warns:
+        StretchWarning: dropout stands right before a norm, nothing says that the model is a classifier, and no held-out
+            data judge: what the norm passes on has grown, and so may a regression's error.
+
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2, momentum=1.0))
     >>> data = [torch.randn(256, 2) for _ in range(4)]
     >>> _ = model(data[0])
@@ -148,22 +155,46 @@ def reestimate_(
     untouched |= {path: _why_not(path, measurement) for path in free if path not in found}
     populations = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
     errors = {path: math.hypot(p.standard_error, settled.unsettled.get(path, 0.0)) for path, p in found.items()}
+    graph = _graph_of_a_regression(plain, measurement, forward) if _has_shrunk(populations, free) else None
     chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
     held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
+    changes = [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in found]
+    stretch = "" if graph is None else stretched(graph, free, changes)
+    no_say = _NO_SAY if prior == "auto" and math.isnan(largest(errors.values())) else ""
     done = Reestimation(
-        [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in found],
+        changes,
         batches=measurement.batches,
         samples=measurement.samples,
         passes=settled.passes,
         untouched=untouched,
         unsure={path: _UNSETTLED.format(off) for path, off in settled.unsettled.items()},
-        notes=_notes(measurement, settled)
-        + ([_NO_SAY] if prior == "auto" and math.isnan(largest(errors.values())) else []),
+        notes=[*_notes(measurement, settled), *filter(None, [no_say, stretch])],
         converged=tolerance is None or largest(errors.values()) <= tolerance,
         held=held,
         before=before,
     )
-    return done if judge is None or before is None else _scored(done, before, model, judge, choose, ranks)
+    if judge is not None and before is not None:
+        return _scored(done, before, model, judge, choose, ranks)
+    warn(stretch)
+    return done
+
+
+def _graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: Forward | None) -> LayerGraph | None:
+    """The graph of a model that may be no classifier, and has noise; None of others, and of what cannot be read."""
+    batch = measurement.example
+    if batch is None or has_class_labels(batch):
+        return None
+    try:
+        return record(model, lambda inputs: (forward or call)(model, inputs), batch)
+    except TraceError:
+        return None
+
+
+def _has_shrunk(populations: Mapping[str, Population], norms: Mapping[str, Norm]) -> bool:
+    """Whether any norm is to store a variance smaller by a tenth."""
+    return any(
+        float(p.variance.mean()) < 0.9 * float(_found_in(norms[path])[1].mean()) for path, p in populations.items()
+    )
 
 
 def _count(samples: Callable[[Any], int] | int | None) -> Count:

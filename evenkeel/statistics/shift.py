@@ -12,14 +12,20 @@ from torch import nn
 
 from evenkeel.errors import TraceError
 from evenkeel.graph.layer_graph import LayerGraph
-from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, each
+from evenkeel.model.flags import frozen_in
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
+from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
-from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
+from evenkeel.statistics.shift_causes import ShiftCauses
+from evenkeel.statistics.shift_passes import compare
+from evenkeel.statistics.shift_report import ShiftReport
+from evenkeel.statistics.stored_values import fault_of
+
+_CLOSELY, _AT_ONCE = 256, 512  # samples that are looked at closely: at least, and in a group
 
 
 def variance_shift(
@@ -32,6 +38,12 @@ def variance_shift(
     with the whole model in eval mode, where upstream norms normalise by what they store: the shift of the model
     as it is now. A network without dropout reads up to about 1.07. The model is restored.
 
+    Each row says what its ratio is the product of (`ShiftRow.parts`). For this some of the samples, a few hundred, run
+    twice more, with every norm normalising by what it meets: with dropout off, which shows what norms upstream pass on,
+    and with dropout on, as in training, which shows what a norm should store. If it stores something else, that is
+    what is left of its initial statistics, by momentum and number of updates, or the data are others than in
+    training, or weights have changed since; norms that show the latter are in `other_data`.
+
     Args:
         model: the model, in train or eval mode.
         batches: an iterable; a tensor b is run as `model(b)`, a tuple or list as `model(b[0])`, a mapping as
@@ -40,7 +52,8 @@ def variance_shift(
         max_batches: how many batches to use; all if None.
 
     Returns:
-        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes.
+        A `ShiftReport`: a row a norm, in execution order. Norms that no batch reaches are named in its notes; those
+        that store what cannot be (NaN, infinite or negative) say so in `bad`, and are the worst.
 
     Raises:
         ModelError: the model has no norm with running statistics.
@@ -53,9 +66,11 @@ def variance_shift(
     >>> report = variance_shift(model, data)
     >>> round(report.worst, 1), report[0].dropouts
     (2.0, (Layer('0', DROPOUT, p=0.5),))
+    >>> {name: round(part, 1) for name, part in report[0].parts.items()}
+    {'inherited': 1.0, 'dropout': 0.5, 'initial': 1.0, 'stored': 1.0}
     """
     with unwrapped(model) as plain, restored(plain), torch.no_grad():
-        norms = norms_of(plain)
+        norms, frozen = norms_of(plain), frozen_in(plain)
         stream = each(batches, plain, max_batches)
         first = next(stream)
         notes: list[str] = []
@@ -65,19 +80,25 @@ def variance_shift(
             graph = LayerGraph(())
             notes.append(f"which dropouts feed a norm is not known: {error}")
         measurement = Measurement(plain, norms, forward=forward)
-        for group in measurement.groups(chain([first], stream)):
-            measurement.add(group)
+        measurement.spoilt = [path for path, norm in norms.items() if fault_of(norm)]
+        measurement.most = _AT_ONCE
+        groups = measurement.groups(chain([first], stream))
+        closely: list[Group | None] = []
+        for group in groups:
+            closely.append(measurement.add(group))
+            if measurement.samples >= _CLOSELY:
+                break
+        passes = compare(measurement, closely, frozen)
+        measurement.most = math.inf
+        del closely
+        for group in groups:
             measurement.arrivals = {}
-    populations = measurement.populations
+            measurement.add(group)
+        populations = measurement.populations
+        causes = ShiftCauses(norms, graph, passes, frozen)
+        rows = [causes.explain(path, population) for path, population in populations.items()]
+    if passes.failure:
+        notes.append(f"which part of a shift is dropout is not known: in train mode, {passes.failure}")
     notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
-    rows = [
-        ShiftRow(path, _mean(norms[path].running_var), _mean(population.variance), feeding(graph, norms[path]))
-        for path, population in populations.items()
-    ]
-    return ShiftReport(rows, notes)
-
-
-def _mean(channels: torch.Tensor | None) -> float:
-    """The mean over channels; NaN if there are none."""
-    return math.nan if channels is None else float(channels.double().mean())
+    return ShiftReport(rows, notes, other_data=causes.other_data)

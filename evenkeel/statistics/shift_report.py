@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,10 @@ from evenkeel.output.tables import Cells, Report, grouped
 _LEAST_SHARE = 1.0  # percent of a shift that is worth naming
 
 
-_COLUMNS = ("norm", "running var", "eval var", "eval/train", "folded", "fed by dropouts")
+_COLUMNS = ("norm", "running var", "eval var", "eval/train")
+_MEASURED = (*_COLUMNS, "channels", "mean off", "made of")
+_PREDICTED = (*_COLUMNS, "folded", "fed by dropouts")
+_CAUSED = (*_COLUMNS, "folded", "caused by dropouts")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class ShiftRow:
         eval_var: the variance of its input in eval mode, averaged over channels.
         dropouts: the dropouts that feed it: those upstream of it, back to the norms before, nearest first.
         causes: of a predicted shift, the dropouts that cause it, however far upstream, and their share in percent.
+        moved: of a measured shift, as are all that follow: how far the mean in eval mode is from the one stored, in
+            stored standard deviations, averaged over channels.
+        moved_most: the same of the channel where it is farthest.
+        spread: smallest and largest ratio of a channel, with the norm's eps on both sides.
+        parts: the factors that the ratio is the product of: "inherited" (from norms upstream, by their shifts),
+            "dropout" (its noise, gone in eval mode), "initial" (what is left of the variance 1 that the norm was built
+            with) and "stored" (statistics of other data, batches or weights); "dropout" was measured on some of the
+            samples, with dropout on.
+        initial_left: how much of the initial statistics is left, 0 to 1; None if updates were not counted.
+        bad: what the norm stores that cannot be (NaN, infinite or negative), in words; nothing if all can.
+        why: what the shift is made of, in words.
 
     >>> row = ShiftRow("layer1.bn2", running_var=2.0, eval_var=1.0)
     >>> row.ratio, row.folded
@@ -38,6 +52,13 @@ class ShiftRow:
     eval_var: float
     dropouts: tuple[Layer, ...] = ()
     causes: tuple[tuple[Layer, float], ...] = ()
+    moved: float | None = None
+    moved_most: float | None = None
+    spread: tuple[float, float] | None = None
+    parts: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+    initial_left: float | None = None
+    bad: str = ""
+    why: str = ""
 
     @property
     def ratio(self) -> float:
@@ -48,8 +69,9 @@ class ShiftRow:
 
     @property
     def folded(self) -> float:
-        """The ratio or its inverse, whichever is at least 1: what Li's figures plot."""
-        return math.inf if self.ratio == 0 else max(self.ratio, 1 / self.ratio)
+        """The ratio or its inverse, whichever is at least 1: what Li's figures plot; infinite if it is no number."""
+        good = not self.bad and 0 < self.ratio < math.inf
+        return max(self.ratio, 1 / self.ratio) if good else math.inf
 
     @property
     def fed_by(self) -> str:
@@ -72,26 +94,55 @@ class ShiftRow:
             "folded": self.folded,
             "dropouts": [{"name": d.name, "p": d.p, "where": d.where} for d in self.dropouts],
             "causes": [{"name": d.name, "p": d.p, "where": d.where, "percent": share} for d, share in self.causes],
+            "moved": self.moved,
+            "moved_most": self.moved_most,
+            "spread": list(self.spread) if self.spread else None,
+            "parts": dict(self.parts),
+            "initial_left": self.initial_left,
+            "bad": self.bad,
+            "why": self.why,
         }
 
 
 class ShiftReport(Report[ShiftRow]):
     """The variance shift of every norm layer of a model, in execution order; `str()` is the table.
 
+    The table has norms first that store what cannot be.
+
     Attributes:
         rows: one a norm.
         notes: what the reader must know, such as norms that no batch reached.
         unsure: of a prediction, the norms for which something had to be guessed, by path, each with the reason.
+        other_data: of a measurement, norms that meet other data than in training, unless weights have changed since,
+            by path, each with how far they are off.
 
     >>> report = ShiftReport([ShiftRow("bn1", 1.0, 1.0), ShiftRow("bn2", 2.0, 1.0), ShiftRow("bn3", 1.0, 1.1)])
     >>> report.median, report.worst, report.worst_row.path
     (1.1, 2.0, 'bn2')
     """
 
+    _width = 120
+
     def __init__(
-        self, rows: Iterable[ShiftRow], notes: Iterable[str] = (), *, unsure: Mapping[str, str] | None = None
+        self,
+        rows: Iterable[ShiftRow],
+        notes: Iterable[str] = (),
+        *,
+        unsure: Mapping[str, str] | None = None,
+        other_data: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(rows, unsure=unsure, notes=(*notes, *grouped(unsure or {})))
+        self.other_data = dict(other_data or {})
+        warning = (f"{self.accusation}: check their scaling, normalization and domain",) if self.other_data else ()
+        super().__init__(rows, unsure=unsure, notes=(*warning, *notes, *grouped(unsure or {})))
+
+    @property
+    def accusation(self) -> str:
+        """Which norm shows that the data are not those of training, and how far it is off; nothing if none does."""
+        if not self.other_data:
+            return ""
+        (path, how), more = next(iter(self.other_data.items())), len(self.other_data) - 1
+        others = f", and {more} more norm{'s' if more > 1 else ''} likewise" if more else ""
+        return f"{path} {how}{others}: these are not the data of training, or weights have changed since"
 
     @property
     def median(self) -> float:
@@ -105,20 +156,30 @@ class ShiftReport(Report[ShiftRow]):
 
     @property
     def worst_row(self) -> ShiftRow:
-        """The row with the largest folded ratio."""
-        return max(self.rows, key=lambda row: row.folded)
+        """The row with the largest folded ratio; the first that stores what cannot be, if any does."""
+        return max(self.rows, key=lambda row: (bool(row.bad), row.folded))
 
     def _figures(self) -> dict[str, Any]:
-        return {"median": self.median, "worst": self.worst, "worst_path": self.worst_row.path}
+        worst = {"median": self.median, "worst": self.worst, "worst_path": self.worst_row.path}
+        return worst | {"other_data": self.other_data}
 
     def __repr__(self) -> str:
         return f"ShiftReport({len(self)} norms, median x{self.median:.3f}, worst x{self.worst:.3f})"
 
     def _cells(self) -> Cells:
         even = f"median x{self.median:.2f}, worst x{self.worst:.2f} at {self.worst_row.path}  (x1.00 is even)"
+        measured = any(row.parts or row.why for row in self.rows)
+        columns = _MEASURED if measured else _CAUSED if any(row.causes for row in self.rows) else _PREDICTED
         rows = [
-            (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", f"x{r.folded:.2f}", r.fed_by)
-            for r in self.rows
+            (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", *_last(r, measured))
+            for r in sorted(self.rows, key=lambda row: not row.bad)
         ]
-        columns = (*_COLUMNS[:-1], "caused by dropouts") if any(r.causes for r in self.rows) else _COLUMNS
         return Cells(columns, rows, [even, *self.notes], words=(columns[0], columns[-1]))
+
+
+def _last(row: ShiftRow, measured: bool) -> tuple[str, ...]:
+    """The last cells of a row."""
+    if not measured:
+        return f"x{row.folded:.2f}", row.fed_by
+    spread = "" if row.spread is None else f"{row.spread[0]:.2f}-{row.spread[1]:.2f}"
+    return spread, "" if row.moved is None else f"{row.moved:.2f}", row.why

@@ -11,6 +11,8 @@ from torch import nn
 
 import evenkeel as ek
 from evenkeel import cli, demo
+from evenkeel.io.datasets import load_data
+from evenkeel.io.preprocessing import Preprocessing
 from evenkeel.linting.explanation import overview
 from evenkeel.linting.rules import ALL
 
@@ -25,6 +27,9 @@ def net(classes=10):
 
 def plain():
     return nn.Linear(4, 4)
+
+def same(images):
+    return images
 
 def scripted():
     return torch.jit.script(net())
@@ -128,6 +133,65 @@ def test_without_data_the_shift_is_predicted_from_the_shape_of_an_input(folder, 
     code, out, _ = run(capsys, *arguments, "--json", "--fail-above", "1.0001")
     (row,) = json.loads(out)["rows"]
     assert code == 1 and row["ratio"] < 0.9 and row["causes"][0]["name"] == "2"
+
+
+@pytest.fixture
+def scaled(folder):
+    """The checkpoint of a net trained on digits from 0 to 1."""
+    torch.manual_seed(0)
+    namespace = {}
+    exec(NET, namespace)
+    model = namespace["net"]()
+    for _ in range(10):
+        for images, _labels in load_data("digits", preprocessing=Preprocessing()).train:
+            model(images)
+    torch.save(model.state_dict(), folder / "scaled.pt")
+    return folder
+
+
+def test_repair_refuses_data_that_are_not_those_of_training(scaled, capsys):
+    arguments = ("repair", "mynets:net", "--weights", "scaled.pt", "--data", "digits", "--out", "new.pt")
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and not (scaled / "new.pt").exists()
+    assert "norm 3 meets x" in err and "not the data of training" in err and "--scale" in err and "--other-data" in err
+    code, out, err = run(capsys, *arguments, "--other-data")
+    assert code == 0 and "--other-data: 3 meets x" in out and (scaled / "new.pt").exists()
+
+
+@pytest.mark.parametrize("options", [("--scale", "1"), ("--mean", "0", "--std", "1"), ("--transform", "mynets:same")])
+def test_the_preprocessing_of_training_makes_them_those_of_training(scaled, capsys, options):
+    common = ("mynets:net", "--weights", "scaled.pt", "--data", "digits")
+    code, out, err = run(capsys, "repair", *common, "--out", "new.pt", *options)
+    assert code == 0 and err == "" and (scaled / "new.pt").exists()
+    code, out, _ = run(capsys, "shift", *common, *options, "--json")
+    assert code == 0 and json.loads(out)["other_data"] == {}
+    code, out, _ = run(capsys, "shift", *common, "--json")
+    assert code == 0 and list(json.loads(out)["other_data"]) == ["3"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0])
+def test_repair_mends_statistics_that_cannot_be(folder, capsys, value):
+    state = torch.load(folder / "net.pt")
+    state["3.running_var"][5] = value
+    torch.save(state, folder / "bad.pt")
+    arguments = ("--weights", "bad.pt", "--data", "digits", "--out", "new.pt")
+    code, out, err = run(capsys, "repair", "mynets:net", *arguments)
+    assert code == 0 and err == "" and "worst norm: xinf before, x1.00 after" in out and "running_var holds" in out
+    assert (torch.load(folder / "new.pt")["3.running_var"] >= 0).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0])
+@pytest.mark.parametrize("how", [("--data", "digits"), ("--input", "1x8x8")])
+def test_the_gate_stops_statistics_that_cannot_be(folder, capsys, value, how):
+    state = torch.load(folder / "net.pt")
+    state["3.running_var"][5] = value
+    torch.save(state, folder / "bad.pt")
+    arguments = ("shift", "mynets:net", "--weights", "bad.pt", *how, "--fail-above", "1e9")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 1 and "worst xinf at 3" in out and "running_var holds" in out
+    code, out, _ = run(capsys, *arguments, "--json")
+    (row,) = json.loads(out)["rows"]
+    assert code == 1 and row["bad"].startswith("running_var holds") and row["folded"] is None
 
 
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--html", "page.html")])
@@ -295,7 +359,7 @@ BAD = {
     "limit that no ratio can be above": ((*SHIFT, "--fail-above", "nan"), "at least 1, not nan"),
     "negative tolerance": (
         (*REPAIR, "--weights", "net.pt", "--tolerance", "-1"),
-        "tolerance above 0, both finite, not 0 and -1",
+        "tolerance must be above 0 and finite, not -1",
     ),
     "too many batches": ((*REPAIR, "--weights", "net.pt", "--max-batches", "99"), "ran short: 8 of max_batches=99"),
     "wrong shape": ((*SHIFT, "--input", "3x32x32"), "images of digits are 1x8x8, not 3x32x32"),
@@ -323,6 +387,15 @@ BAD = {
         ("repair", "mynets:net", "--weights", "net.pt", "--out", "new.pt", "--input", "1x8x8", "--tolerance", "0.1"),
         "--tolerance says how to use data, and there is no --data",
     ),
+    "preprocessing without data": (
+        ("shift", "mynets:net", "--input", "1x8x8", "--mean", "0.5"),
+        "--mean says how to use data, and there is no --data",
+    ),
+    "preprocessing of batches of one's own": (
+        ("shift", "mynets:net", "--data", "mynets:batches", "--scale", "255"),
+        "mynets:batches yields what the model is given",
+    ),
+    "numbers that are none": ((*SHIFT, "--std", "0.5;0.5"), "--std 0.5;0.5: write one number"),
     "a shape that the model does not take": (
         ("shift", "mynets:net", "--input", "1x9x9"),
         "check that the example has the shape",

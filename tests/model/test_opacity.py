@@ -118,7 +118,9 @@ def test_reports_name_scripted_parts():
     for _ in range(20):
         model(torch.randn(32, 8))
     out_of_reach = "scripted, and out of reach: do this before torch.jit"
-    assert ek.reestimate_(model, [X]).untouched["0.2"] == out_of_reach
+    done = ek.reestimate_(model, [X])
+    assert done.untouched["0.2"] == out_of_reach
+    done.undo()
     assert ek.correct_(model, X).untouched["0.2"] == out_of_reach
     assert ek.predict_shift(model, X).unsure["0.2"] == out_of_reach
     assert f"0.2: {out_of_reach}" in ek.variance_shift(model, [X]).notes

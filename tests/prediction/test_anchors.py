@@ -13,7 +13,7 @@ from evenkeel.prediction.anchors import Stored, distrust, is_untrained, stored_b
 
 def trained(model, width=4):
     for norm in norms_of(model).values():
-        norm.num_batches_tracked.fill_(10)
+        norm.num_batches_tracked.fill_(100)
         norm.running_var.uniform_(1, 2)
         norm.running_mean.uniform_(-0.1, 0.1)
     return model
@@ -57,19 +57,22 @@ def test_what_norms_do_not_tell_is_said_with_the_reason():
             super().__init__()
             self.fresh, self.instance = nn.BatchNorm1d(4), nn.InstanceNorm1d(4, track_running_stats=True)
             self.twice, self.frozen, self.good = (nn.BatchNorm1d(4) for _ in range(3))
+            self.stale = nn.BatchNorm1d(4, momentum=0.01)
 
         def forward(self, x):
             x = self.fresh(self.instance(x))
-            return self.good(self.frozen(self.twice(self.twice(x))))
+            return self.stale(self.good(self.frozen(self.twice(self.twice(x)))))
 
     model = Twice()
-    for name in ("twice", "frozen", "good", "instance"):
-        getattr(model, name).num_batches_tracked.fill_(1)
+    for name in ("twice", "frozen", "good", "instance", "stale"):
+        getattr(model, name).num_batches_tracked.fill_(100)
+        getattr(model, name).running_mean.fill_(0.1)
     model.frozen.eval()
     reasons = distrust(ek.trace(model, torch.zeros(2, 4, 3)), norms_of(model))
-    assert set(reasons) == {"fresh", "instance", "twice", "frozen"}
+    assert set(reasons) == {"fresh", "instance", "twice", "frozen", "stale"}
     for name, word in (("fresh", "untrained"), ("instance", "instances"), ("twice", "2 calls"), ("frozen", "frozen")):
         assert word in reasons[name]
+    assert reasons["stale"] == "stale: 37% of the initial statistics is left after 100 updates at momentum 0.01"
 
 
 def test_untrained_means_as_built_whether_or_not_batches_are_counted():

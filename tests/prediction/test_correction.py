@@ -224,7 +224,12 @@ def test_corrected_models_are_ordinary_models():
     [
         (lambda m: m, {"stats": "mean"}, ek.EvenkeelError, "stats must be 'both' or 'var', not 'mean'"),
         (lambda m: m[0].weight.data.fill_(math.nan), {}, ek.ModelError, "not finite"),
-        (lambda m: m[5].running_var.fill_(math.inf), {}, ek.ModelError, "'5' reads is not finite"),
+        (
+            lambda m: m[5].running_var.fill_(math.inf),
+            {},
+            ek.ModelError,
+            "'5' is damaged: running_var holds infinite values in 64 of 64 channels",
+        ),
         (lambda m: m.append(nn.Linear(3, 3)), {}, ek.TraceError, "in layer '10'"),
     ],
 )

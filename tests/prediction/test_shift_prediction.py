@@ -122,7 +122,7 @@ def test_the_prediction_law(net):
 def test_right_before_a_norm_it_is_li_equation_8(p, mean):
     model = nn.Sequential(nn.Dropout(p), nn.BatchNorm1d(64))
     s2 = p / (1 - p)
-    model[1].num_batches_tracked.fill_(1)
+    model[1].num_batches_tracked.fill_(100)
     model[1].running_mean.fill_(mean)
     model[1].running_var.fill_(1 + s2 * (1 + mean**2))
     (row,) = ek.predict_shift(model, torch.zeros(1, 64))
@@ -134,9 +134,10 @@ def test_through_weights_it_is_the_exact_identity_channel_by_channel(noise):
     torch.manual_seed(0)
     norm, weights = nn.BatchNorm1d(32), nn.Linear(32, 8, bias=False)
     model = nn.Sequential(norm, noise, weights, nn.BatchNorm1d(8))
-    norm.num_batches_tracked.fill_(1), nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.normal_(norm.bias)
+    norm.num_batches_tracked.fill_(100), norm.running_mean.fill_(0.1)
+    nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.normal_(norm.bias)
     added = noise.p / (1 - noise.p) * weights.weight.square() @ (norm.weight.square() + norm.bias.square())
-    model[3].num_batches_tracked.fill_(1), model[3].running_var.copy_(3 * added)
+    model[3].num_batches_tracked.fill_(100), model[3].running_var.copy_(3 * added)
     done = ek.correct_(model, torch.zeros(1, 32))
     assert torch.allclose(model[3].running_var, 2 * added, rtol=0.15)
     assert done[1].ratio == pytest.approx(2 / 3, rel=0.02)
@@ -145,10 +146,10 @@ def test_through_weights_it_is_the_exact_identity_channel_by_channel(noise):
 def test_channel_dropout_adds_what_a_channel_makes_of_all_its_positions():
     torch.manual_seed(0)
     norm, weights = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, bias=False)
-    norm.num_batches_tracked.fill_(1), norm.bias.data.fill_(3.0), norm.weight.data.fill_(1e-3)  # constant maps
+    norm.num_batches_tracked.fill_(100), norm.bias.data.fill_(3.0), norm.weight.data.fill_(1e-3)  # constant maps
     model = nn.Sequential(norm, nn.Dropout2d(0.5), weights, nn.BatchNorm2d(8))
     added = weights.weight.sum((2, 3)).square() @ torch.full((4,), 9.0)
-    model[3].num_batches_tracked.fill_(1), model[3].running_var.copy_(4 * added)
+    model[3].num_batches_tracked.fill_(100), model[3].running_var.copy_(4 * added)
     rows = ek.predict_shift(model, torch.zeros(1, 4, 12, 12))
     assert rows[1].ratio == pytest.approx(0.75, abs=0.02)
 
@@ -215,13 +216,41 @@ def test_rows_are_those_of_variance_shift():
 def test_what_has_to_be_guessed_is_said():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8))
     for norm in model[2:]:
-        norm.num_batches_tracked.fill_(1)
+        norm.num_batches_tracked.fill_(100), norm.running_mean.fill_(0.1)
     model[2].running_var.fill_(2.0)
     report = ek.predict_shift(model, torch.zeros(1, 8))
     assert "whose variance no norm fixes" in report.unsure["2"] and any("no norm fixes" in n for n in report.notes)
     model[2].running_var.fill_(1e-3)
     assert "exceeds the variance stored in 8 of 8" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
     assert ek.predict_shift(model, torch.zeros(1, 8)).to_dict()["unsure"]["2"]
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.1, None])
+def test_statistics_of_which_much_is_initial_are_unsure_and_left_alone(momentum):
+    torch.manual_seed(0)
+    layers = [(nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=momentum), nn.ReLU(), nn.Dropout(0.3)) for _ in range(2)]
+    model = nn.Sequential(*(layer for block in layers for layer in block))
+    for _ in range(50):
+        model(torch.randn(256, 8))
+    unsure = ek.predict_shift(model, torch.zeros(1, 8)).unsure
+    left = list(ek.correct_(model, torch.zeros(1, 8)).untouched)
+    if momentum == 0.01:
+        assert list(unsure) == left == ["1", "5"]
+        assert unsure["1"] == "stale: 61% of the initial statistics is left after 50 updates at momentum 0.01"
+    else:
+        assert unsure == {} and left == []
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_what_cannot_be_is_a_finding_that_names_the_norm(name):
+    model = train_(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8)), (8,))
+    getattr(model[1], name)[3] = math.nan
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    assert report.worst_row.path == "1" and report.worst == math.inf and math.isfinite(report[1].ratio)
+    assert report.unsure == {"1": f"{name} holds NaN in 1 of 8 channels"} and report[0].bad == report.unsure["1"]
+    assert getattr(model[1], name)[3].isnan()
+    with pytest.raises(ek.ModelError, match=f"the norm '1' is damaged: {name} holds NaN"):
+        ek.correct_(model, torch.zeros(1, 8))
 
 
 def test_noise_that_may_stay_on_is_said():
@@ -263,7 +292,7 @@ def test_norms_by_function_are_norms_too():
             return F.batch_norm(x, self.norm.running_mean, self.norm.running_var)
 
     model = ByFunction()
-    model.norm.num_batches_tracked.fill_(1), model.norm.running_var.fill_(2.0)
+    model.norm.num_batches_tracked.fill_(100), model.norm.running_var.fill_(2.0)
     assert ek.predict_shift(model, torch.zeros(1, 8))[0].ratio == pytest.approx(0.5, abs=0.05)
 
 

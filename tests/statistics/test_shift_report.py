@@ -21,6 +21,28 @@ def test_the_report_prints_as_a_table_and_gives_plain_data():
     assert report.worst_row.folded == report.worst and len(report) == 2
 
 
+def test_what_a_shift_is_made_of_is_in_the_table_and_in_plain_data():
+    report = ek.variance_shift(TwoDrops(), torch.randn(3, 64, 4))
+    assert "made of" in str(report) and "channels" in str(report) and "mean off" in str(report)
+    first = report.to_dict()["rows"][0]
+    assert set(first["parts"]) == {"inherited", "dropout", "initial", "stored"}
+    assert first["spread"][0] <= first["ratio"] <= first["spread"][1] and first["moved"] <= first["moved_most"]
+    assert "caused by dropouts" in str(ek.predict_shift(TwoDrops(), torch.zeros(1, 4)))
+
+
+def test_what_cannot_be_is_worst_and_first():
+    rows = [ek.ShiftRow("a", 1.0, math.nan), ek.ShiftRow("b", 1.0, 1.0, bad="NaN"), ek.ShiftRow("c", 1.0, 9.0)]
+    report = ek.ShiftReport(rows)
+    assert report.worst_row.path == "b" and report.worst == math.inf and report.rows == tuple(rows)
+    assert [line.split()[0] for line in str(report).splitlines()[2:5]] == ["b", "a", "c"]
+
+
+def test_who_shows_that_data_are_others_is_named_once():
+    report = ek.ShiftReport([ek.ShiftRow("a", 1.0, 1.0)], other_data={"a": "meets x9", "b": "meets x2"})
+    assert report.accusation.startswith("a meets x9, and 1 more norm likewise: these are not the data of training")
+    assert ek.ShiftReport([ek.ShiftRow("a", 1.0, 1.0)]).accusation == ""
+
+
 def test_zero_and_dead_channels():
     row = ek.ShiftRow("dead", 0.0, 0.0)
     assert (row.ratio, row.folded) == (1.0, 1.0)

@@ -8,7 +8,9 @@ one that the norm stored in training, dropout on. Above a ratio of 1.1 either wa
 Eval mode normalizes by what was stored, so signals come out too small or too large, at each norm anew.
 
 ## Who disagrees
-Nobody: wherever dropout is, statistics should be those of the network that is tested.
+Nobody for classifiers: wherever dropout is, statistics should be those of the network that is tested. In a regression,
+with dropout right before a norm, eval mode with the statistics of training already gives what training gave on average;
+with the smaller variance of eval mode outputs are too large. There, judge by held-out data, and keep what is better.
 
 ## Known limits
 Ignores norms that store nothing yet, and those whose prediction is a guess. Statistics that were
@@ -53,7 +55,8 @@ def statistics_carry_dropout(context: Context) -> Iterator[Finding]:
             calls[worst],
             f"{len(off)} of {len(folded)} norms store a variance off by more than {_EVEN - 1:.0%} because of dropout, "
             f"this one by x{folded[worst]:.2f}.",
-            "Re-estimate the statistics by reestimate_, or by correct_ if there are no data.",
+            "Re-estimate the statistics by reestimate_, or by correct_ if there are no data. The error of a regression "
+            "may grow where dropout stands right before a norm: let held-out data decide.",
             Correct(),
             norm=worst,
         )

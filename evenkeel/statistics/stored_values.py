@@ -1,0 +1,92 @@
+"""What stored statistics say of themselves: values that cannot be, and what is left of the initial ones."""
+
+from __future__ import annotations
+
+import math
+
+from evenkeel.model.buffers import is_as_written
+from evenkeel.model.norms import Norm
+
+MUCH = 0.05  # of the initial statistics: with more of them left, what is stored is not what was met
+
+
+def fault_of(norm: Norm) -> str:
+    """What among the values that a norm stores cannot be, in words; nothing if all can.
+
+    >>> from torch import nn
+    >>> norm = nn.BatchNorm1d(3)
+    >>> norm.running_var[0], norm.running_var[1] = -1.0, math.nan
+    >>> fault_of(norm)
+    'running_var holds NaN in 1 and negative values in 1 of 3 channels'
+    """
+    found: list[str] = []
+    for name in ("running_mean", "running_var"):
+        values = getattr(norm, name)
+        kinds = {"NaN": values.isnan(), "infinite values": values.isinf()}
+        if name == "running_var":
+            kinds["negative values"] = (values < 0) & values.isfinite()
+        counts = [f"{what} in {int(where.sum())}" for what, where in kinds.items() if where.any()]
+        if counts:
+            found.append(f"{name} holds {' and '.join(counts)} of {len(values)} channels")
+    return "; ".join(found)
+
+
+def initial_left(norm: Norm) -> float | None:
+    """How much of what a norm stores is still the mean 0 and the variance 1 that it was built with, 0 to 1.
+
+    Each update leaves `1 - momentum` of what was there. The values have a say, too: a share `left` of the initial
+    variance leaves none below `left`. So statistics that were written, or loaded from a file, are told from these.
+
+    Returns:
+        The share; None if the updates were not counted, or the momentum is 0 by now, and the values are not the initial
+        ones.
+
+    >>> import torch
+    >>> norm = torch.nn.BatchNorm1d(2, momentum=0.01)
+    >>> initial_left(norm)
+    1.0
+    >>> _ = norm(torch.randn(64, 2))
+    >>> initial_left(norm)
+    0.99
+    """
+    mean, variance, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert mean is not None and variance is not None
+    if not mean.any() and (variance == 1).all():
+        return 1.0
+    if is_as_written(norm):
+        return 0.0
+    if count is None or count <= 0 or norm.momentum == 0:
+        return None
+    left = 0.0 if norm.momentum is None else (1 - norm.momentum) ** int(count)
+    return left if variance.min() >= 0.999 * left else 0.0
+
+
+def batches_in(norm: Norm) -> float:
+    """How many batches' worth of data is in a norm's moving average; infinite if that is not known.
+
+    >>> import torch
+    >>> norm = torch.nn.BatchNorm1d(2, momentum=0.1)
+    >>> for _ in range(100):
+    ...     _ = norm(torch.randn(64, 2))
+    >>> round(batches_in(norm))
+    19
+    """
+    count = 0 if norm.num_batches_tracked is None else int(norm.num_batches_tracked)
+    if not count or norm.momentum == 0 or is_as_written(norm):
+        return math.inf
+    if norm.momentum is None:
+        return count
+    left = (1 - norm.momentum) ** count
+    return (1 - left) ** 2 * (1 - (1 - norm.momentum) ** 2) / (norm.momentum**2 * (1 - left**2))
+
+
+def history_of(norm: Norm) -> str:
+    """How a norm's statistics came about, in words.
+
+    >>> from torch import nn
+    >>> history_of(nn.BatchNorm1d(2, momentum=0.01)), history_of(nn.BatchNorm1d(2, momentum=None))
+    ('0 updates at momentum 0.01', '0 updates, all averaged')
+    """
+    count = norm.num_batches_tracked
+    updates = "updates that were not counted" if count is None else f"{int(count)} update{'' if count == 1 else 's'}"
+    return f"{updates}, all averaged" if norm.momentum is None else f"{updates} at momentum {norm.momentum:g}"
