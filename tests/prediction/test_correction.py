@@ -240,3 +240,30 @@ def test_errors_leave_the_model_as_found(change, options, error, message):
     with pytest.raises(error, match=message):
         ek.correct_(model, torch.zeros(1, 8), **options)
     assert snapshot.changes() == []
+
+
+def test_what_was_repaired_before_is_left_alone_and_what_was_trained_on_is_not():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(), torch.randn(400, 8)
+    for _ in range(2):
+        model.extend([nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4)])
+    model.extend([nn.Linear(8, 8), nn.BatchNorm1d(8)])
+    for _ in range(60):
+        model(x)
+    trained = copy.deepcopy(model.state_dict())
+    done = ek.reestimate_(model, [x])
+    exact = copy.deepcopy(model.state_dict())
+    with pytest.raises(ek.ModelError, match="taken the noise of dropout out of all 3 norms since training"):
+        ek.correct_(model, x[:2])
+    assert all(torch.equal(value, exact[key]) for key, value in model.state_dict().items())
+    done.undo()
+    assert len(ek.correct_(model, x[:2])) == 3
+    model.load_state_dict(trained)
+    assert {"5", "9"} <= {row.path for row in ek.correct_(model, x[:2])}  # other values than were written
+
+    model.load_state_dict(exact)
+    ek.reestimate_(model, [x])
+    for _ in range(60):
+        model[5:](x)  # the last two are trained on
+    done = ek.correct_(model, x[:2])
+    assert list(done.untouched) == ["1"] and "the noise of dropout is out already" in done.untouched["1"]
