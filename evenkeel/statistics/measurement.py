@@ -155,7 +155,10 @@ class Measurement:
         if not self.batches and not again:
             raise BatchError("the loaders of all ranks are empty: they yielded no batch")
         if not self.populations and not again:
-            raise BatchError(f"the {self.batches} batches reached none of the model's norms{self._not_seen()}")
+            path = next(iter([*sorted(self.called), *sorted(self.entangled), *self.norms]))
+            raise BatchError(
+                f"the {self.batches} batches reached none of the model's norms; {path!r}: {self.why_not(path)}"
+            )
 
     def regrouped(self, pieces: Iterable[Piece]) -> list[Group | None]:
         """Pieces that were run before, merged as the memory allows; as many groups on every rank."""
@@ -371,9 +374,11 @@ class Measurement:
         self.is_doubted |= self._groups.merged > 0
         self.apart = self.apart or reason
 
-    def _not_seen(self) -> str:
-        called, read = sorted(self.called), sorted(self.entangled)
-        return f"; {called[0]!r} was called, but {NO_CALL}" if called else f"; {read[0]!r} was {READ}" if read else ""
+    def why_not(self, path: str) -> str:
+        """Why nothing was measured at a norm."""
+        if path in self.called:
+            return NO_CALL
+        return READ if path in self.entangled else "never reached by the batches"
 
 
 class _Retry(BatchError):

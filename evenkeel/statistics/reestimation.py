@@ -25,7 +25,7 @@ from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count
 from evenkeel.statistics.distributed import Ranks, default_group
-from evenkeel.statistics.measurement import MEMORY, NO_CALL, READ, Measurement
+from evenkeel.statistics.measurement import MEMORY, Measurement
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import Prior, Weight
@@ -156,7 +156,7 @@ def reestimate_(
     for path, population in found.items():
         if population.pooled and population.count < 2:
             raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples are needed")
-    untouched |= {path: _why_not(path, measurement) for path in free if path not in found}
+    untouched |= {path: measurement.why_not(path) for path in free if path not in found}
     populations = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
     errors = {
         path: math.hypot(p.standard_error, settled.doubts[path].mean if path in settled.doubts else 0.0)
@@ -251,12 +251,6 @@ def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
     values = {"running_mean": population.mean, "running_var": population.variance}
     for name in names:
         write_(getattr(norm, name), values[name])
-
-
-def _why_not(path: str, measurement: Measurement) -> str:
-    if path in measurement.entangled and path not in measurement.called:
-        return READ
-    return NO_CALL if path in measurement.called else "never reached by the batches"
 
 
 def _notes(measurement: Measurement, settled: Settled) -> list[str]:

@@ -99,6 +99,6 @@ def variance_shift(
         rows = [causes.explain(path, population) for path, population in populations.items()]
     if passes.failure:
         notes.append(f"which part of a shift is dropout is not known: in train mode, {passes.failure}")
-    notes += [f"{path}: never reached by the batches" for path in norms if path not in populations]
+    notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
     return ShiftReport(rows, notes, other_data=causes.other_data)
