@@ -134,6 +134,17 @@ def test_data_of_another_scale_are_told_behind_dropout_too_also_of_a_repaired_mo
         assert next(iter(ek.variance_shift(one, 2.5 * batches).other_data)) == "2"
 
 
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("times", [2, 6])
+def test_data_of_another_scale_are_told_by_statistics_that_are_partly_initial(conv, times):
+    batches = data(conv)
+    model = trained(net(0.3, momentum=0.03, conv=conv), batches, times)
+    assert ek.variance_shift(model, batches).other_data == {}
+    for change in (0.2, 5):
+        report = ek.variance_shift(model, change * batches)
+        assert list(report.other_data) == ["1"] and "by what it stores" in report.accusation
+
+
 @pytest.mark.parametrize("uncounted", [False, True])
 def test_averages_over_all_of_training_accuse_data_only_where_weights_cannot_be_it(uncounted):
     batches = data()
