@@ -73,6 +73,14 @@ def tensors(value: Any) -> list[Tensor]:
         items = cast("Iterable[Any]", value)
     elif is_dataclass(value) and not isinstance(value, type):
         items = [getattr(value, field.name) for field in fields(value)]
-    else:  # of other objects, the attributes that are tensors
-        items = [item for item in getattr(value, "__dict__", {}).values() if isinstance(item, Tensor)]
+    else:  # of other objects, the attributes that are tensors, or mappings of them as a graph's store is
+        items = _tensors_in(getattr(value, "__dict__", {}))
     return [tensor for item in items for tensor in tensors(item)]
+
+
+def _tensors_in(mapping: Mapping[Any, Any]) -> list[Tensor]:
+    """The tensors in a mapping of mappings."""
+    found: list[Tensor] = []
+    for item in mapping.values():
+        found += [item] if isinstance(item, Tensor) else _tensors_in(item) if isinstance(item, Mapping) else []
+    return found

@@ -149,6 +149,15 @@ def _random_state() -> Generator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators that are in use; torch.manual_seed would seed those, too, that are not yet."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def _refuse_lazy(model: nn.Module) -> None:
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):

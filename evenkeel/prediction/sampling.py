@@ -19,6 +19,7 @@ from evenkeel.model.batches import device_of
 from evenkeel.model.buffers import write_
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import Norm
+from evenkeel.model.restoring import seed_all
 from evenkeel.prediction.anchors import Stored, is_untrained
 from evenkeel.prediction.random_inputs import noises, replicated_like
 from evenkeel.prediction.replicas import (
@@ -267,7 +268,7 @@ def sample(
     sizes = [len(t) for t in tensors(inputs) if t.dim()]
     size = sizes[0] if sizes else 1
     samples = _samples(graph, size, plan)
-    _seed(plan.seed)
+    seed_all(plan.seed)
     recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, plan=plan)
     replicated = map_tensors(lambda t: replicated_like(t, size, samples).to(device_of(model)), inputs)
     rows = COUNT * samples
@@ -298,13 +299,6 @@ def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
     while any(length % (COUNT * samples) == 0 for length in lengths):
         samples += 1
     return samples
-
-
-def _seed(seed: int) -> None:
-    """Seed the generators that are in use; torch.manual_seed would seed those, too, that are not yet."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
 
 
 def _takes(x: Tensor, samples: int, stored: Stored) -> bool:

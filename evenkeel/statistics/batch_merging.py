@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class Group:
     def batch(self) -> Any:
         """The batch made of them, a new one every time: a forward may write into it."""
         batches = [piece.batch for piece in self.held]
-        return merged(batches) if len(batches) > 1 else map_together(_own, batches)
+        return merged(batches) if len(batches) > 1 else copied(batches[0])
 
     @property
     def first(self) -> int:
@@ -187,12 +188,20 @@ def _form(value: Any, count: int) -> Hashable:
 
 
 def _constant(tensor: Tensor) -> Hashable | None:
-    """What all samples of a batch have in common, if they are small; of a single one, only a whole number."""
+    """What all samples of a batch have in common, if they are small; of a single one, a whole number or a one-hot."""
     size = tensor[0].numel()
-    single = len(tensor) == 1 and (size > 1 or tensor.is_floating_point() or tensor.is_complex())
-    if single or size > _SMALL or not bool((tensor[:2] == tensor[:1]).all()) or not bool((tensor == tensor[:1]).all()):
+    if len(tensor) == 1 and size <= _SMALL and not _is_choice(tensor):
+        return None
+    if size > _SMALL or not bool((tensor[:2] == tensor[:1]).all()) or not bool((tensor == tensor[:1]).all()):
         return None
     return tuple(tensor[0].flatten().tolist())
+
+
+def _is_choice(tensor: Tensor) -> bool:
+    """Whether the values are one whole number, or a single one among zeros."""
+    if tensor.numel() > 1:
+        return bool((tensor != 0).sum() == 1) and bool((tensor == 1).any())
+    return not tensor.is_complex() and float(tensor) == float(tensor) // 1
 
 
 def merged(batches: Sequence[Any]) -> Any:
@@ -204,10 +213,17 @@ def merged(batches: Sequence[Any]) -> Any:
     return map_together(_concatenated, batches)
 
 
+def copied(batch: Any) -> Any:
+    """A copy of a batch: of its tensors and arrays, and of objects as deep as these copy themselves."""
+    return map_together(_own, [batch])
+
+
 def _own(leaves: Sequence[Any]) -> Any:
-    """A copy that may be written to: of a tensor, or of an object, of which attributes may be set."""
+    """A copy that may be written to: of a tensor or a graph, or of an object, of which attributes may be set."""
     leaf = leaves[0]
-    return leaf.clone() if isinstance(leaf, Tensor) else copy.copy(leaf) if hasattr(leaf, "__dict__") else leaf
+    if callable(getattr(leaf, "clone", None)) and not isinstance(leaf, type):
+        return leaf.clone()
+    return copy.copy(leaf) if hasattr(leaf, "__dict__") or isinstance(leaf, np.ndarray) else leaf
 
 
 def _strided(leaf: Any, step: int) -> Any:

@@ -89,6 +89,10 @@ class Ranks:
         """The largest of the ranks' values."""
         return max(float(row) for row in self.gather(torch.tensor([float(value)]))) if self.size > 1 else float(value)
 
+    def total(self, value: float) -> float:
+        """The sum of the ranks' values."""
+        return sum(float(row) for row in self.gather(torch.tensor([float(value)]))) if self.size > 1 else float(value)
+
     def exchange(self, message: Message) -> list[Message]:
         """Send to all ranks and receive from each, in their order; every rank has to take part."""
         if self.size == 1:

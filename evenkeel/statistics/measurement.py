@@ -16,8 +16,8 @@ from evenkeel.model.batches import Forward, device_of, each, forward_pass, input
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls, OnCall
 from evenkeel.model.norms import Norm, mixes_batch, pools_batch
-from evenkeel.model.restoring import restored
-from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece
+from evenkeel.model.restoring import restored, seed_all
+from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 
@@ -31,6 +31,7 @@ Fed = tuple[Statistics, torch.dtype]
 Seen = Callable[["Measurement", str, Norm], None]
 
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
+READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
 MEMORY = 1 << 27  # bytes
 _ALIKE = {torch.float64: 1e-4, torch.float32: 1e-3}  # how near statistics of the same samples are; of others, 0.05
 _CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
@@ -65,6 +66,7 @@ class Measurement:
         apart: why batches run one by one; empty if they need not.
         example: the first batch, as the loader gave it.
         is_doubted: whether batches had been merged before it was found that they must not be.
+        is_random: whether the model draws at random in eval mode, too, as far as it was tried.
         is_divisible: whether it is proven that samples can be run in any company.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
@@ -103,6 +105,7 @@ class Measurement:
         )
         self.example: Any = None
         self.is_doubted = False
+        self.is_random = False
         self.is_divisible = False
         self._forward = forward
         self._memory = 0 if self.apart else memory
@@ -193,10 +196,31 @@ class Measurement:
             population.merge()
         return sizes
 
+    def arrive(self, groups: Iterable[Group | None]) -> Arrivals:
+        """Run groups that were run before, as the norms are now; what arrives there, which `populations` hold then."""
+        self.populations, self.arrivals, self.seen = {}, {}, None
+        for group in groups:
+            self.run(group)
+        return self.arrivals
+
+    def try_for_noise(self, pieces: Sequence[Piece]) -> None:
+        """Find out, from some samples that were run before, whether the model draws at random in eval mode."""
+        found = False
+        if pieces and self.is_divisible:
+            pieces = [pieces[0].thinned(-(-pieces[0].samples // 2))]
+        if pieces:
+            one, other = (self._fed(Group((pieces[0],)), seed) for seed in (1, 2))
+            found = any(
+                not _is_alike([one.get(path, [])], other.get(path, []), pooled=pools_batch(self.norms[path]))
+                for path in one.keys() | other.keys()
+            )
+        self.is_random = bool(self.ranks.largest(found))
+
     def _pieces(
         self, batches: Iterable[Any], max_batches: int | None, may_be_empty: bool, again: bool
     ) -> Iterator[Piece]:
         stream = each(batches, self.model, max_batches, may_be_empty=may_be_empty)
+        is_held = isinstance(batches, (list, tuple, Tensor))  # else the next batch may be written over this one
         for number in itertools.count(1):
             try:
                 batch = next(stream, _END)
@@ -214,7 +238,8 @@ class Measurement:
                 count = int(self._count(batch))
             except Exception as error:
                 raise BatchError(f"samples= raised {brief(error)} on batch {number}") from error
-            yield Piece(number, batch if self._forward else inputs(batch), count)
+            batch = batch if self._forward else inputs(batch)
+            yield Piece(number, batch if is_held else copied(batch), count)
 
     def _pass(self, group: Group | None) -> Sizes:
         """Run a group, if this rank has one, and hear from all others till they are done: batches and samples of all.
@@ -236,7 +261,7 @@ class Measurement:
                 self.ranks.exchange(Message(State.FAILED if last else State.RETRY))
                 if last:
                     raise
-                raise _Retry(own=True) from error
+                raise _Retry(str(error), own=True) from error
         done = Message(State.DONE, sizes=(len(group.held), group.samples) if group else (0, 0))
         messages = self._exchange(done)
         while any(message.state is not State.DONE for message in messages):
@@ -256,7 +281,7 @@ class Measurement:
         messages = self.ranks.exchange(message)
         self.ranks.require([message.state for message in messages])
         if any(message.state is State.RETRY for message in messages):
-            raise _Retry(own=False)
+            raise _Retry("it failed on another rank", own=False)
         for rank, (state, place, parts, _) in enumerate(messages):
             if state is State.MEASURED:
                 path = self._paths[place]
@@ -305,14 +330,17 @@ class Measurement:
             return math.inf
         return max(sizes, default=1)
 
-    def _try(self, batch: Any, on_call: OnCall) -> None:
-        """Run some samples, and leave the model as it was."""
+    def _try(self, batch: Any, on_call: OnCall, seed: int = 0) -> None:
+        """Run some samples, and leave the model, and the random numbers, as they were."""
         with restored(self.model, parameters=False), NormCalls(self.norms, on_call):
+            seed_all(seed)
             forward_pass(self.model, batch, 1, self._forward)
 
     def _is_proven(self, group: Group) -> bool:
-        """Whether every norm is fed the same by some samples of the group's first and last batch, apart and merged."""
-        few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[0], group.held[-1])]
+        """Whether every norm is fed the same by some samples of some of the group's batches, apart and merged."""
+        count = len(group.held)
+        tried = sorted({0, count // 3, 2 * count // 3, count - 1})
+        few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[i] for i in tried)]
         try:
             alone = [self._fed(Group((piece,))) for piece in few]
             together = self._fed(Group(tuple(few)))
@@ -320,13 +348,14 @@ class Measurement:
             self._keep_apart(f"two samples of each, {error}")
             return False
         for path in {path for found in (*alone, together) for path in found}:
-            if not _is_alike([found.get(path, []) for found in alone], together.get(path, [])):
+            parts, whole = [found.get(path, []) for found in alone], together.get(path, [])
+            if not _is_alike(parts, whole, pooled=pools_batch(self.norms[path])):
                 self._keep_apart(f"merged, they feed norm {path!r} other values than apart")
                 return False
         self.is_divisible = True
         return True
 
-    def _fed(self, group: Group) -> dict[str, list[Fed]]:
+    def _fed(self, group: Group, seed: int = 0) -> dict[str, list[Fed]]:
         """What reaches each norm as samples run that are not counted: statistics, and the kind of number."""
         found: dict[str, list[Fed]] = {}
 
@@ -334,7 +363,7 @@ class Measurement:
             if x.numel():
                 found.setdefault(path, []).append((batch_statistics(x, pooled=pools_batch(norm)), x.dtype))
 
-        self._try(group.batch, on_call)
+        self._try(group.batch, on_call, seed)
         return found
 
     def _keep_apart(self, reason: str) -> None:
@@ -343,15 +372,15 @@ class Measurement:
         self.apart = self.apart or reason
 
     def _not_seen(self) -> str:
-        called = sorted(self.called)
-        return f"; {called[0]!r} was called, but {NO_CALL}" if called else ""
+        called, read = sorted(self.called), sorted(self.entangled)
+        return f"; {called[0]!r} was called, but {NO_CALL}" if called else f"; {read[0]!r} was {READ}" if read else ""
 
 
 class _Retry(BatchError):
     """A pass failed, on this rank or on another, and may be run again in a more careful way."""
 
-    def __init__(self, *, own: bool) -> None:
-        super().__init__("a batch that had run before failed when it was run again")
+    def __init__(self, reason: str, *, own: bool) -> None:
+        super().__init__(f"a batch that had run before failed when it was run again: {reason}")
         self.own = own
 
 
@@ -360,9 +389,9 @@ def _none(_piece: Piece) -> float:
     return 0
 
 
-def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed]) -> bool:
+def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed], *, pooled: bool) -> bool:
     """Whether the same values reached a norm, in whatever order; what is not finite tells nothing."""
-    parts, whole = (_pooled([fed for found in calls for fed in found]) for calls in (alone, [together]))
+    parts, whole = (_merged([fed for found in calls for fed in found], pooled) for calls in (alone, [together]))
     if parts is None or whole is None or parts.size != whole.size:
         return False
     if not all(t.isfinite().all() for t in (*parts[1:], *whole[1:])):
@@ -373,8 +402,8 @@ def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed]) -> bool:
     return moved <= near * math.sqrt(scale) and changed <= near * scale
 
 
-def _pooled(calls: Sequence[Fed]) -> Statistics | None:
-    population = Population()
+def _merged(calls: Sequence[Fed], pooled: bool) -> Statistics | None:
+    population = Population(pooled=pooled)
     population.add((0, statistics) for statistics, _ in calls)
     population.merge()
     return Statistics(population.count, population.mean, population.variance) if calls else None

@@ -155,6 +155,11 @@ class Population:
         moved, changed = (self.mean - other.mean).abs().max(), (self.variance - other.variance).abs().max()
         return max(float(moved) / math.sqrt(scale), float(changed) / scale)
 
+    def mean_distance(self, other: Population) -> float:
+        """The difference of mean variances, relative to this one, or of means, in deviations, whichever is larger."""
+        changed = abs(float((self.variance - other.variance).mean())) / self._scale
+        return max(changed, math.sqrt(float(((self.mean - other.mean) ** 2).mean()) / self._scale))
+
     @property
     def standard_error(self) -> float:
         """Standard error of the variance's mean over channels, relative to it; NaN from fewer than two batches."""

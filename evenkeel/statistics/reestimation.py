@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count
 from evenkeel.statistics.distributed import Ranks, default_group
-from evenkeel.statistics.measurement import MEMORY, NO_CALL, Measurement
+from evenkeel.statistics.measurement import MEMORY, NO_CALL, READ, Measurement
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import Prior, Weight
@@ -33,9 +33,17 @@ from evenkeel.statistics.reestimation_report import Reestimation, largest
 from evenkeel.statistics.settling import Settled, settle
 from evenkeel.statistics.stretching import has_class_labels, stretched, warn
 
-_UNSETTLED = (
-    "may be off by some {:.1%} more: the first samples were not like the others, and the data can be had only once; "
-    "shuffle them, or pass batches that can be iterated over again, such as a list or a DataLoader"
+_HELD = (
+    "settled on {} of {} samples, held from all over the stream: the first were not like the others, and all can be "
+    "had only once; shuffle them, or pass batches that can be iterated over again, such as a list or a DataLoader"
+)
+_RESTLESS = (
+    "off by {:.1%}: what it is fed depends on what it stores, as where weights are rounded that it scales, and no "
+    "statistics were found that agree with themselves; train it on with its statistics fixed"
+)
+_NO_SAY = (
+    "prior='auto' had no say: one batch tells no standard errors, so its statistics replaced the old ones; pass its "
+    "samples in several batches, or a number"
 )
 _STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
@@ -100,7 +108,8 @@ def reestimate_(
         A `Reestimation`, whose `undo()` takes it all back.
 
     Raises:
-        ModelError: the model has no norm with running statistics, or all of them are frozen.
+        ModelError: the model has no norm with running statistics, or all of them are frozen; or one stores what is not
+            finite where `stats` leaves it.
         BatchError: the batches raised, ran short, were empty or not finite; says which batch and layer.
 
     Warns:
@@ -136,6 +145,7 @@ def reestimate_(
         before = None if judge is None else ranks.collectively(partial(judge, plain))
         with restored(plain), torch.no_grad():
             measurement = Measurement(plain, free, forward=forward, ranks=ranks, memory=memory, count=_count(samples))
+            _require_cured(free, _STORED[stats])
             _set_usable_(free.values())
 
             def store(path: str, population: Population, count: float) -> None:
@@ -145,26 +155,31 @@ def reestimate_(
             with closing(Bar(batches, "re-estimating", total=max_batches)) as bar:
                 stream = bar if progress else batches
                 settled = settle(measurement, stream, store, max_batches=max_batches, tolerance=tolerance)
-            graph = _graph_of_a_regression(plain, measurement, forward)
     found = settled.populations
     for path, population in found.items():
         if population.pooled and population.count < 2:
             raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples are needed")
     untouched |= {path: _why_not(path, measurement) for path in free if path not in found}
     populations = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
-    errors = {path: math.hypot(p.standard_error, settled.unsettled.get(path, 0.0)) for path, p in found.items()}
+    errors = {
+        path: math.hypot(p.standard_error, settled.doubts[path].mean if path in settled.doubts else 0.0)
+        for path, p in found.items()
+    }
+    graph = _graph_of_a_regression(plain, measurement, forward) if _has_shrunk(populations, free) else None
     chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
     held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
     changes = [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in found]
     stretch = "" if graph is None else stretched(graph, free, changes)
+    no_say = _NO_SAY if prior == "auto" and math.isnan(largest(errors.values())) else ""
     done = Reestimation(
         changes,
         batches=measurement.batches,
         samples=measurement.samples,
         passes=settled.passes,
         untouched=untouched,
-        unsure={path: _UNSETTLED.format(off) for path, off in settled.unsettled.items()},
-        notes=[*_notes(measurement, settled), *filter(None, [stretch])],
+        unsure=dict.fromkeys(found if settled.held else (), _HELD.format(settled.held, measurement.samples))
+        | {path: _RESTLESS.format(off) for path, off in settled.restless.items()},
+        notes=[*_notes(measurement, settled), *filter(None, [no_say, stretch])],
         converged=tolerance is None or largest(errors.values()) <= tolerance,
         held=held,
         before=before,
@@ -186,6 +201,13 @@ def _graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: 
         return None
 
 
+def _has_shrunk(populations: Mapping[str, Population], norms: Mapping[str, Norm]) -> bool:
+    """Whether any norm is to store a variance smaller by a tenth."""
+    return any(
+        float(p.variance.mean()) < 0.9 * float(_found_in(norms[path])[1].mean()) for path, p in populations.items()
+    )
+
+
 def _count(samples: Callable[[Any], int] | int | None) -> Count:
     """How many samples a batch holds, from what the caller says."""
     if samples is None:
@@ -202,11 +224,28 @@ def _found_in(norm: Norm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
+def _unusable_in(norm: Norm) -> list[str]:
+    """Which of a norm's statistics are not finite, or negative variances."""
+    mean, variance = _found_in(norm)
+    usable = {
+        "running_mean": mean.isfinite().all(),
+        "running_var": variance.isfinite().all() and (variance >= 0).all(),
+    }
+    return [name for name, holds in usable.items() if not holds]
+
+
+def _require_cured(norms: Mapping[str, Norm], names: Sequence[str]) -> None:
+    for path, norm in norms.items():
+        for name in _unusable_in(norm):
+            if name not in names:
+                raise ModelError(f"{name} of {path!r} is not usable, and stays so: pass stats='both'")
+
+
 def _set_usable_(norms: Iterable[Norm]) -> None:
     """Give norms that store what is not finite, or negative variances, those of a new norm to begin with."""
     for norm in norms:
-        mean, variance = _found_in(norm)
-        if not (mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
+        if _unusable_in(norm):
+            mean, variance = _found_in(norm)
             write_(mean, torch.zeros_like(mean))
             write_(variance, torch.ones_like(variance))
 
@@ -218,26 +257,35 @@ def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
 
 
 def _why_not(path: str, measurement: Measurement) -> str:
+    if path in measurement.entangled and path not in measurement.called:
+        return READ
     return NO_CALL if path in measurement.called else "never reached by the batches"
 
 
 def _notes(measurement: Measurement, settled: Settled) -> list[str]:
     """What the reader must know of how the statistics were made."""
     notes = [f"batches ran one by one: {measurement.apart}"] if measurement.apart else []
-    if settled.passes > 1:
+    if settled.is_uneven:
         notes.append(
-            f"all data were run {settled.passes} times: the first samples were not like those that followed, as in "
-            "data sorted by class or length; shuffled, one pass does"
+            f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "
+            "data sorted by class or length, or of few batches unlike each other; shuffled, one pass often does"
         )
     if settled.is_part:
         notes.append(
             f"only the first {measurement.batches} batches were read: this holds for the others, and so do the "
             "standard errors, only if the loader shuffles"
         )
-    if measurement.entangled:
-        paths = sorted(measurement.entangled)
+    if settled.entangled:
+        paths = sorted(settled.entangled)
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        notes.append(f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample")
+        notes.append(
+            f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample, to {settled.left:.1%}"
+        )
+    if settled.is_random:
+        notes.append(
+            "the model draws at random in eval mode, too, as by dropout that stays on: statistics are those of one "
+            "draw, and not settled any further"
+        )
     if measurement.is_doubted:
         notes.append("batches had been merged before it was found that they must not be: pass memory=0")
     return notes

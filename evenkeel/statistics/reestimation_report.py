@@ -12,6 +12,7 @@ from evenkeel.model.evaluation import Score
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.statistics.norm_change import NormChange
 
+_ALIKE = 0.03  # relative, or in deviations: statistics that differ by less are the same to all that follows
 _CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
 
 
@@ -113,11 +114,12 @@ def largest(values: Iterable[float]) -> float:
 
 def _too_few(rows: Sequence[NormChange]) -> list[str]:
     """That the data do not tell the new statistics from the old ones, if so."""
-    paths = [row.path for row in rows if row.chance > _CHANCE]
+    apart = [row for row in rows if abs(row.ratio - 1) > _ALIKE or row.moved > _ALIKE]
+    paths = [row.path for row in apart if row.chance > _CHANCE]
     if not paths:
         return []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return [
-        f"{paths[0]}{more} of {len(rows)} norms: new and old statistics are within two standard errors of each other: "
-        "too few samples to tell which are better; take more, or prior='auto', which weighs both"
+        f"{paths[0]}{more}: new and old statistics differ by less than two standard errors: too few samples to tell "
+        "which are better; take more, or prior='auto', which weighs both"
     ]

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.buffers import write_
 from evenkeel.model.flags import set_modes
 from evenkeel.model.norms import Norm, pools_batch
-from evenkeel.model.restoring import restored
+from evenkeel.model.restoring import restored, seed_all
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.population import Population, batch_statistics
@@ -98,7 +97,7 @@ def _run(
     try:
         with restored(model, parameters=False):
             if within is None:
-                torch.manual_seed(_SEED)
+                seed_all(_SEED)
                 set_modes(model, training=True)
                 for module in frozen:
                     module.training = False

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import evenkeel as ek
 from evenkeel.errors import EvenkeelError
 from evenkeel.io.checkpoints import Checkpoint
 from evenkeel.model.buffers import is_as_written
@@ -423,3 +424,42 @@ def test_what_others_keep_under_the_same_name_marks_nothing(tmp_path, text):
     model = Net()
     Checkpoint.read(tmp_path / "a.safetensors").apply_(model)
     assert not is_as_written(model.norm)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_keeps_which_statistics_were_repaired_and_any_loader_reads_it(tmp_path, suffix, wrapped, prefix):
+    def build():
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(200, 4)
+    state = OrderedDict((prefix + key, value) for key, value in model.state_dict().items())
+    if suffix == ".pt":
+        torch.save({"state_dict": state, "epoch": 3} if wrapped else dict(state), tmp_path / "old.pt")
+    else:
+        save_file(dict(state), tmp_path / "old.safetensors")
+    checkpoint = Checkpoint.read(tmp_path / f"old{suffix}")
+    checkpoint.apply_(model)
+    ek.reestimate_(model, [x])
+    checkpoint.write(tmp_path / f"new{suffix}", model)
+
+    loaded = build()
+    again = Checkpoint.read(tmp_path / f"new{suffix}")
+    again.apply_(loaded)
+    assert is_as_written(loaded[2]) and is_as_written(loaded[4])
+    with pytest.raises(ek.ModelError, match="nothing is left to correct"):
+        ek.correct_(loaded, x[:2])
+    for _ in range(60):
+        loaded(x)  # trained on, its statistics are those of training again
+    again.write(tmp_path / f"trained{suffix}", loaded)
+    fresh = build()
+    Checkpoint.read(tmp_path / f"trained{suffix}").apply_(fresh)
+    assert not is_as_written(fresh[2]) and not is_as_written(fresh[4])
+
+    content = torch.load(tmp_path / "new.pt", weights_only=True) if suffix == ".pt" else load_file(again.path)
+    content = content["state_dict"] if wrapped and suffix == ".pt" else content
+    plain = build()
+    plain.load_state_dict({key.removeprefix(prefix): value for key, value in content.items()}, strict=True)
+    assert torch.equal(plain[2].running_var, model[2].running_var)

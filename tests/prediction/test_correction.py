@@ -272,3 +272,30 @@ def test_statistics_that_were_all_averaged_are_not_stale_whatever_momentum_and_c
     torch.optim.swa_utils.update_bn(torch.randn(8, 512, 8) * torch.tensor([0.3, *[3.0] * 7]), model)
     assert model[4].running_var.min() < 0.9**8 or model[1].running_var.min() < 0.9**8
     assert "stale" not in str(ek.correct_(model, torch.zeros(1, 8)).untouched)
+
+
+def test_what_was_repaired_before_is_left_alone_and_what_was_trained_on_is_not():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(), torch.randn(400, 8)
+    for _ in range(2):
+        model.extend([nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4)])
+    model.extend([nn.Linear(8, 8), nn.BatchNorm1d(8)])
+    for _ in range(60):
+        model(x)
+    trained = copy.deepcopy(model.state_dict())
+    done = ek.reestimate_(model, [x])
+    exact = copy.deepcopy(model.state_dict())
+    with pytest.raises(ek.ModelError, match="taken the noise of dropout out of all 3 norms since training"):
+        ek.correct_(model, x[:2])
+    assert all(torch.equal(value, exact[key]) for key, value in model.state_dict().items())
+    done.undo()
+    assert len(ek.correct_(model, x[:2])) == 3
+    model.load_state_dict(trained)
+    assert {"5", "9"} <= {row.path for row in ek.correct_(model, x[:2])}  # other values than were written
+
+    model.load_state_dict(exact)
+    ek.reestimate_(model, [x])
+    for _ in range(60):
+        model[5:](x)  # the last two are trained on
+    done = ek.correct_(model, x[:2])
+    assert list(done.untouched) == ["1"] and "the noise of dropout is out already" in done.untouched["1"]

@@ -16,7 +16,7 @@ Pair = namedtuple("Pair", "x y")
 
 
 def column(n):
-    return torch.arange(n).float()[:, None]
+    return torch.arange(n).float()[:, None] + 0.5
 
 
 def pieces(batches):
@@ -83,7 +83,7 @@ def test_merged_holds_all_that_the_batches_hold(name):
         assert both[1] == ["sample 0", "sample 1", "sample 2", "sample 0", "sample 1"]
     if name == "mapping":
         assert both["scale"] == 0.5 and both["none"] is None
-    assert first(both).tolist() == [0, 1, 2, 0, 1]
+    assert first(both).tolist() == [0.5, 1.5, 2.5, 0.5, 1.5]
 
 
 @pytest.mark.parametrize("name", LOOSE)

@@ -10,7 +10,7 @@ import importlib
 import itertools
 import sys
 import weakref
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from functools import partial
 
@@ -376,6 +376,154 @@ def test_more_batches_asked_for_than_there_are_change_nothing(name):
     before = Snapshot(model)
     with pytest.raises(ek.BatchError, match="ran short: 6 of max_batches=7"):
         ek.reestimate_(model, LOADERS[name][0](data), max_batches=7)
+    assert before.changes() == []
+
+
+class Recycled:
+    """Yields every batch in the same tensor, in a graph, or in an array."""
+
+    def __init__(self, data, wrap):
+        self.data, self.wrap = data, wrap
+
+    def __iter__(self):
+        buffer = torch.empty_like(self.data[0])
+        for rows in self.data:
+            yield self.wrap(buffer.copy_(rows))
+
+
+class Store:
+    """As a graph library's data: its tensors are in a mapping."""
+
+    def __init__(self, x):
+        self.store = {"x": x}
+
+    def clone(self):
+        return Store(self.store["x"].clone())
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(
+    ("wrap", "forward"),
+    [
+        (lambda x: x, None),
+        (lambda x: {"input": x}, None),
+        (Store, lambda model, batch: model(batch.store["x"])),
+        (lambda x: x.numpy(), lambda model, batch: model(torch.from_numpy(batch))),
+    ],
+    ids=["tensor", "mapping", "graph", "array"],
+)
+def test_a_loader_that_writes_the_next_batch_over_the_last(wrap, forward, once):
+    data = torch.randn(30, 20, 4) * torch.arange(1.0, 31.0)[:, None, None]
+    model = nn.Sequential(OrderedDict(a=nn.Linear(4, 4), n=nn.BatchNorm1d(4), b=nn.Linear(4, 4), m=nn.BatchNorm1d(4)))
+    loader = Recycled(data, wrap)
+    reestimated(model, iter(loader) if once else loader, lambda m: m(data.flatten(0, 1)), 1e-3, forward=forward)
+
+
+def test_samples_of_a_graph_whose_tensors_are_in_a_mapping_are_counted():
+    data = torch.randn(30, 20, 4)
+    done = ek.reestimate_(
+        nn.BatchNorm1d(4), map(Store, data), forward=lambda model, batch: model(batch.store["x"]), prior=10
+    )
+    assert done.samples == 600
+
+
+class Domains(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(4) for _ in range(2))
+
+    def forward(self, x, domain):
+        return self.norms[int(domain[0].argmax() if domain.ndim > 1 else domain[0])](x)
+
+
+@pytest.mark.parametrize("encoded", [lambda d: F.one_hot(d, 2).float(), lambda d: d.float()], ids=["one-hot", "float"])
+@pytest.mark.parametrize("size", [1, 5])
+def test_of_domains_in_between_each_gets_statistics_of_its_own(size, encoded):
+    model, data = Domains(), torch.randn(60, size, 4)
+    domain = torch.tensor([0, 1, 0]).repeat_interleave(20)
+    data[domain == 1] += 3
+    ek.reestimate_(model, [{"x": x, "domain": encoded(d.expand(size))} for x, d in zip(data, domain, strict=True)])
+    for number, norm in enumerate(model.norms):
+        assert torch.allclose(norm.running_mean, data[domain == number].flatten(0, 1).mean(0), atol=1e-4)
+
+
+def test_batches_of_images_are_merged_before_an_instance_norm():
+    norm = nn.InstanceNorm2d(3, track_running_stats=True)
+    done = ek.reestimate_(nn.Sequential(nn.Conv2d(3, 3, 3), norm), list(torch.randn(9, 4, 3, 8, 8)))
+    assert not [note for note in done.notes if "one by one" in note]
+
+
+class Logging(nn.BatchNorm1d):
+    def forward(self, x):
+        self.logged = self.running_var.clone()
+        return super().forward(x)
+
+
+class ByHand(nn.BatchNorm1d):
+    def forward(self, x):
+        return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
+
+
+@pytest.mark.parametrize("norm", [Logging, ByHand])
+def test_what_reads_statistics_and_changes_nothing_takes_no_small_steps(norm):
+    model = nn.Sequential(nn.BatchNorm1d(4), norm(4), nn.BatchNorm1d(4))
+    done = ek.reestimate_(model, list(5 + torch.randn(20, 30, 4)))
+    assert not [note for note in done.notes if "small steps" in note] and set(done.untouched) == (
+        {"1"} if norm is ByHand else set()
+    )
+
+
+@pytest.mark.parametrize(("stats", "name"), [("mean", "running_var"), ("var", "running_mean")])
+def test_what_is_not_finite_and_would_stay_so_is_refused(stats, name):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    getattr(model[1], name)[2] = torch.nan
+    data, before = [torch.randn(64, 4)], Snapshot(model)
+    with pytest.raises(ek.ModelError, match=f"{name} of '1' is not usable"):
+        ek.reestimate_(model, data, stats=stats)
+    assert before.changes() == []
+    ek.reestimate_(model, data)
+    assert getattr(model[1], name).isfinite().all()
+
+
+@pytest.mark.parametrize("sizes", [64, 8])
+def test_that_one_batch_leaves_an_automatic_prior_no_say_is_noted(sizes):
+    done = ek.reestimate_(nn.BatchNorm1d(4), torch.randn(64, 4).split(sizes), prior="auto")
+    assert any("had no say" in note for note in done.notes) is (sizes == 64)
+
+
+class Fused(nn.Module):
+    """In eval mode the norm is a part of the convolution's weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()
+        return F.conv2d(x, self.conv.weight * scale.view(-1, 1, 1, 1), self.bn.bias - self.bn.running_mean * scale)
+
+
+def test_a_norm_read_by_a_layer_that_is_fused_with_it_is_named():
+    data = list(torch.randn(3, 8, 3, 9, 9))
+    done = ek.reestimate_(nn.Sequential(Fused(), nn.BatchNorm2d(3)), data)
+    assert list(done.untouched) == ["0.bn"] and "fused" in done.untouched["0.bn"]
+    with pytest.raises(ek.BatchError, match=r"'0.bn' was never called, but its statistics are read"):
+        ek.reestimate_(nn.Sequential(Fused()), data)
+
+
+class Failing(nn.BatchNorm1d):
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls > 30:
+            raise ValueError("no more")
+        return super().forward(x)
+
+
+def test_a_batch_that_fails_when_it_is_run_again_says_why():
+    model, data = nn.Sequential(nn.BatchNorm1d(4), Failing(4)), list(torch.randn(25, 20, 4))
+    before = Snapshot(model)
+    with pytest.raises(ek.BatchError, match=r"run again: .* raised ValueError: no more in layer '1'"):
+        ek.reestimate_(model, data, memory=0)
     assert before.changes() == []
 
 

@@ -10,6 +10,7 @@ from papernets import DenseNet, ResNet
 from torch import nn
 
 import evenkeel as ek
+from evenkeel.statistics.reservoir import Reservoir
 
 pytestmark = pytest.mark.slow
 
@@ -161,3 +162,98 @@ def test_tolerance_takes_few_samples_and_says_how_sure_it_is():
     done = ek.reestimate_(model, data.split(32), tolerance=0.05)
     assert done.converged and done.standard_error <= 0.05 and done.samples < 2048
     assert max(shifts(model, data)) < 0.15
+
+
+class Fused(nn.Module):
+    """A weight layer that rounds what it multiplies by, scaled by its norm, as in training for few bits."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.randn(outputs, inputs) / inputs**0.5), nn.BatchNorm1d(outputs)
+        self.levels, self.step = None, None
+
+    def forward(self, x):
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        weight = self.weight * scale[:, None]
+        if self.levels:
+            weight = (weight / self.step).round().clamp(-self.levels - 1, self.levels) * self.step
+        return self.norm(x @ weight.T / scale)
+
+
+def quantized(bits, data):
+    """Settled without rounding, on other data, and calibrated there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for i in range(4) for layer in (Fused(16 if i else 8, 16), nn.ReLU())))
+    ek.reestimate_(model, data.split(50))
+    for layer in model[::2]:
+        layer.levels = 2 ** (bits - 1) - 1
+        layer.step = (layer.weight.abs() / layer.norm.running_var.sqrt()[:, None]).amax(1, keepdim=True) / layer.levels
+    return model
+
+
+@pytest.mark.parametrize(("bits", "near"), [(8, 0.003), (4, 0.05), (3, 0.1)])
+@pytest.mark.parametrize("count", [1000, 5000])
+def test_norms_whose_input_depends_on_what_they_store_agree_with_themselves(bits, near, count):
+    data = torch.randn(count, 8)
+    model = quantized(bits, data / 1.3)
+    done = ek.reestimate_(model, data.split(50))
+    assert max(shifts(model, data)) < near
+    assert [note for note in done.notes if "read by other layers too" in note]
+    assert bits < 8 or not done.unsure
+
+
+def test_where_none_agree_it_is_said():
+    model, data = quantized(2, torch.randn(1000, 8)), 5 * torch.randn(1000, 8)
+    for layer in model[::2]:
+        layer.step = layer.step * 3
+    done = ek.reestimate_(model, data.split(50))
+    far = [row.path for row in ek.variance_shift(model, data.split(50)) if abs(row.ratio - 1) > 0.1]
+    assert far and set(far) <= set(done.unsure)
+
+
+def sorted_stream(count=3000):
+    """Rows whose level and spread grow, more of them than are held."""
+    torch.manual_seed(3)
+    level = torch.linspace(-2, 2, count)[:, None]
+    return (torch.randn(count, 8) * (1.5 + level / 2) + level).split(30)
+
+
+def net():
+    return nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())))
+
+
+def worst(model, data):
+    return max(abs(row.ratio - 1) for row in ek.variance_shift(model, [torch.cat(data)]))
+
+
+def test_a_sorted_stream_is_run_again_and_this_is_said(monkeypatch):
+    monkeypatch.setattr(Reservoir.__init__, "__defaults__", (8000,))
+    torch.manual_seed(0)
+    model, data = net(), sorted_stream()
+    done = ek.reestimate_(model, data, memory=8000)
+    assert done.passes > 1 and any(f"all data were run {done.passes} times" in note for note in done.notes)
+    assert worst(model, data) < 0.01 and not done.unsure
+
+
+def test_of_a_sorted_stream_that_comes_only_once_it_is_said_how_far_off_it_may_be(monkeypatch):
+    monkeypatch.setattr(Reservoir.__init__, "__defaults__", (8000,))
+    torch.manual_seed(0)
+    model, data = net(), sorted_stream()
+    done = ek.reestimate_(model, iter(data), memory=8000)
+    assert done.passes == 1 and done.batches == 100
+    assert done.unsure and all("settled on 200 of 3000 samples" in reason for reason in done.unsure.values())
+    assert worst(model, data) < 3 * done.standard_error
+
+
+def test_shuffled_data_are_run_once():
+    torch.manual_seed(0)
+    model, data = net(), torch.cat(sorted_stream())[torch.randperm(3000)].split(30)
+    done = ek.reestimate_(model, data, memory=8000)
+    assert done.passes == 1 and not done.unsure and worst(model, data) < 0.01
+
+
+def test_a_tolerance_that_is_met_early_says_what_it_takes_for_granted():
+    torch.manual_seed(0)
+    done = ek.reestimate_(net(), sorted_stream(), tolerance=0.2)
+    assert done.batches < 100 and any("only if the loader shuffles" in note for note in done.notes)
+    assert not ek.reestimate_(net(), sorted_stream()[:8]).notes

@@ -1,0 +1,103 @@
+"""Where matching variances may make a regression worse, the repairs say so; a classifier is left in peace."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import evenkeel as ek
+from evenkeel.errors import StretchWarning
+from evenkeel.statistics.stretching import has_class_labels
+
+X = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.norm, self.last = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(F.dropout(self.weight(x), 0.5, self.training)))
+
+
+NETS = {
+    "right before": lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Linear(16, 1)),
+    "activation between": lambda: nn.Sequential(
+        nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 1)
+    ),
+    "functional": Functional,
+}
+
+
+def trained(name):
+    torch.manual_seed(0)
+    model = NETS[name]()
+    for _ in range(60):
+        model(X)
+    return model
+
+
+TARGETS = {
+    "one": torch.randn(400, 1),
+    "several": torch.randn(400, 3),
+    "none": None,
+}
+
+
+def batches(targets):
+    return list(X.split(50)) if targets is None else list(zip(X.split(50), targets.split(50), strict=True))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", NETS)
+def test_a_repair_that_stretches_outputs_warns(name, target):
+    with pytest.warns(StretchWarning, match=r"right behind a dropout, now passes on x1\.\d\d"):
+        done = ek.reestimate_(trained(name), batches(TARGETS[target]))
+    assert "right behind a dropout" in done.notes[-1] and "right behind a dropout" in str(done)
+    with pytest.warns(StretchWarning, match="a regression's error may grow"):
+        fixed = ek.correct_(trained(name), X[:2])
+    assert "right behind a dropout" in str(fixed)
+
+
+def quiet(verb, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return verb(*args, **options)
+
+
+def test_a_classifier_is_not_warned_of():
+    labels = torch.randint(3, (400,))
+    assert not quiet(ek.reestimate_, trained("right before"), batches(labels)).notes
+
+
+def test_where_held_out_data_judge_there_is_no_warning_but_a_note():
+    done = quiet(ek.reestimate_, trained("right before"), batches(TARGETS["one"]), held_out=batches(TARGETS["one"]))
+    assert "right behind a dropout" in done.notes[-1] and done.before.name == "squared error"
+
+
+def test_where_a_weight_layer_is_between_or_nothing_shrinks_there_is_no_warning():
+    between = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 1))
+    for _ in range(60):
+        between(X)
+    assert not quiet(ek.reestimate_, between, batches(TARGETS["one"])).notes
+    model = trained("right before")
+    ek.reestimate_(model, batches(torch.zeros(400, dtype=torch.long)))
+    assert not quiet(ek.reestimate_, model, batches(TARGETS["one"])).notes
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ({"x": X, "labels": torch.tensor([1])}, True),
+        ({"x": X, "y": torch.tensor([1.0])}, False),
+        ([X, [3, 4]], True),
+        ((X, [{"labels": torch.tensor([1])}]), True),
+        ((X,), False),
+        (X, False),
+    ],
+)
+def test_labels_of_classes_are_whole_numbers(batch, found):
+    assert has_class_labels(batch) is found
