@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import Tensor, nn
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, StretchWarning
 from evenkeel.graph.tracing import trace
 from evenkeel.io.datasets import Data
 from evenkeel.model.evaluation import Score, evaluate
@@ -39,9 +40,10 @@ def reestimated(
     before = _judge(model, given, max_batches, "measuring before")
     if before.shift.other_data and not other_data:
         raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {_CHECK}")
-    done = reestimate_(
-        model, Bar(given.train, "re-estimating", total=max_batches), max_batches=max_batches, tolerance=tolerance
-    )
+    bar = Bar(given.train, "re-estimating", total=max_batches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StretchWarning)  # it is in the notes
+        done = reestimate_(model, bar, max_batches=max_batches, tolerance=tolerance)
     after = _judge(model, given, max_batches, "measuring after")
     return _comparison(before, after, done), {
         "batches": done.batches,
@@ -49,6 +51,8 @@ def reestimated(
         "standard_error": done.standard_error,
         "converged": done.converged,
         "untouched": done.untouched,
+        "unsure": done.unsure,
+        "notes": list(done.notes),
         "before": before.to_dict(),
         "after": after.to_dict(),
     }
@@ -58,7 +62,9 @@ def corrected(model: nn.Module, example: Tensor) -> tuple[RenderableType, dict[s
     """Repair a model without data: what to print, and the same as plain data."""
     graph = trace(model, example)
     before = predict_shift(model, graph)
-    done = correct_(model, graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StretchWarning)
+        done = correct_(model, graph)
     if not len(done):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
@@ -94,6 +100,8 @@ def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Re
         f"worst norm: x{before.shift.worst:.2f} before, x{after.shift.worst:.2f} after  (x1.00 is even)",
         f"from {done.summary}",
         *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
+        *(f"{path}: {reason}" for path, reason in done.unsure.items()),
+        *done.notes,
     ]
     if before.shift.other_data:
         lines.append(f"--other-data: {before.shift.accusation}")

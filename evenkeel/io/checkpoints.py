@@ -149,9 +149,9 @@ class Checkpoint:
     def _marks(self) -> dict[str, dict[str, float]]:
         """What `write` said of repaired statistics, by path."""
         if self.metadata is None:
-            return (getattr(self.state, "_metadata", None) or {}).get(_MARKS, {})
+            return _legible((getattr(self.state, "_metadata", None) or {}).get(_MARKS))
         try:
-            return json.loads(self.metadata.get(_MARKS, "{}"))
+            return _legible(json.loads(self.metadata.get(_MARKS, "{}")))
         except json.JSONDecodeError:
             return {}
 
@@ -292,6 +292,16 @@ def _is_same(entry: Tensor, buffer: Tensor) -> bool:
     """Whether loading the entry into the buffer, whatever its dtype, would change nothing."""
     left, right = entry.to(buffer.dtype).flatten(), buffer.detach().cpu().flatten()
     return bool(((left == right) | (left.isnan() & right.isnan())).all())
+
+
+def _legible(marks: Any) -> dict[str, dict[str, float]]:
+    """Of what a file holds for marks, what is of their form: it may be of another origin."""
+    found = cast("Mapping[str, Any]", marks) if isinstance(marks, Mapping) else {}
+    return {
+        path: dict(mark)
+        for path, mark in found.items()
+        if isinstance(mark, Mapping) and all(isinstance(value, (int, float)) for value in mark.values())
+    }
 
 
 def _marked(state: Mapping[str, Any], layouts: Any, marks: Mapping[str, Any]) -> Any:

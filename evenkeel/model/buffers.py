@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 _MARK = "evenkeel_written"  # attribute of modules: by buffer, the sum of what was written
+_COUNT = "num_batches_tracked"  # buffer whose value then is in the mark, too
 
 
 def write_(tensor: Tensor, value: Tensor) -> None:
@@ -50,7 +51,9 @@ def write_buffers_(values: Mapping[tuple[nn.Module, str], Tensor]) -> Held:
         write_(getattr(module, name), value)
     for module in held.marks:
         written = {name: _sum(getattr(module, name)) for owner, name in values if owner is module}
-        module.__dict__[_MARK] = (held.marks[module] or {}) | written
+        count = getattr(module, _COUNT, None)
+        counted = {} if count is None else {_COUNT: float(count)}
+        module.__dict__[_MARK] = (held.marks[module] or {}) | written | counted
     return held
 
 
@@ -64,20 +67,40 @@ def put_back_(held: Held) -> None:
             module.__dict__[_MARK] = mark
 
 
-def is_as_written(module: nn.Module) -> bool:
-    """Whether a module's buffers hold what `write_buffers_` wrote there.
+def is_as_written(module: nn.Module, *names: str) -> bool:
+    """Whether a module's buffers hold what `write_buffers_` wrote there, these names among them.
 
     `copy.deepcopy` and pickle keep the mark; a state dict does not.
     """
     mark: dict[str, float] | None = getattr(module, _MARK, None)
     return mark is not None and all(
-        math.isclose(_sum(getattr(module, name)), written, rel_tol=1e-3, abs_tol=1e-6) for name, written in mark.items()
+        math.isclose(_sum(getattr(module, name)), written, rel_tol=1e-3, abs_tol=1e-6)
+        for name, written in (dict.fromkeys(names, math.nan) | mark).items()
+        if name != _COUNT
     )
+
+
+def written_left(norm: nn.Module, name: str) -> float:
+    """How much of what `write_buffers_` wrote is left in a norm's moving average that was trained on since, 0 to 1.
+
+    >>> norm = nn.BatchNorm1d(2, momentum=0.5)
+    >>> _ = write_buffers_({(norm, "running_var"): torch.full((2,), 9.0)})
+    >>> _ = norm(torch.randn(8, 2))
+    >>> written_left(norm, "running_var")
+    0.5
+    """
+    if is_as_written(norm, name):
+        return 1.0
+    mark: dict[str, float] = getattr(norm, _MARK, None) or {}
+    count, momentum = getattr(norm, _COUNT, None), getattr(norm, "momentum", 0)
+    if name not in mark or _COUNT not in mark or count is None or float(count) <= mark[_COUNT] or momentum == 0:
+        return 0.0
+    return mark[_COUNT] / float(count) if momentum is None else (1 - momentum) ** (float(count) - mark[_COUNT])
 
 
 def marks_of(model: nn.Module) -> dict[str, dict[str, float]]:
     """What `is_as_written` goes by, of all modules whose buffers are as written, by path: to be saved with them."""
-    return {path: dict(getattr(module, _MARK)) for path, module in model.named_modules() if is_as_written(module)}
+    return {path: dict(getattr(module, _MARK)) for path, module in _modules(model).items() if is_as_written(module)}
 
 
 def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
@@ -90,12 +113,17 @@ def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
     >>> is_as_written(other)
     True
     """
-    modules = dict(model.named_modules())
+    modules = _modules(model)
     for path, mark in marks.items():
         if path in modules:
             modules[path].__dict__[_MARK] = {
                 name: value for name, value in mark.items() if hasattr(modules[path], name)
             }
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules by their paths in the model as it is without torch.compile."""
+    return {path.replace("_orig_mod.", ""): module for path, module in model.named_modules()}
 
 
 def _sum(tensor: Tensor) -> float:

@@ -80,8 +80,8 @@ def evaluate(
         score: called as `score(outputs, targets)` with what the model returned, and the whole batch where it is not
             clear what the targets are; returns a number, lower is better, of which the mean over samples is taken. If
             None, the loss that the model returns, or the log loss of class labels (those of -100 left out) by outputs
-            that are logits, or the squared error of floating targets of the outputs' shape, ones aside; where outputs
-            and targets are several, the sum.
+            that are logits or probabilities, or the squared error of floating targets of the outputs' shape, ones
+            aside; where outputs and targets are several, the sum.
         forward: how to run a batch: `lambda model, batch: ...`; as `model(inputs)` or by name if None.
 
     Returns:

@@ -63,7 +63,8 @@ class Loss:
 def losses(outputs: Any, targets: Any, samples: int) -> list[list[Loss]]:
     """For each target of a batch the losses that may be meant, of which `meant` tells; none if there is a doubt.
 
-    The model's own loss, if it returns one; of class labels the log loss; of floating targets of the outputs' shape
+    The model's own loss, if it returns one; of class labels the log loss, by outputs that are logits or
+    probabilities; of floating targets of the outputs' shape
     the squared error. Several targets are compared with as many outputs, or with the outputs of their names; one is
     compared with "logits" or the like, or with the one output that fits; of a tuple's of one shape, with the first.
 
@@ -176,7 +177,8 @@ def _log_loss(logits: Tensor, labels: Tensor) -> Loss | None:
     axes = [
         axis
         for axis in {1, logits.ndim - 1}
-        if axis > 0 and logits.shape[axis] > 1 and (*logits.shape[:axis], *logits.shape[axis + 1 :]) == labels.shape
+        if 0 < axis < logits.ndim and (*logits.shape[:axis], *logits.shape[axis + 1 :]) == labels.shape
+        if logits.shape[axis] > 1
     ]
     if len(axes) != 1:
         return None
@@ -184,6 +186,8 @@ def _log_loss(logits: Tensor, labels: Tensor) -> Loss | None:
     known = labels != _IGNORED
     if not known.all():
         rows, labels = rows[known], labels[known]
+    if (rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all():
+        rows = rows.log()  # they are probabilities
     beyond = labels[(labels < 0) | (labels >= rows.shape[1])]
     if len(beyond):
         raise BatchError(

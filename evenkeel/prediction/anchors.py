@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.model.buffers import is_as_written
+from evenkeel.model.buffers import written_left
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
-from evenkeel.statistics.stored_values import MUCH, history_of, initial_left
+from evenkeel.statistics.stored_values import MUCH, counted, history_of, initial_left, misleading_counts
 from evenkeel.theory.li2018 import dropout_noise
 
 WRITTEN = "as reestimate_ or correct_ wrote it since training: the noise of dropout is out already"
+_MIXED = 0.25  # of what was written: with more of it left, to take all noise out would take out too much
 _LEAST = 1e-3  # of what a norm stores: what its dropout was fed at least, where a moving average says less
 
 
@@ -44,10 +45,13 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     """Norms whose statistics cannot be trusted, by path, each with the reason."""
     calls = Counter(layer.module for layer in graph.of(Kind.NORM))
     frozen = {layer.module for layer in graph if layer.frozen}
+    misleading = misleading_counts(norms.values())
     reasons: dict[str, str] = {}
     for path, norm in norms.items():
-        if is_as_written(norm):
+        if (written := written_left(norm, "running_var")) == 1:
             reasons[path] = WRITTEN
+        elif written > _MIXED:
+            reasons[path] = f"{written:.0%} of what reestimate_ or correct_ wrote is left: train on, or repair by data"
         elif is_untrained(norm):
             reasons[path] = "untrained: it stores no statistics yet"
         elif not pools_batch(norm):
@@ -56,7 +60,7 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
             reasons[path] = f"its statistics are of {calls[norm]} calls together"
         elif norm in frozen:
             reasons[path] = FROZEN
-        elif (left := initial_left(norm) or 0.0) > MUCH:
+        elif (left := initial_left(norm) or 0.0) > MUCH and counted(norm) not in misleading:
             reasons[path] = f"stale: {left:.0%} of the initial statistics is left after {history_of(norm)}"
     return reasons
 

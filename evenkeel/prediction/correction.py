@@ -111,7 +111,7 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
     with unwrapped(model) as whole:
         norms = norms_of(whole)
-        if all(map(is_as_written, norms.values())):
+        if all(is_as_written(norm, "running_var") for norm in norms.values()):
             raise ModelError(
                 "nothing is left to correct: reestimate_ or correct_ has taken the noise of dropout out of all "
                 f"{len(norms)} norms since training; call undo() first, or load what training left"

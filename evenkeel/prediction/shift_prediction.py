@@ -16,6 +16,7 @@ from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
+from evenkeel.model.buffers import is_as_written
 from evenkeel.model.flags import set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
@@ -66,7 +67,8 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     identity `Var_train(w.x) = Var_eval(w.x) + p / (1 - p) sum_i w_i^2 E x_i^2`, of which Li et al. (2018), equations 8
     and 14, are special cases. Norms that store nothing yet are predicted from the initialization: `running_var` is
     then what they would store of standardized inputs, and so are those that store what cannot be (NaN, infinite or
-    negative), whose rows say so in `bad`. The model is restored.
+    negative), whose rows say so in `bad`. Norms that `reestimate_` or `correct_` has written are predicted as even. The
+    model is restored.
 
     Inputs are assumed to be smooth random fields of varying contrast, roughly like images. Behind the first norm this
     matters little, since its statistics are those of the data.
@@ -102,13 +104,14 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
                 norms[path].reset_running_stats()
             found = predict(prediction_inputs(plain, graph, norms), SamplingPlan(seed=seed))
         unsure = found.unsure | foreign_norms(plain) | faults
+        repaired = {path for path, norm in norms.items() if is_as_written(norm, "running_var")}
     rows = [
         ShiftRow(
             path,
             math.nan if path in faults else float(channels.train_var.mean()),
-            float(channels.eval_var.mean()),
+            float((channels.train_var if path in repaired else channels.eval_var).mean()),
             feeding(found.graph, norms[path]),
-            tuple((layer, 100 * share) for layer, share in found.causes[path].items()),
+            () if path in repaired else tuple((layer, 100 * share) for layer, share in found.causes[path].items()),
             initial_left=initial_left(norms[path]),
             bad=faults.get(path, ""),
         )

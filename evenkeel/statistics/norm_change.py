@@ -17,7 +17,7 @@ class NormChange:
     Attributes:
         path: the norm's path in the model.
         before, after: its running variance, averaged over channels.
-        moved: the largest move of a channel's running mean, in standard deviations as stored before.
+        moved: the largest move of a channel's running mean, in standard deviations as stored before, eps included.
         standard_error: of `after`, relative to it; NaN where it is not known.
         chance: how much of the squared distance between the statistics measured and those found, of means in deviations
             and of log variances, is to be expected of so few data by chance, 0 to 1; 0 where it is not known.
@@ -40,7 +40,7 @@ class NormChange:
             [t.detach().double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
             for name in ("running_mean", "running_var")
         )
-        moved = float(((mean - old_mean).abs() / old_var.clamp_min(1e-300).sqrt()).max())
+        moved = float(((mean - old_mean).abs() / (old_var.clamp_min(0) + norm.eps).sqrt()).max())
         return cls(path, float(old_var.mean()), float(var.mean()), moved, standard_error, chance)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal
@@ -133,6 +133,9 @@ def reestimate_(
         raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
     if score is not None and held_out is None:
         raise EvenkeelError("score says how to judge held-out data, and there are none: pass held_out=")
+    if isinstance(held_out, Iterator):
+        what = type(held_out).__name__
+        raise BatchError(f"held_out is scored twice, and a {what} is used up by then: pass a list or a DataLoader")
     judge = None if held_out is None else partial(evaluate, batches=held_out, score=score, forward=forward)
     with unwrapped(model) as plain:
         free, untouched = _divide(plain)

@@ -19,7 +19,10 @@ from evenkeel.statistics.shift_report import ShiftRow
 from evenkeel.statistics.stored_values import MUCH, batches_in, fault_of, history_of, initial_left
 
 _NAMED = 0.03  # log ratio of a part that is worth naming
-_FAR, _FAR_BEHIND = math.log(1.5), math.log(2.5)  # log ratios that show other data, the second behind other norms
+# Log ratios that show other data, the second behind other norms, or of averages over much of the training.
+_FAR, _FAR_BEHIND = math.log(1.5), math.log(2.5)
+_LITTLE = 1e-3  # of the initial statistics: with more of them left, an average is over much of the training
+_MOST = 0.7  # with more left, the rest tells little
 _OFF, _OFF_BEHIND = 0.5, 1.0  # the same of means, in deviations
 _MOST_OFF = 5  # that a single channel counts for, such as one that was dead in training
 _SIGMAS = 4  # standard errors that they must exceed
@@ -125,20 +128,24 @@ class ShiftCauses:
             return "statistics of batches of one sample"
         if norm in self.frozen:
             return FROZEN
-        if (row.initial_left or 0.0) <= MUCH and self._is_other(row, met):
-            return "not the data of training, or weights changed since"
+        uncounted = ", or too few updates, which were not counted" if row.initial_left is None else ""
+        if self._is_other(row, met):
+            return f"not the data of training, or weights changed since{uncounted}"
         if batches_in(norm) < _FEW:
             return f"statistics of some {batches_in(norm):.1f} batches alone, {history_of(norm)}"
         if row.dropouts and self.passes.noisy is None:
             return "dropout, or other batches or weights"
-        uncounted = ", or too few updates, which were not counted" if row.initial_left is None else ""
         return f"other batches or weights{uncounted}"
 
     def _is_other(self, row: ShiftRow, met: Population) -> bool:
         """Whether a norm meets other data than in training, with or without noise; this is noted."""
         norm, standing = self.norms[row.path], self.passes.standing[row.path]
+        first, left = norm in self._first, row.initial_left or 0.0
+        averaged = norm.momentum is None or row.initial_left is None  # over much of the training, as weights changed
+        if left > _MOST or (not first and (averaged or left > _LITTLE)):
+            return False
         mean, variance = _stored(norm)
-        first = norm in self._first
+        mean, variance = mean / (1 - left), ((variance - left) / (1 - left)).clamp_min(0)  # without the initial ones
         if self.passes.is_noisy(row.path) and (not first or (row.dropouts and self.passes.noisy is None)):
             return False
         runs = [run for run in (self.passes.noisy, self.passes.quiet) if run is not None and row.path in run]
@@ -148,9 +155,11 @@ class ShiftCauses:
         off = min(float(one.clamp(max=_MOST_OFF).mean()) for one in moves)
         count = max(self.passes.samples, 2)
         error = max(math.sqrt(2 / count), 0.0 if math.isnan(met.standard_error) else met.standard_error)
-        far = _folded(ratio) > max(_FAR if first else _FAR_BEHIND, _SIGMAS * error)
-        if far or off > max(_OFF if first else _OFF_BEHIND, _SIGMAS / math.sqrt(count)):
-            how = f"meets x{ratio:.3g} the variance it stores, means {row.moved:.1f} deviations off"
+        surely = first and not averaged and left <= MUCH
+        least, least_off = (_FAR, _OFF) if surely else (_FAR_BEHIND, _OFF_BEHIND)
+        if _folded(ratio) > max(least, _SIGMAS * error) or off > max(least_off, _SIGMAS / math.sqrt(count)):
+            variance_of = "it stores" if left <= MUCH else "that it met in training, by what it stores"
+            how = f"meets x{ratio:.3g} the variance {variance_of}, means {row.moved:.1f} deviations off"
             self.other_data[row.path] = how + ("" if self.passes.is_noisy(row.path) else ", and no dropout reaches it")
         return row.path in self.other_data
 

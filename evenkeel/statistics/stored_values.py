@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from evenkeel.model.buffers import is_as_written
 from evenkeel.model.norms import Norm
 
+_SURELY = 0.98
 MUCH = 0.05  # of the initial statistics: with more of them left, what is stored is not what was met
 
 
@@ -53,12 +55,31 @@ def initial_left(norm: Norm) -> float | None:
     assert mean is not None and variance is not None
     if not mean.any() and (variance == 1).all():
         return 1.0
-    if is_as_written(norm):
+    if is_as_written(norm, "running_var"):
         return 0.0
     if count is None or count <= 0 or norm.momentum == 0:
         return None
     left = 0.0 if norm.momentum is None else (1 - norm.momentum) ** int(count)
     return left if variance.min() >= 0.999 * left else 0.0
+
+
+def misleading_counts(norms: Iterable[Norm]) -> set[tuple[float | None, int]]:
+    """Momentums with counts of updates by which too much of the initial statistics would be left in some norm.
+
+    So where statistics were made in another way, such as all averaged, by torch's `update_bn`.
+    """
+    return {
+        key
+        for norm in norms
+        if (key := counted(norm)) and norm.momentum and norm.running_var is not None
+        if (left := (1 - norm.momentum) ** key[1]) > MUCH and norm.running_var.min() < _SURELY * left
+    }
+
+
+def counted(norm: Norm) -> tuple[float | None, int] | None:
+    """A norm's momentum and count of updates; None if they were not counted."""
+    count = norm.num_batches_tracked
+    return None if count is None or count <= 0 else (norm.momentum, int(count))
 
 
 def batches_in(norm: Norm) -> float:
@@ -72,7 +93,7 @@ def batches_in(norm: Norm) -> float:
     19
     """
     count = 0 if norm.num_batches_tracked is None else int(norm.num_batches_tracked)
-    if not count or norm.momentum == 0 or is_as_written(norm):
+    if not count or norm.momentum == 0 or is_as_written(norm, "running_var"):
         return math.inf
     if norm.momentum is None:
         return count

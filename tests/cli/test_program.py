@@ -118,6 +118,27 @@ def test_repair_writes_the_checkpoint_with_only_the_statistics_changed(folder, c
     assert sorted(p.name for p in folder.iterdir() if "tmp" in p.name) == []
 
 
+@pytest.mark.parametrize("given", [("--data", "mynets:batches"), ("--input", "1x8x8")])
+def test_repair_says_what_it_may_harm_once_and_without_a_warning_of_pythons(folder, capsys, recwarn, given):
+    arguments = ("repair", "mynets:net", "--weights", "net.pt", "--out", "new.pt", *given)
+    code, out, err = run(capsys, *arguments)
+    assert code == 0 and err == "" and "regression's error" in " ".join(out.split())
+    assert [warning for warning in recwarn if issubclass(warning.category, ek.StretchWarning)] == []
+    assert "regression's error" in "".join(json.loads(run(capsys, *arguments, "--json")[1])["notes"])
+
+
+def test_a_repaired_checkpoint_passes_the_gate_without_data(folder, capsys):
+    gate = ("shift", "mynets:net", "--input", "1x8x8", "--fail-above", "1.1", "--weights")
+    assert run(capsys, *gate, "net.pt")[0] == 1
+    assert (
+        run(capsys, "repair", "mynets:net", "--data", "digits", "--weights", "net.pt", "--out", "a.pt", "--other-data")[
+            0
+        ]
+        == 0
+    )
+    assert run(capsys, *gate, "a.pt")[0] == 0
+
+
 def test_repair_as_json_without_labels(folder, capsys):
     arguments = ("--weights", "net.pt", "--data", "mynets:batches", "--out", "new.pt", "--json", "--tolerance", "0.5")
     code, out, _ = run(capsys, "repair", "mynets:net", *arguments)

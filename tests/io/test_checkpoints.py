@@ -417,6 +417,15 @@ def test_a_file_may_be_written_over_itself(tmp_path):
         assert is_same(snapshot(again), snapshot(model))
 
 
+@pytest.mark.parametrize("text", ["no JSON", "[1]", '"0.1"', "null", '{"norm": 3}', '{"norm": {"running_var": "x"}}'])
+def test_what_others_keep_under_the_same_name_marks_nothing(tmp_path, text):
+    state = {key: value.clone() for key, value in trained().state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors", {"evenkeel": text})
+    model = Net()
+    Checkpoint.read(tmp_path / "a.safetensors").apply_(model)
+    assert not is_as_written(model.norm)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("prefix", ["", "module."])

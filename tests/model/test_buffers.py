@@ -10,7 +10,7 @@ import torch
 from snapshots import Snapshot
 from torch import nn
 
-from evenkeel.model.buffers import is_as_written, put_back_, write_buffers_
+from evenkeel.model.buffers import is_as_written, mark_, marks_of, put_back_, write_buffers_, written_left
 
 
 def trained():
@@ -116,3 +116,38 @@ def test_tensors_of_inference_mode_are_written_and_put_back():
     assert is_as_written(norm)
     put_back_(held)
     assert norm.running_mean.tolist() == [0, 0, 0]
+
+
+def test_it_is_known_which_buffers_were_among_them():
+    norm = trained()
+    write_buffers_({(norm, "running_mean"): torch.ones(3)})
+    assert is_as_written(norm) and is_as_written(norm, "running_mean") and not is_as_written(norm, "running_var")
+    assert not is_as_written(nn.ReLU(), "running_var")
+
+
+@pytest.mark.parametrize(("momentum", "times", "left"), [(0.1, 3, 0.729), (None, 5, 0.5), (1.0, 1, 0), (0.5, 0, 1)])
+def test_what_training_leaves_of_it_is_told_by_the_count(momentum, times, left):
+    norm = trained()
+    norm.momentum = momentum
+    write_buffers_({(norm, "running_mean"): torch.zeros(3), (norm, "running_var"): torch.full((3,), 0.5)})
+    for _ in range(times):
+        norm(1 + 2 * torch.randn(64, 3))
+    assert written_left(norm, "running_var") == pytest.approx(left)
+    assert written_left(norm, "weight") == written_left(trained(), "running_var") == 0
+
+
+def test_of_other_values_that_were_loaded_nothing_was_written():
+    norm = written()
+    norm.load_state_dict(trained().state_dict())
+    assert written_left(norm, "running_var") == 0
+
+
+def test_marks_go_by_paths_without_those_of_compilation():
+    compiled, plain = nn.Module(), nn.Sequential(written())
+    compiled._orig_mod = copy.deepcopy(plain)
+    assert list(marks_of(compiled)) == list(marks_of(plain)) == ["0"]
+    other = nn.Module()
+    other._orig_mod = nn.Sequential(nn.BatchNorm1d(3))
+    other._orig_mod.load_state_dict(plain.state_dict())
+    mark_(other, marks_of(plain))
+    assert is_as_written(other._orig_mod[0])

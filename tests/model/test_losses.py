@@ -25,6 +25,8 @@ Named = namedtuple("Named", "logits aux")
 LOG, SQUARED = F.cross_entropy(LOGITS, LABELS), F.mse_loss(VALUES[:, 0], TARGETS)
 CASES = {
     "classes": (LOGITS, LABELS, "log loss", LOG),
+    "classes, probabilities": (LOGITS.softmax(1), LABELS, "log loss", LOG),
+    "pixels, probabilities": (MAPS.softmax(1), MASKED, "log loss", F.cross_entropy(MAPS, MASKED)),
     "classes, labels (N, 1)": (LOGITS, LABELS[:, None], "log loss", LOG),
     "classes, labels of a byte": (LOGITS, LABELS.byte(), "log loss", LOG),
     "two classes, labels of a bit": (
@@ -66,6 +68,7 @@ CASES = {
 }
 DOUBTS = {
     "one logit, labels": (VALUES, LABELS % 2),
+    "one logit, no axis for it": (VALUES[:, 0], LABELS % 2),
     "one logit, labels (N, 1)": (VALUES, LABELS[:, None] % 2),
     "several logits, labels of each": (LOGITS, torch.ones(N, 3, dtype=torch.long)),
     "classes in floats": (LOGITS, LABELS.float()),

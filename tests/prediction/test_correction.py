@@ -242,6 +242,38 @@ def test_errors_leave_the_model_as_found(change, options, error, message):
     assert snapshot.changes() == []
 
 
+@pytest.mark.parametrize(("steps", "left"), [(0, True), (3, True), (40, False)])
+def test_what_was_repaired_is_left_alone_until_training_has_replaced_it(steps, left):
+    model, x = net(), random_field((2048, 8))
+    ek.reestimate_(model, [x])
+    for norm in (model[1], model[5], model[9]):
+        norm.momentum = 0.1
+    for _ in range(steps):
+        model.train()(x)
+    if not steps:
+        with pytest.raises(ek.ModelError, match="nothing is left to correct"):
+            ek.correct_(model, torch.zeros(1, 8))
+        return
+    done = ek.correct_(model, torch.zeros(1, 8))
+    assert ("5" in done.untouched) is ("9" in done.untouched) is left
+    assert not left or done.untouched["5"].startswith("73% of what reestimate_ or correct_ wrote is left")
+
+
+def test_where_means_alone_were_written_the_noise_is_in_yet():
+    model, x = net(), random_field((4096, 8))
+    ek.reestimate_(model, [x], stats="mean")
+    assert len(ek.correct_(model, torch.zeros(1, 8))) == 3
+    assert median_shift(model, x) < 0.1
+
+
+def test_statistics_that_were_all_averaged_are_not_stale_whatever_momentum_and_count_say():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    torch.optim.swa_utils.update_bn(torch.randn(8, 512, 8) * torch.tensor([0.3, *[3.0] * 7]), model)
+    assert model[4].running_var.min() < 0.9**8 or model[1].running_var.min() < 0.9**8
+    assert "stale" not in str(ek.correct_(model, torch.zeros(1, 8)).untouched)
+
+
 def test_what_was_repaired_before_is_left_alone_and_what_was_trained_on_is_not():
     torch.manual_seed(0)
     model, x = nn.Sequential(), torch.randn(400, 8)

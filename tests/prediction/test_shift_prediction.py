@@ -431,3 +431,11 @@ def test_fifty_layers_take_little_memory():
     finally:
         gc.unfreeze()
     assert max(counts) <= 3
+
+
+def test_of_norms_that_were_repaired_no_shift_is_predicted():
+    model = train_(nn.Sequential(nn.Linear(8, 32), nn.Dropout(0.5), nn.BatchNorm1d(32)), (8,))
+    assert ek.predict_shift(model, torch.zeros(1, 8)).worst > 1.5
+    ek.reestimate_(model, [random_field((2048, 8))])
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    assert report.worst == 1 and report[0].causes == () and "noise of dropout is out already" in report.unsure["2"]

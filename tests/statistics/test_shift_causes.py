@@ -134,6 +134,31 @@ def test_data_of_another_scale_are_told_behind_dropout_too_also_of_a_repaired_mo
         assert next(iter(ek.variance_shift(one, 2.5 * batches).other_data)) == "2"
 
 
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("times", [2, 6])
+def test_data_of_another_scale_are_told_by_statistics_that_are_partly_initial(conv, times):
+    batches = data(conv)
+    model = trained(net(0.3, momentum=0.03, conv=conv), batches, times)
+    assert ek.variance_shift(model, batches).other_data == {}
+    for change in (0.2, 5):
+        report = ek.variance_shift(model, change * batches)
+        assert list(report.other_data) == ["1"] and "by what it stores" in report.accusation
+
+
+@pytest.mark.parametrize("uncounted", [False, True])
+def test_averages_over_all_of_training_accuse_data_only_where_weights_cannot_be_it(uncounted):
+    batches = data()
+    model = trained(net(0.0, momentum=0.1 if uncounted else None), batches)
+    for norm in (model[1], model[5], model[9]):
+        norm.running_var.mul_(2.0)  # as where weights have shrunk
+        if uncounted:
+            norm.num_batches_tracked.zero_()
+    report = ek.variance_shift(model, batches)
+    assert report.other_data == {} and ("not counted" in report[0].why) is uncounted
+    report = ek.variance_shift(model, 4 * batches)
+    assert list(report.other_data) == ["1"] and ("not counted" in report[0].why) is uncounted
+
+
 def test_few_samples_accuse_nobody():
     batches = data()
     model = trained(net(0.0), batches)

@@ -42,7 +42,7 @@ _EVEN = 1.1  # folded ratio
 @rule("EK102", guideline="hendrycks2016")
 def statistics_carry_dropout(context: Context) -> Iterator[Finding]:
     """The norm whose statistics are furthest from what it reads in eval mode."""
-    norms = [x for x in context.graph.of(Kind.NORM) if x.module and not is_as_written(x.module)]
+    norms = [x for x in context.graph.of(Kind.NORM) if x.module and not is_as_written(x.module, "running_var")]
     if not norms or not any(layer.drops or layer.p for layer in context.graph) or context.prediction is None:
         return
     unsure = {*context.distrusted, *context.prediction.unsure}
