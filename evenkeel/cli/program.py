@@ -10,7 +10,7 @@ from dataclasses import replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -242,6 +242,13 @@ def repair(
     scale: Scale = None,
     transform: Transform = None,
     tolerance: Annotated[float | None, typer.Option(help="Stop at this relative standard error, such as 0.01.")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="How many samples the stored statistics count for; or auto: as their errors say.")
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Labelled data, named as for --data: nothing is written unless the loss on them gets lower."),
+    ] = None,
     other_data: Annotated[
         bool, typer.Option("--other-data", help="Repair by data that are not those of training, too.")
     ] = False,
@@ -254,6 +261,7 @@ def repair(
     statistics are those of its training, and have not been repaired before.
 
     Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data.
+    Where outputs count themselves, as in a regression, let --held-out decide.
     """
     from rich.console import Console, Group
 
@@ -269,13 +277,18 @@ def repair(
     model = _model(target, arg, None)
     checkpoint.apply_(model)
     preprocessing = {"--mean": mean, "--std": std, "--scale": scale, "--transform": transform}
+    judging = None
+    if held_out is not None:
+        found = _load(held_out, input_shape, data_dir, download, batch_size, preprocessing)
+        judging = found.train if found.test is None else found.test
     if data is None:
-        unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--data-dir": data_dir, **preprocessing}
-        _refuse_unused(unused)
-        shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT))
+        unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--prior": prior}
+        _refuse_unused(unused if held_out else {**unused, "--data-dir": data_dir, **preprocessing})
+        shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT), judging)
     else:
         given = _load(data, input_shape, data_dir, download, batch_size, preprocessing)
-        shown, result = reestimated(model, given, max_batches, tolerance, other_data=other_data)
+        options = {"max_batches": max_batches, "tolerance": tolerance, "prior": _prior(prior)}
+        shown, result = reestimated(model, given, options, judging, other_data=other_data)
     page = Console(record=True, file=io.StringIO(), width=120)
     page.print(shown)
     if html is None:
@@ -285,6 +298,15 @@ def repair(
             temporary.write_text(page.export_html(), encoding="utf-8")
             checkpoint.write(out, model)
     _show({"out": str(out), **result} if as_json else Group(shown, f"written: {out}"))
+
+
+def _prior(text: str | None) -> float | Literal["auto"]:
+    if text is None or text == "auto":
+        return text or 0
+    try:
+        return float(text)
+    except ValueError:
+        raise EvenkeelError(f"--prior is a number of samples, or auto, not {text!r}") from None
 
 
 def _model(target: str, arg: list[str] | None, weights: Path | None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,20 +31,29 @@ _CHECK = (
 
 
 def reestimated(
-    model: nn.Module, given: Data, max_batches: int | None, tolerance: float | None, *, other_data: bool
+    model: nn.Module, given: Data, options: dict[str, Any], judging: Iterable[Any] | None, *, other_data: bool
 ) -> tuple[RenderableType, dict[str, Any]]:
     """Repair a model by data: what to print, and the same as plain data.
 
+    Args:
+        model: the model, changed in place.
+        given: the data.
+        options: of `reestimate_`: max_batches, tolerance and prior.
+        judging: held-out batches on which the loss must get lower, if any.
+        other_data: whether the data may be others than those of training.
+
     Raises:
-        EvenkeelError: the data are not those of training, and this was not allowed by `other_data`.
+        EvenkeelError: the data are not those of training, or the repair does not help.
     """
+    max_batches = options["max_batches"]
     before = _judge(model, given, max_batches, "measuring before")
     if before.shift.other_data and not other_data:
         raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {_CHECK}")
     bar = Bar(given.train, "re-estimating", total=max_batches)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)  # it is in the notes
-        done = reestimate_(model, bar, max_batches=max_batches, tolerance=tolerance)
+        done = reestimate_(model, bar, **options, held_out=judging, choose="new" if judging is None else "best")
+    _require_better(done.before, done.after)
     after = _judge(model, given, max_batches, "measuring after")
     return _comparison(before, after, done), {
         "batches": done.batches,
@@ -58,18 +68,32 @@ def reestimated(
     }
 
 
-def corrected(model: nn.Module, example: Tensor) -> tuple[RenderableType, dict[str, Any]]:
-    """Repair a model without data: what to print, and the same as plain data."""
+def corrected(
+    model: nn.Module, example: Tensor, judging: Iterable[Any] | None
+) -> tuple[RenderableType, dict[str, Any]]:
+    """Repair a model without data: what to print, and the same as plain data.
+
+    Raises:
+        EvenkeelError: nothing can be corrected, or the repair does not help on held-out batches, if there are any.
+    """
     graph = trace(model, example)
     before = predict_shift(model, graph)
+    scores = [None if judging is None else evaluate(model, judging)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)
         done = correct_(model, graph)
     if not len(done):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
+    scores.append(None if judging is None else evaluate(model, judging))
+    _require_better(*scores)
     shown = Group("The shift as predicted:\n", before, "", done)
     return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
+
+
+def _require_better(before: Score | None, after: Score | None) -> None:
+    if before is not None and after is not None and not after.is_better_than(before):
+        raise EvenkeelError(f"nothing is written: the held-out loss gets no lower: {before.change_to(after)}")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Measurement:
         entangled: paths of the norms whose statistics are read by anything but their own normalising.
         apart: why batches run one by one; empty if they need not.
         example: the first batch, as the loader gave it.
+        shapes: of the tensors that the model returned last.
         is_doubted: whether batches had been merged before it was found that they must not be.
         is_random: whether the model draws at random in eval mode, too, as far as it was tried.
         is_divisible: whether it is proven that samples can be run in any company.
@@ -104,6 +105,7 @@ class Measurement:
             "a norm normalises by its batch in eval mode, too" if any(map(mixes_batch, model.modules())) else ""
         )
         self.example: Any = None
+        self.shapes: list[torch.Size] = []
         self.is_doubted = False
         self.is_random = False
         self.is_divisible = False
@@ -256,7 +258,8 @@ class Measurement:
             try:
                 on_read = None if self.batches else self.entangled.add
                 with NormCalls(self.norms, self._arrive, on_read):
-                    forward_pass(self.model, self._laid_out(group), group.first, self._forward)
+                    outputs = forward_pass(self.model, self._laid_out(group), group.first, self._forward)
+                self.shapes = [tensor.shape for tensor in tensors(outputs)]
             except (_Retry, RankError):
                 raise
             except BatchError as error:

@@ -192,8 +192,9 @@ def reestimate_(
 
 def _graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: Forward | None) -> LayerGraph | None:
     """The graph of a model that may be no classifier, and has noise; None of others, and of what cannot be read."""
-    batch = measurement.example
-    if batch is None or has_class_labels(batch):
+    batch, shapes = measurement.example, measurement.shapes
+    has_classes = not shapes or any(len(shape) > 1 and max(shape[1:]) > 1 for shape in shapes)
+    if batch is None or (has_classes and has_class_labels(batch)):
         return None
     try:
         return record(model, lambda inputs: (forward or call)(model, inputs), batch)

@@ -1,5 +1,6 @@
 """The program: what it prints, how it exits, and that bad input costs one line and nothing else."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -188,6 +189,58 @@ def test_the_preprocessing_of_training_makes_them_those_of_training(scaled, caps
     assert code == 0 and json.loads(out)["other_data"] == {}
     code, out, _ = run(capsys, "shift", *common, "--json")
     assert code == 0 and list(json.loads(out)["other_data"]) == ["3"]
+
+
+REGRESSION = """
+def regressor():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Dropout(0.5), nn.BatchNorm1d(32), nn.Linear(32, 1))
+
+
+def pairs():
+    x = torch.randn(600, 8, generator=torch.Generator().manual_seed(1))
+    return list(zip(x.split(50), x.sum(1, keepdim=True).split(50)))
+"""
+
+
+@pytest.fixture
+def regression(folder, monkeypatch):
+    """A regression, trained with dropout right before a norm."""
+    (folder / "mynets_regression.py").write_text("import torch\nfrom torch import nn\n" + REGRESSION)
+    monkeypatch.syspath_prepend(str(folder))
+    module = importlib.import_module("mynets_regression")
+    model = module.regressor()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for x, y in module.pairs() * 20:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    torch.save(model.state_dict(), folder / "regressor.pt")
+    yield folder
+    sys.modules.pop("mynets_regression")
+
+
+@pytest.mark.parametrize("given", [("--data", "mynets_regression:pairs"), ("--input", "8")])
+def test_held_out_data_keep_a_regression_from_being_made_worse(regression, capsys, given):
+    arguments = ("repair", "mynets_regression:regressor", "--weights", "regressor.pt", "--out", "new.pt", *given)
+    code, out, err = run(capsys, *arguments, "--held-out", "mynets_regression:pairs")
+    assert code == 2 and out == "" and not (regression / "new.pt").exists()
+    assert len(err.splitlines()) == 1 and "nothing is written: the held-out loss gets no lower: squared error" in err
+    code, out, err = run(capsys, *arguments)
+    assert code == 0 and err == "" and "a regression's error may grow" in " ".join(out.split())
+
+
+def test_the_stored_statistics_may_count_in_repair(folder, capsys):
+    arguments = ("repair", "mynets:net", "--weights", "net.pt", "--data", "digits", "--out", "new.pt", "--json")
+    ratios = []
+    for prior in ("0", "1000", "1e12", "auto"):
+        code, out, _ = run(capsys, *arguments, "--prior", prior)
+        assert code == 0
+        ratios.append(json.loads(out)["after"]["shift"]["rows"][0]["ratio"])
+    before = json.loads(out)["before"]["shift"]["rows"][0]["ratio"]
+    assert ratios[0] == pytest.approx(1, abs=1e-3) and ratios[2] == pytest.approx(before, rel=1e-3)
+    assert before < ratios[1] < ratios[0] and abs(ratios[3] - 1) < 0.05
+    assert run(capsys, *arguments, "--prior", "much")[0] == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0])

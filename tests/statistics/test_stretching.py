@@ -43,6 +43,7 @@ def trained(name):
 TARGETS = {
     "one": torch.randn(400, 1),
     "several": torch.randn(400, 3),
+    "counts": torch.randint(9, (400,)),
     "none": None,
 }
 
@@ -70,7 +71,9 @@ def quiet(verb, *args, **options):
 
 def test_a_classifier_is_not_warned_of():
     labels = torch.randint(3, (400,))
-    assert not quiet(ek.reestimate_, trained("right before"), batches(labels)).notes
+    model = trained("right before")
+    model[3] = nn.Linear(16, 3)
+    assert not quiet(ek.reestimate_, model, batches(labels)).notes
 
 
 def test_where_held_out_data_judge_there_is_no_warning_but_a_note():
@@ -84,7 +87,7 @@ def test_where_a_weight_layer_is_between_or_nothing_shrinks_there_is_no_warning(
         between(X)
     assert not quiet(ek.reestimate_, between, batches(TARGETS["one"])).notes
     model = trained("right before")
-    ek.reestimate_(model, batches(torch.zeros(400, dtype=torch.long)))
+    ek.reestimate_(model, batches(TARGETS["one"]))
     assert not quiet(ek.reestimate_, model, batches(TARGETS["one"])).notes
 
 
