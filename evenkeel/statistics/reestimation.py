@@ -155,17 +155,17 @@ def reestimate_(
             with closing(Bar(batches, "re-estimating", total=max_batches)) as bar:
                 stream = bar if progress else batches
                 settled = settle(measurement, stream, store, max_batches=max_batches, tolerance=tolerance)
-    found = settled.populations
+        found = settled.populations
+        populations = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
+        graph = _graph_of_a_regression(plain, measurement, forward) if _has_shrunk(populations, free) else None
     for path, population in found.items():
         if population.pooled and population.count < 2:
             raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples are needed")
     untouched |= {path: measurement.why_not(path) for path in free if path not in found}
-    populations = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
     errors = {
         path: math.hypot(p.standard_error, settled.doubts[path].mean if path in settled.doubts else 0.0)
         for path, p in found.items()
     }
-    graph = _graph_of_a_regression(plain, measurement, forward) if _has_shrunk(populations, free) else None
     chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
     held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
     changes = [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in found]

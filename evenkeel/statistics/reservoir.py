@@ -68,7 +68,8 @@ class Reservoir:
             each = total / len(self.pieces)
             pieces = _spread(self.pieces, max(fewest, round(len(self.pieces) * min(1.0, each / step))))
             return [piece.thinned(max(int(sum(p.samples for p in pieces) // count), 1)) for piece in pieces]
-        return _spread(self.pieces, max(fewest, ceil(len(self.pieces) / step)))
+        found = _spread(self.pieces, max(fewest, ceil(len(self.pieces) / step)))
+        return self.pieces if len(found) == len(self.pieces) else found
 
     def _thin(self, is_divisible: bool) -> None:
         """Halve what is held."""

@@ -217,17 +217,18 @@ def _adjust(measurement: Measurement, held: Reservoir, store: Store, fewest: int
         settle_on(measurement, groups, store, _MOST_SWEEPS if measurement.is_random else _MOST_ALL, _STILL)
         return {}
     latest, result = old, base
-    in_parts = len(groups) > 1 or any(map(is_repeated, old.values()))
+    in_parts, unrest = len(groups) > 1 or any(map(is_repeated, old.values())), 0.0
     for _ in range(_MOST_SWEEPS if in_parts and not measurement.is_random else 1):
         before, result = result, sweep(measurement, groups, base, (old, latest), store)
         latest = measurement.arrivals
-        if distance_between(result, before) < _SETTLED:
+        unrest = distance_between(result, before) if in_parts else 0.0
+        if unrest < _SETTLED:
             break
     measurement.populations = result
     size = measurement.ranks.largest(sum(group.samples for group in groups if group)) * measurement.ranks.size
     left = math.sqrt(max(1 - size / max(measurement.samples, 1), 0))  # of the data, those that were not among them
     doubts = {path: doubt(old.get(path, ()), latest.get(path, ())) for path in result}
-    return {path: Doubt(left * found.channels, left * found.mean) for path, found in doubts.items()}
+    return {path: Doubt(max(left * found.channels, unrest), left * found.mean) for path, found in doubts.items()}
 
 
 def _settle_on_held(measurement: Measurement, held: Reservoir, store: Store) -> int:

@@ -167,7 +167,9 @@ def test_adjusted_and_corrected_scores_are_those_of_the_verbs(trial):
     net = trial.trained.model(images)
     ek.correct_(net, images.standardize(images.test.images[:2]))
     agree(figures, "corrected", by_hand(net, images, images.test))
-    assert len({figures["test_loss"], figures["adjusted_loss"], figures["corrected_loss"]}) == 3
+    assert figures["test_loss"] != figures["adjusted_loss"]
+    corrected = ek.correct_(trial.trained.model(images), images.standardize(images.test.images[:2]))
+    assert (figures["corrected_loss"] != figures["test_loss"]) == bool(len(corrected))
 
 
 def test_snapshots_are_scored_with_each_kind_of_statistics(trial):

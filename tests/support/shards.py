@@ -16,7 +16,9 @@ import evenkeel as ek
 def build():
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Dropout(0.3))
-    return nn.Sequential(nn.Linear(8, 9), nn.Dropout(0.4), nn.BatchNorm1d(9), nn.ReLU(), block, nn.Linear(9, 3))
+    return nn.Sequential(
+        nn.Linear(8, 9), nn.Dropout(0.4), nn.BatchNorm1d(9, momentum=0.9), nn.ReLU(), block, nn.Linear(9, 3)
+    )
 
 
 def by_layers(model):
