@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -338,9 +339,10 @@ class Measurement:
             return math.inf
         return max(sizes, default=1)
 
-    def _try(self, batch: Any, on_call: OnCall, seed: int = 0) -> None:
+    def _try(self, batch: Any, on_call: OnCall, seed: int = 0, *, is_restored: bool = True) -> None:
         """Run some samples, and leave the model, and the random numbers, as they were."""
-        with restored(self.model, parameters=False), NormCalls(self.norms, on_call):
+        kept = restored(self.model, parameters=False) if is_restored else nullcontext()
+        with kept, NormCalls(self.norms, on_call):
             seed_all(seed)
             forward_pass(self.model, batch, 1, self._forward)
 
@@ -350,8 +352,9 @@ class Measurement:
         tried = sorted({0, count // 3, 2 * count // 3, count - 1})
         few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[i] for i in tried)]
         try:
-            alone = [self._fed(Group((piece,))) for piece in few]
-            together = self._fed(Group(tuple(few)))
+            with restored(self.model, parameters=False):  # once: it is what takes time
+                alone = [self._fed(Group((piece,)), is_restored=False) for piece in few]
+                together = self._fed(Group(tuple(few)), is_restored=False)
         except BatchError as error:
             self._keep_apart(f"two samples of each, {error}")
             return False
@@ -363,7 +366,7 @@ class Measurement:
         self.is_divisible = True
         return True
 
-    def _fed(self, group: Group, seed: int = 0) -> dict[str, list[Fed]]:
+    def _fed(self, group: Group, seed: int = 0, *, is_restored: bool = True) -> dict[str, list[Fed]]:
         """What reaches each norm as samples run that are not counted: statistics, and the kind of number."""
         found: dict[str, list[Fed]] = {}
 
@@ -371,7 +374,7 @@ class Measurement:
             if x.numel():
                 found.setdefault(path, []).append((batch_statistics(x, pooled=pools_batch(norm)), x.dtype))
 
-        self._try(group.batch, on_call, seed)
+        self._try(group.batch, on_call, seed, is_restored=is_restored)
         return found
 
     def _keep_apart(self, reason: str) -> None:

@@ -9,6 +9,7 @@ from evenkeel.model.nested import tensors
 from evenkeel.statistics.batch_merging import Piece
 
 _HELD = 1 << 28  # bytes
+_MOST = 64  # batches that a sample comes from
 
 
 class Reservoir:
@@ -42,11 +43,12 @@ class Reservoir:
         self._added = 0
 
     def add(self, piece: Piece, *, is_divisible: bool) -> None:
-        """Keep a batch, or a part of it, as a copy."""
+        """Keep a batch, or a copy of a part of it."""
         self._added += 1
         if self._added % self._skip:
             return
-        piece = piece.thinned(self._step if is_divisible and piece.form is not None else 1)
+        if self._step > 1 and is_divisible and piece.form is not None:
+            piece = piece.thinned(self._step)
         self.pieces.append(piece)
         self._bytes += _bytes(piece)
         while self._bytes > self._budget and len(self.pieces) > 1:
@@ -64,10 +66,10 @@ class Reservoir:
         if total <= 2 * count:
             return self.pieces
         step = total // count
-        if is_divisible and all(piece.form is not None for piece in self.pieces):
-            each = total / len(self.pieces)
-            pieces = _spread(self.pieces, max(fewest, round(len(self.pieces) * min(1.0, each / step))))
-            return [piece.thinned(max(int(sum(p.samples for p in pieces) // count), 1)) for piece in pieces]
+        if is_divisible:
+            pieces = _spread(self.pieces, min(max(fewest, _MOST), count, len(self.pieces)))
+            if all(piece.form is not None for piece in pieces):
+                return [piece.thinned(max(sum(p.samples for p in pieces) // count, 1)) for piece in pieces]
         found = _spread(self.pieces, max(fewest, ceil(len(self.pieces) / step)))
         return self.pieces if len(found) == len(self.pieces) else found
 

@@ -54,10 +54,3 @@ def test_a_sample_is_about_as_large_as_wanted_and_spread(count, size, wanted, fe
     total = sum(piece.samples for piece in pieces)
     assert total >= min(wanted / 4, count * size)
     assert total <= max(4 * wanted, 2 * fewest * (1 if divisible else size), 2 * size)
-
-
-def test_what_is_held_is_a_copy():
-    held, buffer = Reservoir(), torch.zeros(4, 1)
-    for number in range(3):
-        held.add(Piece(number, buffer.fill_(number), 4), is_divisible=False)
-    assert [float(piece.batch[0]) for piece in held.pieces] == [0, 1, 2]
