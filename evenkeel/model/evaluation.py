@@ -19,7 +19,7 @@ from evenkeel.model.nested import tensors
 from evenkeel.model.restoring import restored
 
 Scorer = Callable[[Any, Any], Any]
-_TARGETS = ("labels", "label", "targets", "target", "y")
+TARGETS = ("labels", "label", "targets", "target", "y")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def evaluate(
 def _targets(batch: Any, outputs: Any, forward: Forward | None) -> Any:
     """A batch's targets; the batch itself if it is not clear which they are."""
     if isinstance(batch, Mapping):
-        return next((batch[name] for name in _TARGETS if name in batch), batch)
+        return next((batch[name] for name in TARGETS if name in batch), batch)
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or (len(batch) > 2 and forward):
         return batch
     several = len(batch) > 2 and isinstance(outputs, (tuple, list)) and len(outputs) == len(batch) - 1

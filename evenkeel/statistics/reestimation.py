@@ -31,6 +31,7 @@ from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import Prior, Weight
 from evenkeel.statistics.reestimation_report import Reestimation, largest
 from evenkeel.statistics.settling import Settled, settle
+from evenkeel.statistics.stored_values import faults_in
 from evenkeel.statistics.stretching import has_class_labels, stretched, warn
 
 _HELD = (
@@ -225,19 +226,9 @@ def _found_in(norm: Norm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
-def _unusable_in(norm: Norm) -> list[str]:
-    """Which of a norm's statistics are not finite, or negative variances."""
-    mean, variance = _found_in(norm)
-    usable = {
-        "running_mean": mean.isfinite().all(),
-        "running_var": variance.isfinite().all() and (variance >= 0).all(),
-    }
-    return [name for name, holds in usable.items() if not holds]
-
-
 def _require_cured(norms: Mapping[str, Norm], names: Sequence[str]) -> None:
     for path, norm in norms.items():
-        for name in _unusable_in(norm):
+        for name in faults_in(norm):
             if name not in names:
                 raise ModelError(f"{name} of {path!r} is not usable, and stays so: pass stats='both'")
 
@@ -245,7 +236,7 @@ def _require_cured(norms: Mapping[str, Norm], names: Sequence[str]) -> None:
 def _set_usable_(norms: Iterable[Norm]) -> None:
     """Give norms that store what is not finite, or negative variances, those of a new norm to begin with."""
     for norm in norms:
-        if _unusable_in(norm):
+        if faults_in(norm):
             mean, variance = _found_in(norm)
             write_(mean, torch.zeros_like(mean))
             write_(variance, torch.ones_like(variance))

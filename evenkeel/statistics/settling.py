@@ -13,14 +13,13 @@ from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.population import Population
 from evenkeel.statistics.reservoir import Reservoir
 from evenkeel.statistics.small_steps import step_by_step
-from evenkeel.statistics.sweeps import Doubt, Store, distance_between, doubt, is_repeated, settle_on, sweep
+from evenkeel.statistics.sweeps import KNOWN, Doubt, Store, distance_between, doubt, is_repeated, settle_on, sweep
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
 _ENOUGH = 64  # how many times more samples there may be than those that show how statistics change
 _MANY = 1024  # samples that show it where it is harder to know
 _FEWEST = 8  # batches that these must come from: samples of one may be alike
-_KNOWN = 4  # parts of the data from which the variance between them says enough
 _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
 _MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
 _MOST_PASSES = 12
@@ -256,7 +255,7 @@ def _wanted(measurement: Measurement, tolerance: float | None) -> float:
     if tolerance is None:
         return math.inf
     populations = measurement.populations.values()
-    errors = [p.standard_error for p in populations if p.parts >= _KNOWN]
+    errors = [p.standard_error for p in populations if p.parts >= KNOWN]
     left = measurement.samples * ((max(errors) / tolerance) ** 2 - 1) if len(errors) == len(populations) else 0.0
     return max(_FIRST, measurement.samples / _GROWTH, min(left / 2, measurement.samples)) / measurement.ranks.size
 
@@ -264,4 +263,4 @@ def _wanted(measurement: Measurement, tolerance: float | None) -> float:
 def _is_within(measurement: Measurement, tolerance: float | None) -> bool:
     """Whether every norm's relative standard error is known, and within the tolerance."""
     populations = measurement.populations.values()
-    return tolerance is not None and all(p.parts >= _KNOWN and p.standard_error <= tolerance for p in populations)
+    return tolerance is not None and all(p.parts >= KNOWN and p.standard_error <= tolerance for p in populations)

@@ -12,6 +12,27 @@ _SURELY = 0.98
 MUCH = 0.05  # of the initial statistics: with more of them left, what is stored is not what was met
 
 
+def faults_in(norm: Norm) -> dict[str, str]:
+    """Which of a norm's statistics cannot be, by name, each with what is wrong in words.
+
+    >>> import torch
+    >>> norm = torch.nn.BatchNorm1d(3)
+    >>> norm.running_var[0] = -1.0
+    >>> faults_in(norm)
+    {'running_var': 'running_var holds negative values in 1 of 3 channels'}
+    """
+    found: dict[str, str] = {}
+    for name in ("running_mean", "running_var"):
+        values = getattr(norm, name)
+        kinds = {"NaN": values.isnan(), "infinite values": values.isinf()}
+        if name == "running_var":
+            kinds["negative values"] = (values < 0) & values.isfinite()
+        counts = [f"{what} in {int(where.sum())}" for what, where in kinds.items() if where.any()]
+        if counts:
+            found[name] = f"{name} holds {' and '.join(counts)} of {len(values)} channels"
+    return found
+
+
 def fault_of(norm: Norm) -> str:
     """What among the values that a norm stores cannot be, in words; nothing if all can.
 
@@ -21,16 +42,7 @@ def fault_of(norm: Norm) -> str:
     >>> fault_of(norm)
     'running_var holds NaN in 1 and negative values in 1 of 3 channels'
     """
-    found: list[str] = []
-    for name in ("running_mean", "running_var"):
-        values = getattr(norm, name)
-        kinds = {"NaN": values.isnan(), "infinite values": values.isinf()}
-        if name == "running_var":
-            kinds["negative values"] = (values < 0) & values.isfinite()
-        counts = [f"{what} in {int(where.sum())}" for what, where in kinds.items() if where.any()]
-        if counts:
-            found.append(f"{name} holds {' and '.join(counts)} of {len(values)} channels")
-    return "; ".join(found)
+    return "; ".join(faults_in(norm).values())
 
 
 def initial_left(norm: Norm) -> float | None:

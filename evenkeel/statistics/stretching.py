@@ -13,11 +13,11 @@ from torch import Tensor
 from evenkeel.errors import StretchWarning
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.queries import right_before
+from evenkeel.model.evaluation import TARGETS
 from evenkeel.model.norms import Norm
 from evenkeel.statistics.norm_change import NormChange
 
 _EVEN = 1.05  # times larger
-_LABELS = ("labels", "label", "targets", "target", "y")
 
 
 def stretched(graph: LayerGraph, norms: Mapping[str, Norm], changes: Iterable[NormChange]) -> str:
@@ -61,7 +61,7 @@ def has_class_labels(batch: Any) -> bool:
     (True, False)
     """
     if isinstance(batch, Mapping):
-        target = next((batch[name] for name in _LABELS if name in batch), None)
+        target = next((batch[name] for name in TARGETS if name in batch), None)
     else:
         target = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if isinstance(target, (tuple, list)):  # of detectors, an entry a sample

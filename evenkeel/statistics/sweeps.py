@@ -16,7 +16,7 @@ from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Arrivals, Call, Measurement
 from evenkeel.statistics.population import Population
 
-_KNOWN = 4  # parts of the data from which the variance between them says enough
+KNOWN = 4  # parts of the data from which the variance between them says enough
 Store = Callable[[str, Population, float], None]  # path, population, of how many samples
 
 
@@ -126,7 +126,7 @@ def doubt(old: Sequence[Call], new: Sequence[Call]) -> Doubt:
     Infinite where too few batches tell.
     """
     before, after = _by_number(old), _by_number(new)
-    if len(before) < _KNOWN or before.keys() != after.keys():
+    if len(before) < KNOWN or before.keys() != after.keys():
         return Doubt(math.inf, math.inf)
     (n, mean, squares), (_, new_mean, new_squares) = _columns(before), _columns(after)
     total = n.sum()

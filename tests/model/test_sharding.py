@@ -1,16 +1,11 @@
 """gathered: what FSDP2 shards is a plain model for the time of a verb, and as it was afterwards."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import shards
 import torch
-from paths import ROOT, SUPPORT
+from processes import launched
 from snapshots import Snapshot
 from torch import distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -185,18 +180,6 @@ def test_tensor_parallel_shards_are_refused():
 
 @pytest.mark.slow
 def test_every_verb_in_two_processes(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    paths = os.pathsep.join(map(str, (ROOT, *sys.path)))
-    done = subprocess.run(
-        [*command, SUPPORT / "shards.py", tmp_path],
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for rank in range(2):
-        found = json.loads(Path(tmp_path, f"{rank}.json").read_text())
+    for found in launched("shards.py", 2, tmp_path):
         assert len(found) == len(shards.MODELS) * len(shards.VERBS)
         assert {case: said for case, said in found.items() if said} == {}

@@ -1,14 +1,10 @@
 """Under torch.distributed, all ranks end alike, and like one process that sees all batches; started with torchrun."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from paths import ROOT, SUPPORT
+from processes import launched
 from ranks import batches, build, norms_of
 
 import evenkeel as ek
@@ -39,20 +35,7 @@ CASES = {
 
 def run(cases, processes, folder):
     """What each rank found, case by case."""
-    script = SUPPORT / "ranks.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    paths = os.pathsep.join(map(str, (ROOT, *sys.path)))
-    done = subprocess.run(
-        [*command, script, json.dumps(cases), folder],
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(processes)]
-    return list(zip(*found, strict=True))
+    return list(zip(*launched("ranks.py", processes, folder, json.dumps(cases)), strict=True))
 
 
 def agree(found, expected):
