@@ -77,6 +77,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _NEEDS_INPUT = "without --data, --input must give the shape of one input, such as 3x224x224"
 
 
+class Unsure(Enum):
+    """What `evenkeel repair` does with norms that it is not sure of."""
+
+    leave = "leave"
+    write = "write"
+
+
 class Format(Enum):
     """How findings are printed."""
 
@@ -252,6 +259,9 @@ def repair(
     other_data: Annotated[
         bool, typer.Option("--other-data", help="Repair by data that are not those of training, too.")
     ] = False,
+    unsure: Annotated[
+        Unsure, typer.Option(help="What to do with norms of which it is not sure that new statistics are better.")
+    ] = Unsure.leave,
     html: Annotated[Path | None, typer.Option(help="Also write what is printed as one HTML page.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -287,7 +297,12 @@ def repair(
         shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT), judging)
     else:
         given = _load(data, input_shape, data_dir, download, batch_size, preprocessing)
-        options = {"max_batches": max_batches, "tolerance": tolerance, "prior": _prior(prior)}
+        options = {
+            "max_batches": max_batches,
+            "tolerance": tolerance,
+            "prior": _prior(prior),
+            "unsure": unsure.value,
+        }
         shown, result = reestimated(model, given, options, judging, other_data=other_data)
     page = Console(record=True, file=io.StringIO(), width=120)
     page.print(shown)

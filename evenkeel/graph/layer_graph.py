@@ -17,7 +17,7 @@ from evenkeel.graph.kinds import ARGUMENTS, Kind
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.sharding import own_parameter
 
-_RATES = ("p", "drop_prob", "beta", "dropout")  # attributes of modules that hold a drop rate
+RATES = ("p", "drop_prob", "drop_rate", "beta", "dropout")  # attributes of modules that hold a drop rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +246,7 @@ def _state_of(model: nn.Module) -> dict[str, tuple[object, ...]]:
             module,
             module in frozen,
             *(id(own_parameter(p)) for p in module._parameters.values()),
-            *(getattr(module, r, None) for r in _RATES),
+            *(getattr(module, r, None) for r in RATES),
         )
         for path, module in model.named_modules()
     }

@@ -57,7 +57,7 @@ class ReestimationCallback(TrainerCallback):
         self.reestimation: Reestimation | None = None
         self._batches = batches
         self._eval_sets = eval_sets
-        self._options = options
+        self._options: dict[str, Any] = {"unsure": "write"} | options  # frozen ones apart
         self._to_come = 0  # sets still to be evaluated on
         self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which show what is frozen
 

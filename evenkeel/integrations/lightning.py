@@ -63,7 +63,7 @@ class ReestimationCallback(Callback):
         self.reestimation: Reestimation | None = None
         self._batches = batches
         self._run = forward or call
-        self._options = options
+        self._options: dict[str, Any] = {"unsure": "write"} | options  # frozen ones apart
         self._flags: dict[nn.Module, bool] = {}  # train/eval flags in training, which show what is frozen
         self._undo: Callable[[], None] | None = None  # of a validation under way
         self._found: dict[str, Tensor] = {}  # by name, the buffers of training that it replaced

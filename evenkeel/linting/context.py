@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.graph.branches import Branch, branches_of, gating
+from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.tracing import graph_of, prepared, record, runner
 from evenkeel.linting.dropout_reach import DropoutReach, reaches_of
+from evenkeel.linting.findings import Finding
 from evenkeel.model.nested import map_tensors, tensors
-from evenkeel.model.norms import has_running_statistics, norms_of
+from evenkeel.model.norms import Norm, has_running_statistics, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.prediction.anchors import distrust
 from evenkeel.prediction.sampling import SamplingPlan
@@ -92,18 +94,29 @@ class Context:
     @cached_property
     def prediction(self) -> Prediction | None:
         """What norms read in train and in eval mode; None if there are none, or for the reason in `unpredicted`."""
-        if not any(has_running_statistics(module) for module in self.model.modules()):
+        if not self.norms:
             return None
         try:
-            return predict(prediction_inputs(self.model, self.graph, norms_of(self.model)), SamplingPlan())
+            return predict(prediction_inputs(self.model, self.graph, self.norms), SamplingPlan())
         except EvenkeelError as error:
             self.unpredicted.append(str(error))
             return None
 
     @cached_property
+    def norms(self) -> dict[str, Norm]:
+        """The norms with running statistics, by path."""
+        return norms_of(self.model) if any(map(has_running_statistics, self.model.modules())) else {}
+
+    def at_norm(self, path: str, message: str, advice: str) -> Finding:
+        """A finding at a norm, by its path; at its first call, if it is called."""
+        calls = (layer for layer in self.graph.of(Kind.NORM) if layer.module is self.norms[path])
+        layer = next(calls, Layer(path, Kind.NORM, path))
+        return Finding.at(layer, message, advice)
+
+    @cached_property
     def distrusted(self) -> dict[str, str]:
         """Norms whose statistics are not those of training, by path, each with the reason."""
-        return distrust(self.graph, norms_of(self.model))
+        return distrust(self.graph, self.norms)
 
     @cached_property
     def mean_squares(self) -> dict[Layer, MeanSquares]:

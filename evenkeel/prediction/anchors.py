@@ -14,7 +14,15 @@ from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.model.buffers import written_left
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
-from evenkeel.statistics.stored_values import MUCH, counted, history_of, initial_left, misleading_counts
+from evenkeel.statistics.stored_values import (
+    MUCH,
+    NEVER_UPDATED,
+    counted,
+    history_of,
+    initial_left,
+    is_never_updated,
+    misleading_counts,
+)
 from evenkeel.theory.li2018 import dropout_noise
 
 WRITTEN = "as reestimate_ or correct_ wrote it since training: the noise of dropout is out already"
@@ -52,6 +60,8 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
             reasons[path] = WRITTEN
         elif written > _MIXED:
             reasons[path] = f"{written:.0%} of what reestimate_ or correct_ wrote is left: train on, or repair by data"
+        elif is_never_updated(norm):
+            reasons[path] = NEVER_UPDATED
         elif is_untrained(norm):
             reasons[path] = "untrained: it stores no statistics yet"
         elif not pools_batch(norm):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
 from evenkeel.graph.layer_graph import LayerGraph
@@ -31,7 +32,7 @@ from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import Prior, Weight
 from evenkeel.statistics.reestimation_report import Reestimation, largest
 from evenkeel.statistics.settling import Settled, settle
-from evenkeel.statistics.stored_values import faults_in
+from evenkeel.statistics.stored_values import NEVER_UPDATED, faults_in, is_never_updated
 from evenkeel.statistics.stretching import has_class_labels, stretched, warn
 
 _HELD = (
@@ -65,6 +66,7 @@ def reestimate_(
     held_out: Iterable[Any] | None = None,
     score: Scorer | None = None,
     choose: Literal["new", "best"] = "new",
+    unsure: Literal["leave", "write"] = "leave",
 ) -> Reestimation:
     """Replace the running statistics of every norm layer by those of its input with dropout off.
 
@@ -75,7 +77,8 @@ def reestimate_(
     reads once the norms before it normalise by their own new statistics, as they will in eval mode, however small the
     batches. Small batches are merged into large ones, which is exact and faster, within `memory`.
 
-    Norms in eval mode inside a model in train mode are frozen and stay as they are; so do norms that no batch reaches.
+    Norms in eval mode inside a model in train mode are frozen and stay as they are; so do norms that no batch reaches,
+    and, unless told otherwise, those that were never updated though their weight and bias were trained.
     Norms used more than once per pass get the statistics of all uses. Buffers are written in place, after the last
     batch. Train/eval flags, momentum, hooks, `num_batches_tracked` and random states are as found afterwards. On any
     error the model is exactly as it was. On a CPU images are laid out channels-last while measuring, which is faster.
@@ -104,13 +107,17 @@ def reestimate_(
             labels, squared error of floating targets, or the loss that the model returns.
         choose: "best" takes the new statistics back if the held-out loss is not lower with them; NaN is never lower,
             and anything finite is lower than NaN.
+        unsure: what to do with norms that store mean 0 and variance 1 as built, beside trained weights. If training ran
+            them in eval mode these are right, and others ruin the model; if the model is a copy made before training,
+            such as an average of weights, they are wrong. "leave" leaves them, unless `choose="best"` lets held-out
+            data decide; "write" replaces them.
 
     Returns:
         A `Reestimation`, whose `undo()` takes it all back.
 
     Raises:
-        ModelError: the model has no norm with running statistics, or all of them are frozen; or one stores what is not
-            finite where `stats` leaves it.
+        ModelError: the model has no norm with running statistics, or all of them are frozen, or left as they are; or
+            one stores what is not finite where `stats` leaves it.
         BatchError: the batches raised, ran short, were empty or not finite; says which batch and layer.
 
     Warns:
@@ -132,6 +139,8 @@ def reestimate_(
         raise EvenkeelError(f"tolerance must be above 0 and finite, not {tolerance}")
     if choose not in ("new", "best") or (choose == "best" and held_out is None):
         raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
+    if unsure not in ("leave", "write"):
+        raise EvenkeelError(f"unsure must be 'leave' or 'write', not {unsure!r}")
     if score is not None and held_out is None:
         raise EvenkeelError("score says how to judge held-out data, and there are none: pass held_out=")
     if isinstance(held_out, Iterator):
@@ -139,7 +148,8 @@ def reestimate_(
         raise BatchError(f"held_out is scored twice, and a {what} is used up by then: pass a list or a DataLoader")
     judge = None if held_out is None else partial(evaluate, batches=held_out, score=score, forward=forward)
     with unwrapped(model) as plain:
-        free, untouched = _divide(plain)
+        is_told = unsure == "write" or choose == "best" or any(isinstance(m, AveragedModel) for m in model.modules())
+        free, untouched = _divide(plain, leave=not is_told)
         channels = [norm.num_features for norm in free.values()]
         ranks = Ranks(default_group(group), channels=channels, parts=MOST_PARTS)
         blend = Prior(free, prior, ranks)
@@ -307,12 +317,19 @@ def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Held:
     return write_buffers_(values)
 
 
-def _divide(model: nn.Module) -> tuple[dict[str, Norm], dict[str, str]]:
-    """The norms to re-estimate, and those that are frozen, with the reason."""
-    norms = norms_of(model)
-    modules = frozen_in(model)
-    frozen = {path for path, norm in norms.items() if norm in modules}
-    if len(frozen) == len(norms):
+def _divide(model: nn.Module, *, leave: bool) -> tuple[dict[str, Norm], dict[str, str]]:
+    """The norms to re-estimate, and those that are frozen, or left as never updated, with the reason."""
+    norms, modules = norms_of(model), frozen_in(model)
+    untouched = {path: FROZEN for path, norm in norms.items() if norm in modules}
+    if len(untouched) == len(norms):
         raise ModelError(f"all {len(norms)} norms are {FROZEN}: call model.eval() to have them count")
-    untouched = dict.fromkeys(sorted(frozen), FROZEN) | foreign_norms(model)
-    return {path: norms[path] for path in norms if path not in frozen}, untouched
+    if leave:
+        untouched |= {p: NEVER_UPDATED for p, norm in norms.items() if p not in untouched and is_never_updated(norm)}
+    free = {path: norm for path, norm in norms.items() if path not in untouched}
+    if not free:
+        count = sum(reason == NEVER_UPDATED for reason in untouched.values())
+        raise ModelError(
+            f"{count} of {len(norms)} norms, such as {next(iter(norms))!r}: {NEVER_UPDATED}; pass unsure='write' "
+            "(--unsure write) to replace them, or held_out= and choose='best' (--held-out) to let a score decide"
+        )
+    return free, dict(sorted(untouched.items())) | foreign_norms(model)

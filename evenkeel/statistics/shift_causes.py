@@ -16,7 +16,15 @@ from evenkeel.model.norms import Norm
 from evenkeel.statistics.population import Population
 from evenkeel.statistics.shift_passes import Met, Passes
 from evenkeel.statistics.shift_report import ShiftRow
-from evenkeel.statistics.stored_values import MUCH, batches_in, fault_of, history_of, initial_left
+from evenkeel.statistics.stored_values import (
+    MUCH,
+    NEVER_UPDATED,
+    batches_in,
+    fault_of,
+    history_of,
+    initial_left,
+    is_never_updated,
+)
 
 _NAMED = 0.03  # log ratio of a part that is worth naming
 # Log ratios that show other data, the second behind other norms, or of averages over much of the training.
@@ -170,6 +178,8 @@ class ShiftCauses:
         words = {"inherited": "norms upstream", "dropout": noise, "initial": initial, "stored": stored}
         sizes = {name: _folded(part) for name, part in row.parts.items()}
         least = min(_NAMED, max(sizes.values())) if _folded(row.ratio) > _NAMED else _NAMED
+        if is_never_updated(self.norms[row.path]):
+            return f"x{row.ratio:.3g} {NEVER_UPDATED}"
         named = [name for name in sorted(sizes, key=lambda name: -sizes[name]) if sizes[name] >= least]
         if row.path in self.other_data and "stored" not in named:
             named.insert(0, "stored")

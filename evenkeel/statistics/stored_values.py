@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
 from evenkeel.model.buffers import is_as_written
 from evenkeel.model.norms import Norm
 
+NEVER_UPDATED = (
+    "never updated, though its weight and bias were trained: in eval mode, where mean 0 and variance 1 are right, or "
+    "it is a copy made before training, such as an average of weights, and they are wrong"
+)
 _SURELY = 0.98
 MUCH = 0.05  # of the initial statistics: with more of them left, what is stored is not what was met
 
@@ -73,6 +80,28 @@ def initial_left(norm: Norm) -> float | None:
         return None
     left = 0.0 if norm.momentum is None else (1 - norm.momentum) ** int(count)
     return left if variance.min() >= 0.999 * left else 0.0
+
+
+def is_never_updated(norm: Norm) -> bool:
+    """Whether a norm stores what it was built with, though its weight and bias differ between channels, as if trained.
+
+    >>> import torch
+    >>> norm = torch.nn.BatchNorm1d(3)
+    >>> is_never_updated(norm)
+    False
+    >>> _ = torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    >>> is_never_updated(norm)
+    True
+    """
+    trained = all(map(_differs, (norm.weight, norm.bias)))
+    return trained and initial_left(norm) == 1.0 and not is_as_written(norm, "running_var")
+
+
+def _differs(parameter: Tensor | None) -> bool:
+    """Whether a parameter's values differ, which those of no norm do that is newly built."""
+    if parameter is None or parameter.is_meta or is_lazy(parameter):
+        return False
+    return bool((parameter != parameter.flatten()[0]).any())
 
 
 def misleading_counts(norms: Iterable[Norm]) -> set[tuple[float | None, int]]:

@@ -243,6 +243,20 @@ def test_the_stored_statistics_may_count_in_repair(folder, capsys):
     assert run(capsys, *arguments, "--prior", "much")[0] == 2
 
 
+def test_norms_that_were_never_updated_are_repaired_only_if_told(folder, capsys):
+    state = torch.load(folder / "net.pt")
+    for name, values in state.items():
+        if name.startswith("3."):  # the weight and bias are those of training
+            values.copy_(torch.tensor(float(name.endswith("var"))) if "running" in name else torch.randn(values.shape))
+    torch.save(state, folder / "never.pt")
+    arguments = ("repair", "mynets:net", "--weights", "never.pt", "--data", "digits", "--out", "new.pt")
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == "" and "never updated" in err and "--unsure write" in err
+    assert not (folder / "new.pt").exists()
+    code, out, _ = run(capsys, *arguments, "--unsure", "write")
+    assert code == 0 and "x1.00 after" in out
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0])
 def test_repair_mends_statistics_that_cannot_be(folder, capsys, value):
     state = torch.load(folder / "net.pt")

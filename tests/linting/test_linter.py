@@ -279,6 +279,69 @@ def test_rates_from_four_fifths_on_are_found_whatever_the_call(p, count):
         assert len(found(nn.LSTM(8, 8, 2, dropout=p), "EK105", example=torch.zeros(2, 4, 8))) == count
 
 
+# EK106 to EK108: what norms store
+
+
+def of_norms(model, code):
+    return examine(Context(model, X), wanted(None, [code], ()))
+
+
+def as_trained(*norms):
+    """Their weights and biases differ between channels, and nothing is stored yet."""
+    for one in norms:
+        nn.init.normal_(one.weight), nn.init.normal_(one.bias)
+    return nn.Sequential(linear(), *norms, linear())
+
+
+def test_never_updated_norms_are_one_finding():
+    model = as_trained(norm(), norm())
+    (finding,) = of_norms(model, "EK106")
+    assert finding.path == "1" and "2 of 2 norms" in finding.message
+    model[1].train()(torch.randn(64, 8))
+    (finding,) = of_norms(model, "EK106")
+    assert finding.path == "2" and "1 of 2 norms" in finding.message
+
+
+@pytest.mark.parametrize("touch", ["weight", "bias", None])
+def test_norms_that_were_never_trained_are_none(touch):
+    """DCGAN draws weights at random, others set biases: one of the two is no sign of training."""
+    model = nn.Sequential(linear(), norm(), linear())
+    if touch:
+        nn.init.normal_(getattr(model[1], touch))
+    assert not of_norms(model, "EK106")
+    assert not of_norms(nn.Sequential(linear(), nn.BatchNorm1d(8, affine=False)), "EK106")
+
+
+@pytest.mark.parametrize(
+    ("momentum", "message"),
+    [
+        (0.0, "never updated"),
+        (1.0, "last 1.0 batches"),
+        (0.99, "momentum=0.01 if 0.99"),
+        (0.9, "last 1.1 batches"),
+        (0.5, ""),
+        (0.01, ""),
+        (None, ""),
+    ],
+)
+def test_momentums(momentum, message):
+    model = nn.Sequential(linear(), nn.BatchNorm1d(8, momentum=momentum), nn.BatchNorm1d(8, momentum=momentum))
+    findings = of_norms(model, "EK107")
+    assert [f.path for f in findings] == (["1"] if message else [])
+    assert all(message in f"{f.message} {f.advice}" and "2 of 2 norms" in f.message for f in findings)
+    assert not of_norms(nn.Sequential(linear(), nn.BatchNorm1d(8, momentum=momentum).eval()), "EK107")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_statistics_that_cannot_be_are_a_finding_each(value):
+    model = nn.Sequential(linear(), nn.Dropout(), linear(), norm(), nn.Sequential(norm()))
+    model[4][0].running_var[3] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ek.UnpredictedWarning)  # EK102 cannot predict it
+        (finding,) = of_norms(model, "EK108")
+    assert finding.path == "4.0" and "1 of 8 channels" in finding.message
+
+
 # EK4: residual branches
 
 

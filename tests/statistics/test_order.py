@@ -127,7 +127,7 @@ def apart(model, right):
     once=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_statistics_are_those_of_all_data_in_any_order(kind, depth, domains, order, sizes, prior, memory, once, seed):
     torch.manual_seed(seed)
     model, batches = kind(depth), draw_batches(kind, domains, order, sizes, seed)

@@ -209,6 +209,42 @@ def test_a_frozen_norm_is_untouched_and_named():
     assert before.changes(written=("2.running_mean", "2.running_var")) == []
 
 
+def trained_in_eval_mode():
+    """Its weights and biases are those of training, its statistics as built."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    for norm in (model[1], model[4]):
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    return model
+
+
+def test_norms_that_were_never_updated_beside_trained_weights_stay_unless_told_otherwise():
+    model, data = trained_in_eval_mode(), torch.randn(64, 4).split(16)
+    before = Snapshot(model, world=False)
+    with pytest.raises(ek.ModelError, match="2 of 2 norms, such as '1': never updated"):
+        ek.reestimate_(model, data)
+    assert before.changes() == []
+    assert not ek.reestimate_(model, data, unsure="write").untouched
+    assert ek.variance_shift(model, data).worst == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ek.EvenkeelError, match="unsure must be"):
+        ek.reestimate_(model, data, unsure="maybe")
+
+
+def test_one_of_them_among_others_is_left_and_named():
+    model, data = trained_in_eval_mode(), torch.randn(64, 4).split(16)
+    model[1].train()(torch.randn(64, 8))
+    done = ek.reestimate_(model, data)
+    assert [row.path for row in done] == ["1"] and "never updated" in done.untouched["4"]
+    assert not model[4].running_mean.any()
+
+
+def test_an_average_of_weights_or_a_score_that_decides_is_told_enough():
+    data = [(x, torch.randn(16, 8)) for x in torch.randn(64, 4).split(16)]
+    average = torch.optim.swa_utils.AveragedModel(trained_in_eval_mode())
+    assert len(ek.reestimate_(average, data)) == 2
+    judged = ek.reestimate_(trained_in_eval_mode(), data, held_out=data, choose="best")
+    assert judged.before is not None and judged.after is not None
+
+
 def test_in_a_model_in_eval_mode_every_norm_counts():
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
     done = ek.reestimate_(model, 2 + torch.randn(3, 32, 4))

@@ -251,3 +251,16 @@ def test_data_that_are_not_finite_are_to_blame_before_a_norm_that_is_neither():
     batches[2, 3, 4] = math.nan
     with pytest.raises(ek.BatchError, match="batch 3 is not finite at norm '1'"):
         ek.variance_shift(model, batches)
+
+
+def test_statistics_never_updated_beside_trained_weights_are_said_to_be():
+    model, batches = net(), data()
+    assert "initial variance 1, 100% left after 0 updates" in ek.variance_shift(model, batches)[0].why
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    for norm in norms:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    assert all("never updated" in row.why for row in ek.variance_shift(model, batches))
+    predicted = ek.predict_shift(model, batches[0][:2])
+    assert len(predicted.unsure) == len(norms) and all("never updated" in why for why in predicted.unsure.values())
+    left = ek.correct_(model, batches[0][:2]).untouched
+    assert len(left) == len(norms) and all("never updated" in why for why in left.values())

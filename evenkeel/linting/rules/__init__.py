@@ -8,6 +8,10 @@ from evenkeel.linting.rules.ek102_statistics_carry_dropout import statistics_car
 from evenkeel.linting.rules.ek103_initialization_ignores_dropout import initialization_ignores_dropout
 from evenkeel.linting.rules.ek104_op_not_understood import op_not_understood
 from evenkeel.linting.rules.ek105_rate_out_of_sense import rate_out_of_sense
+from evenkeel.linting.rules.ek106_statistics_never_updated import statistics_never_updated
+from evenkeel.linting.rules.ek107_momentum_out_of_sense import momentum_out_of_sense
+from evenkeel.linting.rules.ek108_statistics_that_cannot_be import statistics_that_cannot_be
+from evenkeel.linting.rules.ek109_rate_set_while_training import rate_set_while_training
 from evenkeel.linting.rules.ek201_dropout_before_norm import dropout_before_norm
 from evenkeel.linting.rules.ek202_dropout_reaches_norm import dropout_reaches_norm
 from evenkeel.linting.rules.ek203_dropout_must_stay import dropout_must_stay
@@ -24,6 +28,10 @@ ALL: tuple[Rule, ...] = (
     initialization_ignores_dropout,
     op_not_understood,
     rate_out_of_sense,
+    statistics_never_updated,
+    momentum_out_of_sense,
+    statistics_that_cannot_be,
+    rate_set_while_training,
     dropout_before_norm,
     dropout_reaches_norm,
     dropout_must_stay,
