@@ -13,6 +13,7 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -260,6 +261,7 @@ PARTS = {"cost": run_cost, "reach": run_reach, "memory": run_memory, "truth": ru
 
 def main() -> None:
     torch.set_num_threads(2)
+    warnings.simplefilter("ignore", ek.StretchWarning)  # classifiers all, if on batches without labels
     if sys.argv[1:2] == ["--peak"]:
         print(peak(sys.argv[2], int(sys.argv[3])))
         return
