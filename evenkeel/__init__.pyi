@@ -4,6 +4,7 @@ from .errors import ActivationError as ActivationError
 from .errors import BatchError as BatchError
 from .errors import EvenkeelError as EvenkeelError
 from .errors import ModelError as ModelError
+from .errors import StretchWarning as StretchWarning
 from .errors import TraceError as TraceError
 from .errors import UnappliedWarning as UnappliedWarning
 from .errors import UnpredictedWarning as UnpredictedWarning
