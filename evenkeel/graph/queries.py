@@ -11,10 +11,25 @@ from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
 def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
-    """The dropouts that act on a norm's input: those upstream of its calls, back to the norms before."""
+    """The dropouts and other noise that act on a norm's input: those upstream of its calls, back to the norms before."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
     found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
-    return tuple(dict.fromkeys(layer for layer in found if layer.p or (layer.kind is Kind.DROPOUT and layer.p is None)))
+    noisy = (layer for layer in found if layer.p or layer.kind is Kind.NOISE or (layer.drops and layer.p is None))
+    return tuple(dict.fromkeys(noisy))
+
+
+def is_on_parameters(graph: LayerGraph, layer: Layer) -> bool:
+    """Whether a layer reads parameters alone, as dropout on weights does."""
+    return not any(source.kind is Kind.INPUT for source in (layer, *graph.upstream(layer)))
+
+
+def stays_on(layer: Layer) -> bool:
+    """Whether a layer of a graph recorded in eval mode is noise there, too."""
+    if layer.kind is Kind.OPAQUE:
+        return layer.function == "scaled_dot_product_attention" and bool(layer.p)
+    by_mask = "drop" not in layer.function and layer.module is None
+    training = layer.arguments.get("training", layer.kwargs.get("train"))  # torch.dropout's word
+    return layer.kind is Kind.NOISE or (layer.drops and (by_mask or training is True))
 
 
 def right_before(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:

@@ -101,10 +101,15 @@ def unanchored_dropouts(graph: LayerGraph, known: Mapping[str, Stored]) -> set[L
     return {
         layer
         for layer in graph
-        if (layer.kind is Kind.DROPOUT or layer.p)
+        if (layer.kind is Kind.DROPOUT or layer.p or _is_scaled_noise(layer))
         and not any(source.name in known for source in layer.inputs)
         and any(source.kind is Kind.INPUT for source in graph.upstream(layer, until=Kind.NORM))
     }
+
+
+def _is_scaled_noise(layer: Layer) -> bool:
+    """Whether noise is as strong as a signal makes it; what is added as it is has a strength of its own."""
+    return layer.kind is Kind.NOISE and kind_of_function(layer.function) is not Kind.JOIN
 
 
 def _is_factor(layer: Layer) -> bool:

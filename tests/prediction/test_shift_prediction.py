@@ -253,13 +253,47 @@ def test_what_cannot_be_is_a_finding_that_names_the_norm(name):
         ek.correct_(model, torch.zeros(1, 8))
 
 
-def test_noise_that_may_stay_on_is_said():
-    class Noisy(nn.Module):
-        def forward(self, x):
-            return x + torch.randn_like(x) if self.training else x
+NOISES = {
+    "added": lambda m, x: x + torch.randn_like(x),
+    "added, uniform": lambda m, x: x + 2 * torch.rand_like(x),
+    "a sample": lambda m, x: x + torch.exp(0.3 * m.other(x)) * torch.randn_like(x),
+    "a factor": lambda m, x: x * (1 + torch.randn_like(x)),
+    "on weights, added": lambda m, x: F.linear(x, m.other.weight + 0.1 * torch.randn_like(m.other.weight)),
+    "on weights": lambda m, x: F.linear(x, F.dropout(m.other.weight, 0.5)),
+    "on weights, by a mask": lambda m, x: F.linear(x, m.other.weight * (torch.rand_like(m.other.weight) < 0.7) / 0.7),
+    "on a gate": lambda m, x: m.other(x) * F.dropout(m.gate.sigmoid(), 0.5),
+}
+QUIET = {name: lambda m, x: F.linear(x, m.other.weight) for name in NOISES if name.startswith("on weights")}
+QUIET["on a gate"] = lambda m, x: m.other(x) * m.gate.sigmoid()
 
-    model = train_(nn.Sequential(nn.Linear(8, 8), Noisy(), nn.BatchNorm1d(8)), (8,))
-    assert "eval mode feeds it something else" in ek.predict_shift(model, torch.zeros(1, 8)).unsure["2"]
+
+class Noisy(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.first, self.other, self.gate = nn.BatchNorm1d(32), nn.Linear(32, 32), nn.Parameter(torch.zeros(32))
+        self.linear, self.norm = nn.Linear(32, 64), nn.BatchNorm1d(64, momentum=None)
+        self.noisy, self.quiet = NOISES[name], QUIET.get(name, lambda m, x: x)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.norm(self.linear((self.noisy if self.training else self.quiet)(self, x)))
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_of_training_is_predicted_and_named(name):
+    torch.manual_seed(0)
+    model = Noisy(name)
+    x = torch.randn(64, 256, 32)
+    for batch in x:
+        model(batch)
+    row = ek.predict_shift(model, x[0, :2])[1]
+    measured = ek.variance_shift(model, x[:8])[1]
+    assert row.ratio == pytest.approx(measured.ratio, rel=0.15)
+    assert row.ratio < 0.9
+    ((layer, share),) = row.causes
+    assert share == pytest.approx(100)
+    assert (layer.kind is ek.Kind.NOISE) == ("added" in name or name == "a sample")
+    assert layer in row.dropouts and layer.name in {found.name for found in measured.dropouts}
 
 
 def test_operations_that_are_not_understood_are_run_and_named():
