@@ -100,6 +100,8 @@ UNPREDICTED_POOLS = frozenset("scatter_add scatter_reduce index_add lp_pool1d lp
 SUBTRACTIONS = frozenset("sub subtract rsub isub".split())
 DIVISIONS = frozenset("div divide true_divide truediv rdiv rtruediv itruediv".split())
 REVERSED = frozenset("rsub rdiv rtruediv".split())
+# Rearrangements that return parts of a tensor.
+PARTS = frozenset("chunk split split_with_sizes unsafe_chunk unsafe_split tensor_split narrow getitem unbind".split())
 # Concatenations along a dimension that is there, and rearrangements that add elements at the borders.
 CONCATENATIONS = frozenset("cat concat concatenate".split())
 PADDINGS = frozenset("pad constant_pad_nd".split())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evenkeel.graph.kinds import AVERAGES, Kind
+from evenkeel.graph.kinds import AVERAGES, PARTS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
@@ -16,6 +16,20 @@ def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
     found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
     noisy = (layer for layer in found if layer.p or layer.kind is Kind.NOISE or (layer.drops and layer.p is None))
     return tuple(dict.fromkeys(noisy))
+
+
+def chunked(layer: Layer) -> Layer | None:
+    """What a layer's input is some samples of, cut out of the batch, as in ghost batch norm; None if it is whole."""
+    return cut_from(layer.inputs[0]) if layer.inputs else None
+
+
+def cut_from(part: Layer) -> Layer | None:
+    """What a layer returns some samples of, and all of each; None if it is no such part."""
+    if part.kind is not Kind.PASS or part.function not in PARTS:
+        return None
+    (source, *_) = part.inputs
+    same = part.shape[1:] == source.shape[1:] and len(part.shape) == len(source.shape)
+    return source if same and part.shape[0] <= source.shape[0] else None
 
 
 def is_on_parameters(graph: LayerGraph, layer: Layer) -> bool:

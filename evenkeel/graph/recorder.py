@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from evenkeel.errors import PACKAGE, brief
+from evenkeel.graph import unseen_calls
 from evenkeel.graph.kinds import (
     ADDING,
     AFFINE,
@@ -64,7 +65,7 @@ class Recorder(TorchFunctionMode):
         self.training = training
         # Code that calls, or is called, between the model's source and torch.
         self.files = {inspect.getfile(base) for base in type(self).__mro__ if base.__module__.startswith("evenkeel.")}
-        self.files.add(inspect.getfile(hooks))
+        self.files |= {inspect.getfile(hooks), inspect.getfile(unseen_calls)}
         self.files |= {inspect.getfile(type(m)) for m in model.modules() if hasattr(m, "evenkeel_layer")}
         self.frozen = frozen_in(model)
         self.layers: list[Layer] = []

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from evenkeel.graph.kinds import RANDOM, Kind, kind_of_function
@@ -28,26 +27,25 @@ def attention_opened() -> Generator[None]:
 @contextmanager
 def scripted_calls(seen: Callable[[Any, Any, Any], None]) -> Generator[None]:
     """Tell of every call of a scripted function or module: what is called, what it is given and what it returns."""
-    scripted: Any = torch.jit.ScriptFunction
-    call = scripted.__call__
+    classes: tuple[Any, ...] = (torch.jit.ScriptFunction, torch.jit.ScriptModule)
+    calls = [scripted.__call__ for scripted in classes]
 
-    def told(function: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch._C.DisableTorchFunction():  # a mode would see some of the calls inside, and only the first time
-            output = call(function, *args, **kwargs)
-        seen(function, (args, kwargs), output)
-        return output
+    def told(call: Callable[..., Any]) -> Callable[..., Any]:
+        def tell(scripted: Any, *args: Any, **kwargs: Any) -> Any:
+            with torch._C.DisableTorchFunction():  # a mode would see some of the calls inside, and only the first time
+                output = call(scripted, *args, **kwargs)
+            seen(scripted, (args, kwargs), output)
+            return output
 
-    def left(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, torch.jit.ScriptModule):
-            seen(module, args, output)
+        return tell
 
-    scripted.__call__ = told
-    handle = nn.modules.module.register_module_forward_hook(left)
+    for scripted, call in zip(classes, calls, strict=True):
+        scripted.__call__ = told(call)
     try:
         yield
     finally:
-        scripted.__call__ = call
-        handle.remove()
+        for scripted, call in zip(classes, calls, strict=True):
+            scripted.__call__ = call
 
 
 def noisy_calls_in(scripted: Any) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import chunked
 from evenkeel.model.buffers import written_left
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
@@ -43,7 +44,9 @@ class Stored:
 
 def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     """Norms whose statistics cannot be trusted, by path, each with the reason."""
-    calls = Counter(layer.module for layer in graph.of(Kind.NORM))
+    # Chunks of one batch are one call in effect.
+    fed = {(layer.module, chunked(layer) or layer) for layer in graph.of(Kind.NORM)}
+    calls = Counter(module for module, _ in fed)
     frozen = {layer.module for layer in graph if layer.frozen}
     misleading = misleading_counts(norms.values())
     reasons: dict[str, str] = {}
@@ -88,7 +91,7 @@ def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Sto
         if not isinstance(norm, Norm) or norm not in trusted:
             continue
         assert norm.running_mean is not None and norm.running_var is not None
-        stored, source = Stored(norm.running_mean.double(), norm.running_var.double()), layer.inputs[0]
+        stored, source = Stored(norm.running_mean.double(), norm.running_var.double()), chunked(layer) or layer.inputs[0]
         while source.kind is Kind.DROPOUT and _is_factor(source):
             assert source.p is not None
             stored, source = stored.before(float(dropout_noise(source.p))), source.inputs[0]

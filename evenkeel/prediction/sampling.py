@@ -22,6 +22,7 @@ from evenkeel.graph.kinds import (
     kind_of_function,
 )
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import chunked, cut_from
 from evenkeel.graph.recorder import Recorder
 from evenkeel.model.batches import device_of
 from evenkeel.model.buffers import write_
@@ -46,6 +47,7 @@ from evenkeel.prediction.replicas import (
 Site = tuple[object, ...]  # of a call: `Layer.site`
 
 _MOST = 4096  # samples
+_CHUNKED = 512  # the same, where every few of them are a call of their own
 _POSITIONS = 16  # of a signal, that make up for few samples
 _SEEN = 16  # expected number of masks that drop, from which on these are left to chance
 
@@ -69,6 +71,22 @@ class SamplingPlan:
     fewest: int = 4
     seed: int = 0
     matched: bool = True
+
+
+@dataclass
+class Arrival:
+    """What a norm is fed, in one call or in chunks.
+
+    Attributes:
+        path, norm: the norm.
+        moments: of its channels, and of each whether the noise is more than all that the norm stores.
+        missing: how many rows are still to come.
+    """
+
+    path: str
+    norm: Norm
+    moments: tuple[Channels, Tensor]
+    missing: int
 
 
 class ReplicaRecorder(Recorder):
@@ -122,7 +140,9 @@ class ReplicaRecorder(Recorder):
         self._call: NoisyCall | None = None  # the call that runs, if it has noise, or is given a noisy parameter
         self._mask: tuple[int, ...] | None = None  # the shape of the noise that it was fed
         self._versions = MaskVersions(samples)
-        self._arrived: tuple[str, Norm, Channels] | None = None  # at the norm that runs
+        self._arrived: tuple[Arrival, int] | None = None  # at the norm that runs, and how many rows have no noise
+        self._begun: dict[tuple[str, Layer], Arrival] = {}
+        self._seen: set[tuple[str, Layer]] = set()  # the same, where signals are not matched
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -187,36 +207,54 @@ class ReplicaRecorder(Recorder):
             self.energies[layer] = found
 
     def _arrive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed."""
+        """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed.
+
+        Of a batch that comes in chunks, this is done to the whole, with the first of them.
+        """
         entry = next((self._norms[id(t)] for t in tensors((args, kwargs)) if id(t) in self._norms), None)
         x = next(iter(tensors((args, kwargs))))
-        if entry is None or self.producers.get(x) is None:
+        source = self.producers.get(x)
+        if entry is None or source is None:
             return
-        path, norm = entry
+        (path, norm), rows, first = entry, len(x), 0
         assert norm.running_mean is not None and norm.running_var is not None
+        if (whole := whole_of(x, source)) is not None:
+            (x, first), source = whole, source.inputs[0]
         if not _takes(x, self.samples, Stored(norm.running_mean, norm.running_var)):
             return
+        begun = (path, source) in self._begun or (path, source) in self._seen
         if not self.plan.matched:
-            self.fed.setdefault(path, []).append(x[: len(x) // COUNT].clone())
+            if not begun or whole is None:
+                self.fed.setdefault(path, []).append(x[: len(x) // COUNT].clone())
+            self._seen.add((path, source))
             return
-        if norm in self._untrained:
-            found = channels_of(x)
-            arrival = found, found.train_var < 0
-            write_(norm.running_mean, found.train_mean.to(norm.running_mean))
-            write_(norm.running_var, found.train_var.to(norm.running_var))
-        else:
-            arrival = match_(x, norm.running_mean, norm.running_var)
-        self.arrivals.setdefault(path, []).append(arrival)
-        self._arrived = path, norm, arrival[0]
-        self._measure(self.producers.get(x), x)
+        if not begun or whole is None:
+            self._begun[path, source] = Arrival(path, norm, self._matched(x, norm), len(x))
+            self._measure(source, x)
+        arrival = self._begun[path, source]
+        arrival.missing -= rows
+        if not arrival.missing:
+            self.arrivals.setdefault(path, []).append(arrival.moments)
+        self._arrived = arrival, max(len(x) // COUNT - first, 0)
+
+    def _matched(self, x: Tensor, norm: Norm) -> tuple[Channels, Tensor]:
+        """What a norm is fed, once it is matched to what it stores; and of each channel whether noise exceeds that."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        if norm not in self._untrained:
+            return match_(x, norm.running_mean, norm.running_var)
+        found = channels_of(x)
+        write_(norm.running_mean, found.train_mean.to(norm.running_mean))
+        write_(norm.running_var, found.train_var.to(norm.running_var))
+        return found, found.train_var < 0
 
     def _settle(self, layer: Layer, out: Tensor) -> None:
         """Make of a norm's output, without noise, what it is once the norm stores the moments without noise."""
         assert self._arrived is not None
-        (path, norm, found), self._arrived = self._arrived, None
-        self.calls[path] = layer
-        noise_free = noise_free_rows(out, self.samples)
-        if norm not in self.plan.settled or noise_free is None:
+        (arrival, rows), self._arrived = self._arrived, None
+        norm, (found, _) = arrival.norm, arrival.moments
+        if not arrival.missing:
+            self.calls[arrival.path] = layer
+        if norm not in self.plan.settled:
             return
         deviation = (found.train_var + norm.eps).sqrt()
         scale = deviation / (found.eval_var + norm.eps).sqrt()
@@ -224,7 +262,7 @@ class ReplicaRecorder(Recorder):
         shift = gamma * (found.eval_mean - found.train_mean) / deviation * (self.plan.stats == "both")
         shape = (1, -1, *(1,) * (out.dim() - 2))
         factor, offset = (t.view(shape).to(out.dtype) for t in (scale, beta - scale * (beta + shift)))
-        noise_free.mul_(factor).add_(offset)
+        out[:rows].mul_(factor).add_(offset)
 
     def _remember(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember a call with noise, with what it is fed, which it may write over, and the shape of its noise."""
@@ -359,6 +397,24 @@ def sample(
         ) from error
 
 
+def whole_of(x: Tensor, source: Layer) -> tuple[Tensor, int] | None:
+    """The batch that a chunk is cut out of, and where in it the chunk begins; None if it is no chunk of a batch.
+
+    Args:
+        x: what a call is fed.
+        source: the layer that returned it.
+    """
+    batch, base = cut_from(source), x._base
+    if batch is None or base is None or not x.stride(0):
+        return None
+    first, start = divmod(int(x.storage_offset() - base.storage_offset()), x.stride(0))
+    shape = (batch.shape[0], *x.shape[1:])
+    reach = start + sum((size - 1) * stride for size, stride in zip(shape, x.stride(), strict=True))
+    if reach >= base.numel():
+        return None
+    return base.as_strided(shape, x.stride(), int(base.storage_offset()) + start), first
+
+
 def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
     """How many inputs there can be, so that no dimension but the batch's can be taken for it."""
     single = sum(math.prod(layer.shape) for layer in graph) / max(size, 1)
@@ -367,7 +423,8 @@ def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
     )
     positions = min((math.prod(layer.shape[2:]) for layer in graph.of(Kind.NORM)), default=_POSITIONS)
     fewest = plan.fewest * (4 if by_mask or positions < _POSITIONS else 1)
-    samples = int(min(max(plan.elements / COUNT / max(single, 1), fewest), _MOST))
+    most = _CHUNKED if any(chunked(norm) for norm in graph.of(Kind.NORM)) else _MOST
+    samples = int(min(max(plan.elements / COUNT / max(single, 1), fewest), most))
     lengths = {length for layer in graph for length in layer.shape[1:]} - {0}
     while any(length % (COUNT * samples) == 0 for length in lengths):
         samples += 1

@@ -29,7 +29,7 @@ from evenkeel.prediction.sampling import ReplicaRecorder, SamplingPlan, Site, sa
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.stored_values import fault_of, initial_left
 
-_UNREACHED = "never reached, or not with samples first and channels second"
+_UNREACHED = "never reached, or not with samples first and channels second, or with part of the batch"
 _GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
 _EXCEEDED = 0.05  # share of a norm's channels in which noise may exceed what is stored
 _NEARLY_ALL = 0.95  # share of a norm's variance that noise may have

@@ -112,8 +112,9 @@ def _noise(layer: Layer) -> str:
 
 
 def _entry(layer: Layer) -> dict[str, Any]:
-    """A dropout or other noise as plain values."""
-    return {"name": layer.name, "kind": layer.kind.name.lower(), "p": layer.p, "where": layer.where}
+    """A dropout as plain values; other noise says that it is noise."""
+    entry = {"name": layer.name, "p": layer.p, "where": layer.where}
+    return entry | {"kind": "noise"} if layer.kind is Kind.NOISE else entry
 
 
 def _rate(layer: Layer) -> str:
