@@ -66,7 +66,8 @@ _FUNCTIONS: dict[Kind, str] = {
     Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv weight_norm",
     Kind.PASS: """
         view view_as reshape reshape_as flatten unflatten ravel permute transpose t T mT H mH adjoint movedim moveaxis
-        swapaxes swapdims squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors repeat tile repeat_interleave contiguous clone
+        swapaxes swapdims squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors
+        repeat tile repeat_interleave contiguous clone
         detach data to type type_as float double half bfloat16 cpu cuda requires_grad alias real chunk split
         split_with_sizes unsafe_chunk unsafe_split tensor_split unbind narrow select index_select getitem take_along_dim
         gather roll flip pad constant_pad_nd channel_shuffle pixel_shuffle pixel_unshuffle unfold fold as_strided
@@ -130,8 +131,9 @@ LIKE_SECOND = frozenset("view_as reshape_as expand_as type_as".split())
 NORMAL = {"randn": False, "randn_like": False, "normal": True}
 UNIFORM = {"rand": False, "rand_like": False, "uniform": True}
 MASKS = frozenset({"bernoulli"})
-RANDOM = frozenset("randint randint_like random exponential poisson cauchy log_normal geometric".split())
-RANDOM = RANDOM.union(NORMAL, UNIFORM, MASKS)
+RANDOM = frozenset("randint randint_like random exponential poisson cauchy log_normal geometric".split()).union(
+    NORMAL, UNIFORM, MASKS
+)
 # Those that, given a signal and not told to overwrite it, draw from the law that it describes.
 SAMPLES = frozenset("normal bernoulli poisson multinomial binomial gumbel_softmax".split())
 # Functions that fill a tensor with one value: which, or the position of the argument that says which.

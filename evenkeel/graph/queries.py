@@ -11,7 +11,7 @@ from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
 def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
-    """The dropouts and other noise that act on a norm's input: those upstream of its calls, back to the norms before."""
+    """The dropouts and other noise that act on a norm's input: upstream of its calls, back to the norms before."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
     found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
     noisy = (layer for layer in found if layer.p or layer.kind is Kind.NOISE or (layer.drops and layer.p is None))

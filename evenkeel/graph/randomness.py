@@ -121,7 +121,8 @@ def law_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], look: Lo
 
     Args:
         name: the function's, as `function_name` gives it.
-        args, kwargs: the call's arguments.
+        args: the call's arguments.
+        kwargs: likewise, by name.
         look: the law of a tensor, if one is known.
         in_place: whether it overwrites its first argument.
     """
@@ -137,24 +138,41 @@ def law_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], look: Lo
         return law(kwargs.get("fill_value", kwargs.get("value", (*args, None, None, None)[FILLED_BY[name]])))
     if name in RANDOM:
         return _drawn(name, args[1:] if in_place else args, kwargs, law, in_place=in_place)
-    given = [law(value) for value in (*args, *kwargs.values())]
-    known = [one for one in given if one is not None and one.is_random]
-    operands = [one or Law(None, 0.0) for one in given[:2]]
-    kind = kind_of_function(name)
-    first = operands[0] if operands else Law()
-    if kind is Kind.PASS and not isinstance((*args, None)[0], (tuple, list)):
+    if args and isinstance(args[0], (tuple, list)):
+        return Law() if any((found := law(value)) and found.is_random for value in args[0]) else None
+    return _changed(name, [law(value) for value in (*args, *kwargs.values())], kwargs.get("alpha", 1))
+
+
+def _changed(name: str, given: list[Law | None], alpha: float) -> Law | None:
+    """The law of what a function makes of tensors, by the laws of its arguments, as far as these are known."""
+    random, kind = any(law is not None and law.is_random for law in given), kind_of_function(name)
+    if kind is Kind.PASS:
         return given[0] if given else None
-    if len(operands) == 2 and kind is Kind.JOIN and (all(given[:2]) or known):
+    operands = [law or Law(None, 0.0) for law in given[:2]]
+    if len(operands) == 2 and (random or all(given[:2])) and kind in (Kind.JOIN, Kind.GATE):
         first, second = reversed(operands) if name in REVERSED else operands
-        alpha = kwargs.get("alpha", 1)
-        second = second.times(Law(float(alpha), 0.0))
-        if name in SUBTRACTIONS and first.mean == 1 and not first.is_random and second.peak == 1:
-            return second.inverted()
-        return first.plus(second, -1.0 if name in SUBTRACTIONS else 1.0)
-    if len(operands) == 2 and kind is Kind.GATE and (all(given[:2]) or known):
-        return _divided(name, *operands) if name in DIVISIONS else operands[0].times(operands[1])
-    if not known:
-        return None
+        return _multiplied(name, first, second) if kind is Kind.GATE else _added(name, first, second, alpha)
+    return _of_random(name, operands) if random else None
+
+
+def _added(name: str, first: Law, second: Law, alpha: float) -> Law:
+    second = second.times(Law(float(alpha), 0.0))
+    if name in SUBTRACTIONS and first.mean == 1 and not first.is_random and second.peak == 1:
+        return second.inverted()
+    return first.plus(second, -1.0 if name in SUBTRACTIONS else 1.0)
+
+
+def _multiplied(name: str, first: Law, second: Law) -> Law:
+    if name not in DIVISIONS:
+        return first.times(second)
+    if second.is_random or not second.mean:
+        return Law(0.0 if first.mean == 0 else None, None)
+    return first.times(Law(1 / second.mean, 0.0))
+
+
+def _of_random(name: str, operands: list[Law]) -> Law:
+    """The law of a comparison, a negation or a rounding; of anything else, nothing is known."""
+    first = operands[0] if operands else Law()
     if name in LESS or name in GREATER:
         mask = first.below(operands[1])
         return mask.inverted() if name in GREATER else mask
@@ -174,13 +192,6 @@ def dropped(kept: Law, p: float) -> Law:
     return Law(kept.mean, kept.mean**2 * p / (1 - p), kept.mean / (1 - p))
 
 
-def _divided(name: str, first: Law, second: Law) -> Law:
-    first, second = (second, first) if name in REVERSED else (first, second)
-    if second.is_random or not second.mean:
-        return Law(0.0 if first.mean == 0 else None, None)
-    return first.times(Law(1 / second.mean, 0.0))
-
-
 def _drawn(
     name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], law: Callable[[Any], Law | None], *, in_place: bool
 ) -> Law:
@@ -197,7 +208,8 @@ def _drawn(
         low, high = (low, high) if UNIFORM[name] else (0.0, 1.0)
         return Law((low + high) / 2, (high - low) ** 2 / 12, bounds=(float(low), float(high)))
     if name in MASKS:
-        keep = kwargs.get("p", args[0] if in_place and args else args[1] if len(args) > 1 and not in_place else None)
-        found = law(0.5 if in_place and keep is None else args[0] if keep is None else keep)
+        rates = args if in_place else args[1:]  # by default a half, or what the first argument says
+        keep = kwargs.get("p", rates[0] if rates else 0.5 if in_place else args[0])
+        found = law(keep)
         return Law() if found is None or found.mean is None or found.is_random else found.mask_of(found.mean)
     return Law()

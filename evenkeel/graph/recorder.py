@@ -7,7 +7,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 from traceback import extract_tb
@@ -23,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from evenkeel.errors import PACKAGE, brief
 from evenkeel.graph import unseen_calls
+from evenkeel.graph.extents import Extent, base_of
 from evenkeel.graph.kinds import (
     ADDING,
     AFFINE,
@@ -80,7 +80,9 @@ class Recorder(TorchFunctionMode):
         self.producers = WeakIdKeyDictionary()
         self.laws = WeakIdKeyDictionary()  # of tensors without signal: what is known of their elements
         self.learned = WeakIdKeyDictionary()  # tensors without signal that come from parameters
-        self.rootless: set[Layer] = set()  # layers that read no signal: dropout and noise on parameters, and what follows
+        self.rootless: set[Layer] = (
+            set()
+        )  # layers that read no signal: dropout and noise on parameters, and what follows
         # Of every tensor written to in place, itself or through a view: where in it, by which layer.
         self.writes: Any = WeakIdKeyDictionary()
         self.escaped: list[Layer] = []  # layers whose signals left torch: what enters it may come from them
@@ -174,7 +176,7 @@ class Recorder(TorchFunctionMode):
             **location,
         )
         if args and outputs[0] is args[0]:
-            self.writes.setdefault(_base(outputs[0]), []).append((_Extent.of(outputs[0]), self.layers[-1]))
+            self.writes.setdefault(base_of(outputs[0]), []).append((Extent.of(outputs[0]), self.layers[-1]))
 
     def _record_constant(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor], *, in_place: bool
@@ -317,7 +319,7 @@ class Recorder(TorchFunctionMode):
                 self._add(Kind.OPAQUE, "unknown", [tensor], inputs=inputs, shape=tuple(tensor.shape))
         made = self.producers[tensor]
         since = self.position[made] if made else -1
-        extent, writes = _Extent.of(tensor), self.writes.get(_base(tensor), ())
+        extent, writes = Extent.of(tensor), self.writes.get(base_of(tensor), ())
         later = [layer for written, layer in writes if self.position[layer] > since and written.overlaps(extent)]
         if later:  # it views, or is viewed by, what was written to in place after it was made
             inputs = (made, *later) if made else tuple(later)
@@ -388,42 +390,17 @@ def _kind(name: str, signals: tuple[Layer, ...], values: int, operands: int, fac
     if name in PRODUCTS:
         return Kind.WEIGHT if len(signals) == 1 and operands > 1 else Kind.OPAQUE
     if factor is not None:
-        if kind is Kind.GATE or name in REPLACING:
-            return Kind.NOISE if factor.is_centered else Kind.DROPOUT
-        return Kind.NOISE if kind is Kind.JOIN or name in ADDING else Kind.OPAQUE
-    if kind in (Kind.JOIN, Kind.GATE) and len(signals) == 1:
+        return _kind_of_noise(name, factor)
+    if (kind in (Kind.JOIN, Kind.GATE) or name in AFFINE) and len(signals) == 1:
         return Kind.PASS  # a constant added or multiplied
-    if name in AFFINE and len(signals) == 1:
-        return Kind.PASS
     if kind in (Kind.POOL, Kind.ACTIVATION) and values > 1:  # indices apart
         return Kind.OPAQUE  # the maximum of two signals, or one to the power of the other
     return kind
 
 
-def _base(tensor: Tensor) -> Tensor:
-    return tensor if tensor._base is None else tensor._base
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """Where in memory a view of a tensor lies."""
-
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Extent:
-        return cls(int(tensor.storage_offset()), tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())))
-
-    def overlaps(self, other: _Extent) -> bool:
-        """Whether two views of one tensor may share memory."""
-        if self.strides != other.strides:
-            return True
-        low, high = sorted((self, other), key=lambda extent: extent.offset)
-        distance = high.offset - low.offset
-        for stride, size in sorted(zip(low.strides, low.shape, strict=True), reverse=True):
-            steps, distance = divmod(distance, stride) if stride else (0, distance)
-            if steps >= size:
-                return False
-        return True
+def _kind_of_noise(name: str, factor: Law) -> Kind:
+    """The kind of a call that is given noise: it multiplies a signal, is added to it, or takes its place."""
+    kind = kind_of_function(name)
+    if kind is Kind.GATE or name in REPLACING:
+        return Kind.NOISE if factor.is_centered else Kind.DROPOUT
+    return Kind.NOISE if kind is Kind.JOIN or name in ADDING else Kind.OPAQUE

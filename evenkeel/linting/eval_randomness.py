@@ -31,9 +31,7 @@ class _OutputRecorder(Recorder):
                 self.outputs[self.layers[-1].name] = outputs[0].clone()
 
 
-def random_layers(
-    model: nn.Module, run: Callable[[Any], Any], inputs: Any, names: Collection[str]
-) -> frozenset[str]:
+def random_layers(model: nn.Module, run: Callable[[Any], Any], inputs: Any, names: Collection[str]) -> frozenset[str]:
     """The layers among those named whose output in eval mode is another with another seed; the model is restored.
 
     Args:

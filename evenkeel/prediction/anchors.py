@@ -91,7 +91,10 @@ def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Sto
         if not isinstance(norm, Norm) or norm not in trusted:
             continue
         assert norm.running_mean is not None and norm.running_var is not None
-        stored, source = Stored(norm.running_mean.double(), norm.running_var.double()), chunked(layer) or layer.inputs[0]
+        stored, source = (
+            Stored(norm.running_mean.double(), norm.running_var.double()),
+            chunked(layer) or layer.inputs[0],
+        )
         while source.kind is Kind.DROPOUT and _is_factor(source):
             assert source.p is not None
             stored, source = stored.before(float(dropout_noise(source.p))), source.inputs[0]

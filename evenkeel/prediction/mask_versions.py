@@ -32,7 +32,7 @@ class MaskVersions:
     def __init__(self, samples: int) -> None:
         self.samples = samples
         self._groups = _EACH if samples >= _EACH else _EACH // 2
-        self._held = WeakIdKeyDictionary()  # of every such tensor: without noise, then with
+        self._held: Any = WeakIdKeyDictionary()  # of every such tensor: without noise, then with
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._held
@@ -101,7 +101,10 @@ class MaskVersions:
         return True
 
     def _chosen(self, given: Any, version: int) -> Any:
-        return map_tensors(lambda t: self._held[t][version] if t in self._held else t, given)
+        def chosen(tensor: Tensor) -> Tensor:
+            return self._held[tensor][version] if tensor in self._held else tensor
+
+        return map_tensors(chosen, given)
 
     def _part_of(self, given: Any, replica: int, group: int, is_signal: Callable[[Tensor], bool]) -> Any:
         """The arguments for the rows of one group of a replica's samples."""

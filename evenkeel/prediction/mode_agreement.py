@@ -26,7 +26,7 @@ _ROUNDING = 1e-3  # relative difference of signals that should be the same
 
 
 class _NormWatch(Recorder):
-    """Records a pass in eval mode, and keeps what norms are fed, by path; noise that is on is the same in every pass."""
+    """Records a pass in eval mode, and keeps what norms are fed, by path; noise is the same in every such pass."""
 
     def __init__(self, model: nn.Module, norms: Mapping[str, Norm], always: Collection[Site]) -> None:
         super().__init__(model, training=False)

@@ -22,7 +22,7 @@ from evenkeel.graph.kinds import (
     kind_of_function,
 )
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.queries import chunked, cut_from
+from evenkeel.graph.queries import chunked
 from evenkeel.graph.recorder import Recorder
 from evenkeel.model.batches import device_of
 from evenkeel.model.buffers import write_
@@ -30,6 +30,7 @@ from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.restoring import seed_all
 from evenkeel.prediction.anchors import Stored, is_untrained
+from evenkeel.prediction.arrivals import Arrival, whole_of
 from evenkeel.prediction.mask_versions import MaskVersions
 from evenkeel.prediction.noisy_call import NoisyCall
 from evenkeel.prediction.random_inputs import noises, replicated_like
@@ -71,22 +72,6 @@ class SamplingPlan:
     fewest: int = 4
     seed: int = 0
     matched: bool = True
-
-
-@dataclass
-class Arrival:
-    """What a norm is fed, in one call or in chunks.
-
-    Attributes:
-        path, norm: the norm.
-        moments: of its channels, and of each whether the noise is more than all that the norm stores.
-        missing: how many rows are still to come.
-    """
-
-    path: str
-    norm: Norm
-    moments: tuple[Channels, Tensor]
-    missing: int
 
 
 class ReplicaRecorder(Recorder):
@@ -395,24 +380,6 @@ def sample(
             f"in train mode, with {rows} random inputs in one batch, {recorder.explain(error)}; what it needs in train "
             "mode, such as targets, must be in the example, and it must take batches of any size"
         ) from error
-
-
-def whole_of(x: Tensor, source: Layer) -> tuple[Tensor, int] | None:
-    """The batch that a chunk is cut out of, and where in it the chunk begins; None if it is no chunk of a batch.
-
-    Args:
-        x: what a call is fed.
-        source: the layer that returned it.
-    """
-    batch, base = cut_from(source), x._base
-    if batch is None or base is None or not x.stride(0):
-        return None
-    first, start = divmod(int(x.storage_offset() - base.storage_offset()), x.stride(0))
-    shape = (batch.shape[0], *x.shape[1:])
-    reach = start + sum((size - 1) * stride for size, stride in zip(shape, x.stride(), strict=True))
-    if reach >= base.numel():
-        return None
-    return base.as_strided(shape, x.stride(), int(base.storage_offset()) + start), first
 
 
 def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:

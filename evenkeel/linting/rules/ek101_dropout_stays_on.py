@@ -15,9 +15,9 @@ fails without it, and the generator of pix2pix, whose only noise it is. Say so o
 `x = F.dropout(x, 0.5)  # evenkeel: ignore[EK101] on by design`. Norms behind it are then predicted with it on.
 
 ## Known limits
-Noise that is no dropout (a sample of a variational autoencoder, added noise, tokens drawn) is no offence: what eval mode
-draws there is the signal. The fix changes what the model computes in eval mode, so it needs `unsafe=True`. Masks made by hand, and rates given
-to attention, are edited by hand.
+Noise that is no dropout (a sample of a variational autoencoder, added noise, tokens drawn) is no offence: what eval
+mode draws there is the signal. The fix changes what the model computes in eval mode, so it needs `unsafe=True`. Masks
+made by hand, and rates given to attention, are edited by hand.
 
 ## References
 Hendrycks & Gimpel 2016, section 3: statistics are to be those of the network without dropout, the one that is tested.

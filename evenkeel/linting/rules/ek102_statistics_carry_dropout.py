@@ -2,7 +2,8 @@
 
 ## What it does
 Predicts, from weights and statistics alone, the variance that every norm reads in eval mode, and compares it with the
-one that the norm stored in training, with dropout, and noise that is no dropout, on. Above a ratio of 1.1 either way it names the worst norm.
+one that the norm stored in training, with dropout, and noise that is no dropout, on. Above a ratio of 1.1 either way
+it names the worst norm.
 
 ## Why it matters
 Eval mode normalizes by what was stored, so signals come out too small or too large, at each norm anew.

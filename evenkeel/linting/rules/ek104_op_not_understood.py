@@ -68,14 +68,18 @@ def op_not_understood(context: Context) -> Iterator[Finding]:
 def unseen_parts(context: Context) -> Iterator[Finding]:
     """What torch.jit made, which no rule can look into, unless a module around it declares its kind."""
     declared = [path for path, m in context.model.named_modules() if getattr(m, "evenkeel_kind", None) is not None]
-    named = {"code": op_not_understood.code, "guideline": op_not_understood.guideline}
+    for finding in _unseen(context, declared):
+        yield replace(finding, code=op_not_understood.code, guideline=op_not_understood.guideline)
+
+
+def _unseen(context: Context, declared: list[str]) -> Iterator[Finding]:
     for path, what in opaque_parts(context.model).items():
         if not any(not outer or path.startswith(f"{outer}.") for outer in declared):
-            yield Finding(path, f"{path} is {what}: {_UNSEEN}", "Lint the model as it is before torch.jit.", **named)
+            yield Finding(path, f"{path} is {what}: {_UNSEEN}", "Lint the model as it is before torch.jit.")
     held = {id(module) for module in context.model.modules()}
     for layer in context.graph.of(Kind.OPAQUE):
         if id(layer.call) not in held and (what := _scripted(layer)):
-            yield replace(Finding.at(layer, what, "Lint the model with the Python that it was made from."), **named)
+            yield Finding.at(layer, what, "Lint the model with the Python that it was made from.")
 
 
 def _scripted(layer: Layer) -> str:
