@@ -498,7 +498,7 @@ CUTS = {
 def test_norms_called_on_chunks_of_a_batch_are_predicted_like_any_other(cut, dims):
     torch.manual_seed(0)
     weights = [nn.Conv1d(16, 16, 3) if dims else nn.Linear(16, 16) for _ in range(3)]
-    first, *ghosts = nn.BatchNorm1d(16), *(Ghost(nn.BatchNorm1d(16, momentum=0.05), CUTS[cut]) for _ in range(2))
+    first, *ghosts = nn.BatchNorm1d(16), *(Ghost(nn.BatchNorm1d(16, momentum=None), CUTS[cut]) for _ in range(2))
     blocks = (nn.Dropout(0.4), weights[0], ghosts[0], nn.ReLU(), nn.Dropout(0.4), weights[1], ghosts[1])
     model = nn.Sequential(first, *blocks)
     x = torch.randn(40, 64, 16, *(12,) * dims)
