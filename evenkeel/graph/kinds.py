@@ -23,6 +23,7 @@ class Kind(Enum):
     CONCAT = "c"
     GATE = "x"
     PASS = "."
+    NOISE = "~"
     OPAQUE = "?"
     INPUT = "i"
     OUTPUT = "o"
@@ -62,10 +63,11 @@ _FUNCTIONS: dict[Kind, str] = {
         interpolate upsample upsample_bilinear upsample_nearest""",
     Kind.JOIN: "add sub subtract rsub iadd isub radd",
     Kind.CONCAT: "cat concat concatenate stack hstack vstack dstack column_stack setitem",
-    Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv",
+    Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv weight_norm",
     Kind.PASS: """
         view view_as reshape reshape_as flatten unflatten ravel permute transpose t T mT H mH adjoint movedim moveaxis
-        swapaxes swapdims squeeze unsqueeze expand expand_as broadcast_to repeat tile repeat_interleave contiguous clone
+        swapaxes swapdims squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors
+        repeat tile repeat_interleave contiguous clone
         detach data to type type_as float double half bfloat16 cpu cuda requires_grad alias real chunk split
         split_with_sizes unsafe_chunk unsafe_split tensor_split unbind narrow select index_select getitem take_along_dim
         gather roll flip pad constant_pad_nd channel_shuffle pixel_shuffle pixel_unshuffle unfold fold as_strided
@@ -99,12 +101,15 @@ UNPREDICTED_POOLS = frozenset("scatter_add scatter_reduce index_add lp_pool1d lp
 SUBTRACTIONS = frozenset("sub subtract rsub isub".split())
 DIVISIONS = frozenset("div divide true_divide truediv rdiv rtruediv itruediv".split())
 REVERSED = frozenset("rsub rdiv rtruediv".split())
+# Rearrangements that return parts of a tensor.
+PARTS = frozenset("chunk split split_with_sizes unsafe_chunk unsafe_split tensor_split narrow getitem unbind".split())
 # Concatenations along a dimension that is there, and rearrangements that add elements at the borders.
 CONCATENATIONS = frozenset("cat concat concatenate".split())
 PADDINGS = frozenset("pad constant_pad_nd".split())
 # Functions that are affine in one signal; of two signals they are OPAQUE.
 AFFINE = frozenset("addcmul addcdiv lerp where masked_fill".split())
-# Functions with a dropout inside, and the position of its probability among their arguments.
+# Functions with a dropout inside, and the position of its probability among their arguments (one further of packed
+# sequences).
 HIDDEN_DROPOUT = {
     "scaled_dot_product_attention": 4,
     "multi_head_attention_forward": 10,
@@ -113,6 +118,7 @@ HIDDEN_DROPOUT = {
     "rnn_tanh": 5,
     "rnn_relu": 5,
 }
+RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
 # Dropouts that drop all positions of a channel at once, those that keep SELU's moments, and those that multiply by
 # noise of mean 1.
 CHANNEL_DROPOUT = frozenset("dropout1d dropout2d dropout3d feature_dropout feature_alpha_dropout".split())
@@ -120,15 +126,39 @@ ALPHA_DROPOUT = frozenset("alpha_dropout feature_alpha_dropout".split())
 MULTIPLYING_DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d feature_dropout native_dropout".split())
 # Functions that read the signal in their first argument and only the shape or dtype of the second.
 LIKE_SECOND = frozenset("view_as reshape_as expand_as type_as".split())
-# Functions whose result is random whatever their input: a product with such a tensor is dropout by another name.
-RANDOM = frozenset("rand randn rand_like randn_like randint_like normal bernoulli uniform exponential poisson".split())
+# Functions whose result is random: normal and uniform ones, with whether they take parameters of their law, masks of
+# zeros and ones, and others. A product with such a tensor is dropout by another name, unless its mean is 0.
+NORMAL = {"randn": False, "randn_like": False, "normal": True}
+UNIFORM = {"rand": False, "rand_like": False, "uniform": True}
+MASKS = frozenset({"bernoulli"})
+RANDOM = frozenset("randint randint_like random exponential poisson cauchy log_normal geometric".split()).union(
+    NORMAL, UNIFORM, MASKS
+)
+# Those that, given a signal and not told to overwrite it, draw from the law that it describes.
+SAMPLES = frozenset("normal bernoulli poisson multinomial binomial gumbel_softmax".split())
+# Functions that fill a tensor with one value: which, or the position of the argument that says which.
+FILLED = {
+    **dict.fromkeys("ones ones_like new_ones".split(), 1.0),
+    **dict.fromkeys("zeros zeros_like new_zeros zero".split(), 0.0),
+}
+FILLED_BY = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1}
+# Comparisons that make masks, and what else is done to these.
+LESS = frozenset("lt le less less_equal".split())
+GREATER = frozenset("gt ge greater greater_equal".split())
+INVERSIONS = frozenset("invert logical_not bitwise_not".split())
+NEGATIONS = frozenset("neg negative".split())
+ROUNDED_DOWN = frozenset({"floor"})
+# Functions that put something else in a signal's place where a mask says so, and the mask's position.
+REPLACING = {"where": 0, "masked_fill": 1, "setitem": 1}
+# Functions that add a term, scaled, to a signal.
+ADDING = frozenset("addcmul addcdiv lerp".split())
 # Functions that take data out of torch, where no call is seen, and those that bring data in: it may be that signal.
 LEAVING = frozenset("numpy tolist item array float int bool index complex dlpack".split())
 ENTERING = frozenset("from_numpy tensor as_tensor asarray frombuffer from_dlpack scalar_tensor".split())
 # Functions that take only shape, dtype or device from a tensor: what they return carries no signal.
 SHAPE_ONLY = frozenset(
     "empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full new_tensor zero fill "
-    "argmax argmin argsort isnan isinf isfinite size shape".split()
+    "new argmax argmin argsort isnan isinf isfinite size shape".split()
 )
 
 _CONV = "input weight bias stride padding dilation groups"
@@ -180,7 +210,7 @@ def function_name(function: object) -> str:
     name = getattr(function, "__name__", type(function).__name__)
     if name == "__get__":  # a property such as Tensor.T: the getter is bound to the descriptor that has the name
         name = getattr(getattr(function, "__self__", None), "__name__", name)
-    return name.strip("_")
+    return name.partition(".")[0].strip("_")  # an overload, such as of an exported graph, has its name behind a dot
 
 
 def kind_of_function(name: str) -> Kind:
@@ -190,6 +220,20 @@ def kind_of_function(name: str) -> Kind:
     (<Kind.WEIGHT: 'W'>, <Kind.OPAQUE: '?'>)
     """
     return _KIND_OF_FUNCTION.get(name, Kind.OPAQUE)
+
+
+def hidden_rate(name: str, args: tuple[object, ...]) -> int | None:
+    """The position of the rate of the dropout inside a call, among its arguments; None if it is not among them.
+
+    >>> hidden_rate("lstm", (None, None, None, True, 2, 0.5, True)), hidden_rate("gru", (None,) * 3 + (True, 1, 0.5))
+    (5, None)
+    """
+    place = HIDDEN_DROPOUT[name]
+    if name in RECURRENT:  # of packed sequences, one further; of a single layer's output, nothing is dropped
+        place = next((i for i, value in enumerate(args) if isinstance(value, float)), len(args))
+        if place and place < len(args) and args[place - 1] == 1:
+            return None
+    return place if place < len(args) else None
 
 
 def is_own_call(module: nn.Module, kind: Kind) -> bool:

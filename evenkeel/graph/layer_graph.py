@@ -14,6 +14,7 @@ from torch import nn
 
 from evenkeel.errors import TraceError
 from evenkeel.graph.kinds import ARGUMENTS, Kind
+from evenkeel.graph.randomness import Law
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.sharding import own_parameter
 
@@ -37,6 +38,7 @@ class Layer:
         p: drop probability in training, of a dropout or of one inside an OPAQUE call (attention, recurrent layers);
             None if there is none or the rate is not known.
         scaled: whether a dropout divides what it keeps by the share that it keeps.
+        noise: the law of the random tensor that a signal is multiplied by, or that is added to it, if there is one.
         file, line: where the model's source makes the call.
         caller: path of the module whose forward makes the call, of the module or of the function.
         frozen: whether it is in eval mode in a model in train mode.
@@ -61,6 +63,7 @@ class Layer:
     shape: tuple[int, ...] = ()
     p: float | None = None
     scaled: bool = True
+    noise: Law | None = None
     file: str | None = None
     line: int | None = None
     end: tuple[int, int] | None = None

@@ -6,15 +6,44 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evenkeel.graph.kinds import AVERAGES, Kind
+from evenkeel.graph.kinds import AVERAGES, PARTS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
 def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
-    """The dropouts that act on a norm's input: those upstream of its calls, back to the norms before."""
+    """The dropouts and other noise that act on a norm's input: upstream of its calls, back to the norms before."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
     found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
-    return tuple(dict.fromkeys(layer for layer in found if layer.p or (layer.kind is Kind.DROPOUT and layer.p is None)))
+    noisy = (layer for layer in found if layer.p or layer.kind is Kind.NOISE or (layer.drops and layer.p is None))
+    return tuple(dict.fromkeys(noisy))
+
+
+def chunked(layer: Layer) -> Layer | None:
+    """What a layer's input is some samples of, cut out of the batch, as in ghost batch norm; None if it is whole."""
+    return cut_from(layer.inputs[0]) if layer.inputs else None
+
+
+def cut_from(part: Layer) -> Layer | None:
+    """What a layer returns some samples of, and all of each; None if it is no such part."""
+    if part.kind is not Kind.PASS or part.function not in PARTS:
+        return None
+    (source, *_) = part.inputs
+    same = part.shape[1:] == source.shape[1:] and len(part.shape) == len(source.shape)
+    return source if same and part.shape[0] <= source.shape[0] else None
+
+
+def is_on_parameters(graph: LayerGraph, layer: Layer) -> bool:
+    """Whether a layer reads parameters alone, as dropout on weights does."""
+    return not any(source.kind is Kind.INPUT for source in (layer, *graph.upstream(layer)))
+
+
+def stays_on(layer: Layer) -> bool:
+    """Whether a layer of a graph recorded in eval mode is noise there, too."""
+    if layer.kind is Kind.OPAQUE:
+        return layer.function == "scaled_dot_product_attention" and bool(layer.p)
+    by_mask = "drop" not in layer.function and layer.module is None
+    training = layer.arguments.get("training", layer.kwargs.get("train"))  # torch.dropout's word
+    return layer.kind is Kind.NOISE or (layer.drops and (by_mask or training is True))
 
 
 def right_before(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:

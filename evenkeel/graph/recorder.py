@@ -6,9 +6,7 @@ import inspect
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import attrgetter
 from traceback import extract_tb
@@ -23,7 +21,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 from evenkeel.errors import PACKAGE, brief
+from evenkeel.graph import unseen_calls
+from evenkeel.graph.extents import Extent, base_of
 from evenkeel.graph.kinds import (
+    ADDING,
     AFFINE,
     ENTERING,
     HIDDEN_DROPOUT,
@@ -31,27 +32,24 @@ from evenkeel.graph.kinds import (
     LIKE_SECOND,
     PRODUCTS,
     RANDOM,
+    REPLACING,
+    SAMPLES,
     SHAPE_ONLY,
     Kind,
     function_name,
+    hidden_rate,
     is_own_call,
     kind_of_function,
 )
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.randomness import Law, dropped, law_of
+from evenkeel.graph.unseen_calls import attention_opened, scripted_calls, unchecked_laws
 from evenkeel.model import hooks
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.nested import map_tensors, tensors
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _NO_SIGNAL = SHAPE_ONLY | RANDOM
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """A random tensor without signal: its probability of keeping a value, if known, and what it is where it does."""
-
-    keep: float | None
-    scale: float = 1.0
 
 
 class Recorder(TorchFunctionMode):
@@ -67,7 +65,7 @@ class Recorder(TorchFunctionMode):
         self.training = training
         # Code that calls, or is called, between the model's source and torch.
         self.files = {inspect.getfile(base) for base in type(self).__mro__ if base.__module__.startswith("evenkeel.")}
-        self.files.add(inspect.getfile(hooks))
+        self.files |= {inspect.getfile(hooks), inspect.getfile(unseen_calls)}
         self.files |= {inspect.getfile(type(m)) for m in model.modules() if hasattr(m, "evenkeel_layer")}
         self.frozen = frozen_in(model)
         self.layers: list[Layer] = []
@@ -80,7 +78,11 @@ class Recorder(TorchFunctionMode):
         self.whole: nn.Module | None = None  # the module entered that declares its kind: recorded as one call
         # Of every tensor seen, the layer that made it, or None if it carries no signal of the inputs.
         self.producers = WeakIdKeyDictionary()
-        self.noise = WeakIdKeyDictionary()  # of every random tensor without signal
+        self.laws = WeakIdKeyDictionary()  # of tensors without signal: what is known of their elements
+        self.learned = WeakIdKeyDictionary()  # tensors without signal that come from parameters
+        self.rootless: set[Layer] = (
+            set()
+        )  # layers that read no signal: dropout and noise on parameters, and what follows
         # Of every tensor written to in place, itself or through a view: where in it, by which layer.
         self.writes: Any = WeakIdKeyDictionary()
         self.escaped: list[Layer] = []  # layers whose signals left torch: what enters it may come from them
@@ -95,6 +97,8 @@ class Recorder(TorchFunctionMode):
         for path, seen in (*self.model.named_parameters(), *self.model.named_buffers()):
             self.originals[seen] = self.held[path]
             self.producers[seen] = None
+            if isinstance(self.held[path], nn.Parameter):
+                self.learned[seen] = True
         for tensor in tensors(inputs):
             self._add(Kind.INPUT, "input", [tensor], shape=tuple(tensor.shape))
         given = self._signals(inputs)
@@ -104,7 +108,7 @@ class Recorder(TorchFunctionMode):
             else:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
                 module.register_forward_hook(self._leave, always_call=True)
-        with self, _scripted_calls(self._add_scripted):
+        with self, scripted_calls(self._add_scripted), unchecked_laws():
             outputs = run(inputs)
         self._add_unseen(self.model, given, outputs)
         self._add(Kind.OUTPUT, "output", [], inputs=self._signals(outputs))
@@ -126,7 +130,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is functional.multi_head_attention_forward and self.whole is None:
-            with _attention_opened(), self:
+            with attention_opened(), self:
                 return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if self.whole is None:
@@ -141,60 +145,93 @@ class Recorder(TorchFunctionMode):
     def _record(
         self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> None:
-        """Record one call, unless what it returns carries no signal."""
+        """Record one call, unless what it returns carries no signal, and no noise is put on a parameter."""
         read = args[:1] if name in LIKE_SECOND else args[1:] if name == "copy" else (args, kwargs)
-        signals = () if name in _NO_SIGNAL else self._signals(read)
-        noise = [self.noise[tensor] for tensor in tensors(read) if tensor in self.noise]
-        if not signals:
-            self._record_constant(name, args, kwargs, noise, outputs)
+        in_place = bool(args) and outputs[0] is args[0] and func.__name__.endswith("_")
+        drawn = name in SAMPLES and not in_place
+        signals = () if name in _NO_SIGNAL and not drawn else self._signals(read)
+        noise = [law for tensor in tensors(read) if (law := self._noise_in(tensor)) is not None]
+        if not signals and not self._is_on_parameters(name, args, kwargs, noise):
+            self._record_constant(name, args, kwargs, outputs, in_place=in_place)
             return
         operands = tensors((args, kwargs))
         values = self._signals([tensor for tensor in operands if tensor.is_floating_point()])
-        kind = _kind(name, signals, values=len(values), operands=len(operands), noise=bool(noise))
+        data = tuple(layer for layer in signals if layer not in self.rootless)
+        factor = self._factor(name, args, noise)
+        kind = Kind.NOISE if drawn else _kind(name, data or signals, len(values), len(operands), factor)
         location = self._location()
-        dropped = self._drop_probability(name, args, kwargs, noise) if kind is Kind.DROPOUT else None
+        dropped = self._drop_probability(name, args, kwargs, factor) if kind is Kind.DROPOUT else None
         self._add(
             kind,
             name,
             outputs,
-            inputs=signals,
+            inputs=(*data, *(layer for layer in signals if layer not in data)),
             call=attrgetter(name) if func.__name__ == "__get__" else func,  # a getter is not to be copied
             args=map_tensors(self._without_data, args),
             kwargs=map_tensors(self._without_data, kwargs),
             shape=tuple(outputs[0].shape),
             p=dropped if kind is Kind.DROPOUT else self._hidden_drop_probability(name, args, kwargs),
-            scaled=not noise or (dropped is not None and abs(noise[0].scale * (1 - dropped) - 1) < 1e-6),
+            scaled=factor is None or factor.scaled,
+            noise=factor,
             **location,
         )
         if args and outputs[0] is args[0]:
-            self.writes.setdefault(_base(outputs[0]), []).append((_Extent.of(outputs[0]), self.layers[-1]))
+            self.writes.setdefault(base_of(outputs[0]), []).append((Extent.of(outputs[0]), self.layers[-1]))
 
     def _record_constant(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[_Noise], outputs: list[Tensor]
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor], *, in_place: bool
     ) -> None:
         """Remember that tensors carry no signal, and what noise they carry."""
         if name in ENTERING and self.escaped:
             return  # left unknown: it may be a signal that left torch
-        keep = (*args[1:], kwargs.get("p"))[0]
-        if name in RANDOM:
-            noise = [_Noise(keep if name == "bernoulli" and isinstance(keep, float) else None)]
-        elif kind_of_function(name) is Kind.DROPOUT:  # of a constant: a mask
-            keep = 1 - (self._drop_probability(name, args, kwargs, []) or 0)
-            noise = [_Noise(keep, 1 / keep if keep else 1.0)]
-        elif noise and kind_of_function(name) is Kind.GATE and isinstance(args[-1], (int, float)):
-            factor = 1 / args[-1] if "div" in name and args[-1] else args[-1]
-            noise = [_Noise(noise[0].keep, noise[0].scale * factor)]
-        elif noise and name == "rsub" and args[-1] == 1 and noise[0].keep is not None:
-            noise = [_Noise(1 - noise[0].keep)]  # 1 - mask keeps what the mask drops
-        elif noise and kind_of_function(name) is not Kind.PASS:
-            noise = [_Noise(None, noise[0].scale)]
-        stored = [self._stored(tensor) for tensor in tensors((args, kwargs)) if self._stored(tensor) is not None]
+        if kind_of_function(name) is Kind.DROPOUT:  # of one value: a mask
+            kept = self.laws.get(args[0]) if args else None
+            law = dropped(kept, self._drop_probability(name, args, kwargs, None) or 0.0) if kept else None
+        else:
+            given = args[1:] if name == "copy" else args
+            law = law_of(name, given, kwargs, self.laws.get, in_place=in_place)
+        operands = tensors((args, kwargs))
+        stored = [self._stored(tensor) for tensor in operands if self._stored(tensor) is not None]
+        learned = name not in _NO_SIGNAL and any(tensor in self.learned for tensor in operands)
         for output in outputs:
             self.producers[output] = None
-            if noise:
-                self.noise[output] = noise[0]
+            self.laws.pop(output, None)
+            if law is not None:
+                self.laws[output] = law
+            if learned:
+                self.learned[output] = True
             if stored and (name == "embedding" or kind_of_function(name) is Kind.PASS):
                 self.parts[output] = stored[0]
+
+    def _noise_in(self, tensor: Tensor) -> Law | None:
+        """The law of a random tensor without signal."""
+        law = self.laws.get(tensor)
+        return law if law is not None and law.is_random and self.producers.get(tensor) is None else None
+
+    def _is_on_parameters(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[Law]) -> bool:
+        """Whether a call puts dropout or noise on a parameter: it is a layer, though no signal comes in."""
+        if name in _NO_SIGNAL:
+            return False
+        if kind_of_function(name) is Kind.DROPOUT:  # of one value, it is a mask
+            return bool(args) and isinstance(args[0], Tensor) and self.laws.get(args[0]) is None
+        held = [tensor for tensor in tensors((args, kwargs)) if tensor in self.learned and tensor not in self.laws]
+        if not noise or not held:
+            return False
+        kind = kind_of_function(name)
+        return kind is Kind.JOIN or name in REPLACING or (kind is Kind.GATE and not noise[0].is_centered)
+
+    def _factor(self, name: str, args: tuple[Any, ...], noise: list[Law]) -> Law | None:
+        """The law of what noise multiplies a signal by, or of what is added or put in its place; None without noise."""
+        if not noise or name not in REPLACING:
+            return noise[0] if noise else None
+        place = REPLACING[name]
+        mask = self._noise_in(args[place]) if isinstance(args[place], Tensor) else None
+        others = [other for i, other in enumerate(args) if i != place]
+        values = [self.laws.get(other) if isinstance(other, Tensor) else Law(other, 0.0) for other in others]
+        if mask is None or Law(0.0, 0.0) not in [v and Law(v.mean, v.variance) for v in values]:
+            return Law(0.0, None)  # something else is put in its place: noise, that keeps nothing of the signal
+        kept = name == "where" and isinstance(args[1], Tensor) and self.producers.get(args[1]) is not None
+        return mask if kept else mask.inverted()
 
     def _stored(self, tensor: Tensor) -> Tensor | None:
         """The parameter or buffer, as the caller knows it, that a tensor is, or is a part of."""
@@ -211,6 +248,8 @@ class Recorder(TorchFunctionMode):
         caller = self.paths[self.stack[-2][0]] if own and len(self.stack) > 1 else "" if own else path
         details |= {"caller": caller, "frozen": module in self.frozen}
         layer = Layer(name, kind, path, module if own else None, function=function, **details)
+        if kind is not Kind.INPUT and self.rootless.issuperset(layer.inputs):
+            self.rootless.add(layer)
         self.position[layer] = len(self.layers)
         self.layers.append(layer)
         for output in outputs:
@@ -256,13 +295,14 @@ class Recorder(TorchFunctionMode):
         if signals and unseen:
             self._add(Kind.OPAQUE, type(module).__name__, unseen, inputs=signals, shape=tuple(unseen[0].shape))
 
-    def _add_scripted(self, name: str, given: Any, output: Any) -> None:
-        """Add an OPAQUE layer for the call of a scripted function, which shows none of its own calls."""
+    def _add_scripted(self, scripted: Any, given: Any, output: Any) -> None:
+        """Add an OPAQUE layer for the call of a scripted function or module, which shows none of its own calls."""
+        name = getattr(scripted, "name", None) or scripted.original_name
         with torch._C.DisableTorchFunction():
             outputs = [tensor for tensor in tensors(output) if tensor not in self.producers]
             if (signals := self._signals(given)) and outputs and self.whole is None:
-                shape = tuple(outputs[0].shape)
-                self._add(Kind.OPAQUE, name, outputs, inputs=signals, shape=shape, **self._location())
+                details: dict[str, Any] = {"inputs": signals, "shape": tuple(outputs[0].shape), "call": scripted}
+                self._add(Kind.OPAQUE, name, outputs, **details, **self._location())
 
     def _signals(self, value: Any) -> tuple[Layer, ...]:
         found = (self._producer(tensor) for tensor in tensors(value))
@@ -279,7 +319,7 @@ class Recorder(TorchFunctionMode):
                 self._add(Kind.OPAQUE, "unknown", [tensor], inputs=inputs, shape=tuple(tensor.shape))
         made = self.producers[tensor]
         since = self.position[made] if made else -1
-        extent, writes = _Extent.of(tensor), self.writes.get(_base(tensor), ())
+        extent, writes = Extent.of(tensor), self.writes.get(base_of(tensor), ())
         later = [layer for written, layer in writes if self.position[layer] > since and written.overlaps(extent)]
         if later:  # it views, or is viewed by, what was written to in place after it was made
             inputs = (made, *later) if made else tuple(later)
@@ -304,13 +344,11 @@ class Recorder(TorchFunctionMode):
             return (row * scale if len(row) in tensor.shape[-1:] else scale).expand(tensor.shape)
 
     def _drop_probability(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[_Noise]
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], factor: Law | None
     ) -> float | None:
-        if noise:  # a product with a random tensor
+        if factor is not None:  # a product with a random tensor
             attributes = (getattr(self.stack[-1][0], a, None) for a in ("p", "drop_prob")) if self.stack else ()
-            return next(
-                (a for a in (*(1 - n.keep for n in noise if n.keep), *attributes) if isinstance(a, float)), None
-            )
+            return next((a for a in (factor.p, *attributes) if isinstance(a, float)), None)
         given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
         training = given.get("training", given.get("train", True))  # torch.dropout's word
         counts = training or not (self.training or (self.stack and self.stack[-1][0] in self.frozen))
@@ -318,10 +356,12 @@ class Recorder(TorchFunctionMode):
 
     def _hidden_drop_probability(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
         """The rate of a dropout inside a call that is not understood; None if there is none."""
-        place = HIDDEN_DROPOUT.get(name, len(args))
-        p = kwargs.get("dropout_p", args[place] if place < len(args) else None)
+        if name not in HIDDEN_DROPOUT:
+            return None
+        place = hidden_rate(name, args)
+        p = kwargs.get("dropout_p", None if place is None else args[place])
         off = kwargs.get("training") is False or (self.stack and not self.stack[-1][0].training)
-        return p if isinstance(p, float) and not (off and self.training) and name in HIDDEN_DROPOUT else None
+        return p if isinstance(p, float) and not (off and self.training) else None
 
     def _location(self) -> dict[str, Any]:
         """File, line and end of the model's source that makes the call: the innermost frame outside of torch."""
@@ -344,77 +384,23 @@ def _end(frame: FrameType) -> tuple[int, int] | None:
     return None if line is None or column is None else (line, column)
 
 
-def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, noise: bool) -> Kind:
+def _kind(name: str, signals: tuple[Layer, ...], values: int, operands: int, factor: Law | None) -> Kind:
     """The kind of one call, by its name and by which of its operands are signals, constants or noise."""
     kind = kind_of_function(name)
     if name in PRODUCTS:
         return Kind.WEIGHT if len(signals) == 1 and operands > 1 else Kind.OPAQUE
-    if noise:
-        return Kind.DROPOUT if kind is Kind.GATE or name in ("where", "masked_fill") else Kind.OPAQUE
-    if kind in (Kind.JOIN, Kind.GATE) and len(signals) == 1:
+    if factor is not None:
+        return _kind_of_noise(name, factor)
+    if (kind in (Kind.JOIN, Kind.GATE) or name in AFFINE) and len(signals) == 1:
         return Kind.PASS  # a constant added or multiplied
-    if name in AFFINE and len(signals) == 1:
-        return Kind.PASS
     if kind in (Kind.POOL, Kind.ACTIVATION) and values > 1:  # indices apart
         return Kind.OPAQUE  # the maximum of two signals, or one to the power of the other
     return kind
 
 
-@contextmanager
-def _attention_opened() -> Generator[None]:
-    """Make multi-head attention, one function to torch, run its inner calls under the recorder."""
-    names: Any = vars(functional)
-    asked = names["has_torch_function"]
-    names["has_torch_function"] = lambda tensors: False  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        names["has_torch_function"] = asked
-
-
-@contextmanager
-def _scripted_calls(seen: Callable[[str, Any, Any], None]) -> Generator[None]:
-    """Tell of every call of a scripted function, which no mode sees: its name, what it is given and what it returns."""
-    scripted: Any = torch.jit.ScriptFunction
-    call = scripted.__call__
-
-    def told(function: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch._C.DisableTorchFunction():  # a mode would see some of the calls inside, and only the first time
-            output = call(function, *args, **kwargs)
-        seen(function.name, (args, kwargs), output)
-        return output
-
-    scripted.__call__ = told
-    try:
-        yield
-    finally:
-        scripted.__call__ = call
-
-
-def _base(tensor: Tensor) -> Tensor:
-    return tensor if tensor._base is None else tensor._base
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """Where in memory a view of a tensor lies."""
-
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Extent:
-        return cls(int(tensor.storage_offset()), tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())))
-
-    def overlaps(self, other: _Extent) -> bool:
-        """Whether two views of one tensor may share memory."""
-        if self.strides != other.strides:
-            return True
-        low, high = sorted((self, other), key=lambda extent: extent.offset)
-        distance = high.offset - low.offset
-        for stride, size in sorted(zip(low.strides, low.shape, strict=True), reverse=True):
-            steps, distance = divmod(distance, stride) if stride else (0, distance)
-            if steps >= size:
-                return False
-        return True
+def _kind_of_noise(name: str, factor: Law) -> Kind:
+    """The kind of a call that is given noise: it multiplies a signal, is added to it, or takes its place."""
+    kind = kind_of_function(name)
+    if kind is Kind.GATE or name in REPLACING:
+        return Kind.NOISE if factor.is_centered else Kind.DROPOUT
+    return Kind.NOISE if kind is Kind.JOIN or name in ADDING else Kind.OPAQUE

@@ -13,8 +13,10 @@ from evenkeel.errors import EvenkeelError
 from evenkeel.graph.branches import Branch, branches_of, gating
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import stays_on
 from evenkeel.graph.tracing import graph_of, prepared, record, runner
 from evenkeel.linting.dropout_reach import DropoutReach, reaches_of
+from evenkeel.linting.eval_randomness import random_layers
 from evenkeel.linting.findings import Finding
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import Norm, has_running_statistics, norms_of
@@ -58,18 +60,22 @@ class Context:
         return record(self.model, *runner(self.model, self.example), training=False)
 
     @cached_property
+    def inputs(self) -> Any:
+        """The example, its floating tensors filled with random values."""
+        generator = torch.Generator().manual_seed(0)
+        return map_tensors(
+            lambda t: torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t,
+            prepared(runner(self.model, self.example)[1], self.model),
+        )
+
+    @cached_property
     def outputs(self) -> list[Tensor]:
         """What the model returns in eval mode for the example's tensors, floating ones filled with random values."""
-        run, inputs = runner(self.model, self.example)
+        run, _ = runner(self.model, self.example)
         with restored(self.model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            generator = torch.Generator().manual_seed(0)
-            given = map_tensors(
-                lambda t: torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t,
-                prepared(inputs, self.model),
-            )
             self.model.eval()
-            return tensors(run(given))
+            return tensors(run(map_tensors(torch.clone, self.inputs)))
 
     @cached_property
     def branches(self) -> tuple[Branch, ...]:
@@ -83,8 +89,19 @@ class Context:
 
     @cached_property
     def reaches(self) -> tuple[DropoutReach, ...]:
-        """The dropouts whose noise reaches norms."""
-        return reaches_of(self.graph, self.dropouts)
+        """The dropouts whose noise reaches norms, those inside attention and recurrent layers included."""
+        hidden = {layer for layer in self.graph.of(Kind.OPAQUE) if layer.p}
+        return reaches_of(self.graph, [layer for layer in self.graph if layer in hidden or layer in self.dropouts])
+
+    @cached_property
+    def random_in_eval(self) -> frozenset[str]:
+        """The layers of the eval graph, by name, that stay on there, act on the output, and really differ by chance."""
+        on = [layer for layer in self.eval_graph if layer.kind is not Kind.NOISE and stays_on(layer)]
+        reaching = [x.name for x in on if any(y.kind is Kind.OUTPUT for y in self.eval_graph.downstream(x))]
+        if not reaching:
+            return frozenset()
+        run, _ = runner(self.model, self.example)
+        return random_layers(self.model, run, self.inputs, reaching)
 
     @cached_property
     def gating(self) -> frozenset[Layer]:

@@ -40,7 +40,8 @@ def dropout_like(layer: Layer, p: float | None = None, shape: tuple[int, ...] | 
         return None
     if layer.module is not None and type(layer.module).__module__ != nn.Dropout.__module__:
         return copy.deepcopy(layer.module) if p is None else None
-    by_mask = kind_of_function(layer.function) is Kind.GATE and layer.scaled and layer.shape in layer.constants
+    mask = layer.noise is not None and layer.noise.peak is not None
+    by_mask = mask and kind_of_function(layer.function) is Kind.GATE and layer.scaled and layer.shape in layer.constants
     module = nn.Dropout if by_mask else _MODULES.get(layer.function)
     if module is None:
         return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.queries import norms_behind
+from evenkeel.graph.queries import is_on_parameters, norms_behind
 from evenkeel.layers.uout import Uout
 from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Edit, Insert, Move, Remove
@@ -18,20 +18,28 @@ class DropoutReach:
     """A dropout whose noise reaches norms with running statistics.
 
     Attributes:
-        dropout: the dropout.
+        dropout: the dropout, or a call with one inside (attention, recurrent layers).
         norms: the first norms that its noise reaches.
         direct: whether it reaches one without a weight layer in between.
-        edits: what takes it behind all norms; none if there is no weight layer behind these.
+        must_stay: whether there is no weight layer behind all norms.
+        on_parameter: whether it acts on a parameter, such as weights or a gate, not on a signal.
+        edits: what takes it behind all norms; none where that cannot be.
     """
 
     dropout: Layer
     norms: tuple[Layer, ...]
     direct: bool
-    edits: tuple[Edit, ...]
+    must_stay: bool = False
+    on_parameter: bool = False
+    edits: tuple[Edit, ...] = ()
 
     @property
     def advice(self) -> str:
-        """The edits as an imperative."""
+        """What to do, as an imperative."""
+        if self.dropout.kind is Kind.OPAQUE or self.on_parameter:
+            whose = "the parameter" if self.on_parameter else self.dropout.function
+            instead = "" if self.must_stay else ", and drop out behind the last norm instead"
+            return f"Set the rate of the dropout {'on' if self.on_parameter else 'in'} {whose} to 0{instead}."
         targets = [edit.target.name for edit in self.edits if isinstance(edit, (Move, Insert))]
         if targets:
             return f"Move it behind the last norm, to before {' and '.join(targets)}."
@@ -42,7 +50,7 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
     """The dropouts whose noise reaches norms, except Uout, which is made for that place.
 
     The first one that feeds the last weight layers behind all norms is moved before these, one a head, where no dropout
-    is yet; the others are removed.
+    is yet; the others are removed. What is inside a call, or on a parameter, stays where it is.
     """
     noisy = [layer for layer in dropouts if not isinstance(layer.module, Uout)]
     harmless = {layer for layer in noisy if not norms_behind(graph, layer, through_weights=True)}
@@ -56,13 +64,17 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
     for dropout in noisy:
         if dropout in harmless:
             continue
-        direct = norms_behind(graph, dropout)
-        heads = _heads(graph, dropout)
-        free = [head for head in heads if head not in taken]
-        taken.update(free)
-        mover = dropout if free else mover
+        hidden, on_parameter = dropout.kind is Kind.OPAQUE, is_on_parameters(graph, dropout)
+        direct = () if hidden else norms_behind(graph, dropout)  # in such a call, weights or products come behind it
         norms = direct or norms_behind(graph, dropout, through_weights=True)
-        found.append(DropoutReach(dropout, norms, bool(direct), _edits(dropout, heads, free, mover)))
+        heads = _heads(graph, dropout)
+        reach = DropoutReach(dropout, norms, bool(direct), not heads, on_parameter)
+        if not hidden and not on_parameter:
+            free = [head for head in heads if head not in taken]
+            taken.update(free)
+            mover = dropout if free else mover
+            reach = replace(reach, edits=_edits(dropout, heads, free, mover))
+        found.append(reach)
     return tuple(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -79,8 +79,23 @@ class Finding:
         return f"{self.code} {self.path}{where}: {self.message} {self.advice}{shift}"
 
 
+class Findings(list[Finding]):
+    """The findings of a model.
+
+    Attributes:
+        notes: what no rule objects to, but a reader should know, such as the shift that stochastic depth makes.
+
+    >>> Findings([], notes=["stochastic depth p=0.1 is exempt."]).notes
+    ('stochastic depth p=0.1 is exempt.',)
+    """
+
+    def __init__(self, findings: Iterable[Finding] = (), notes: Iterable[str] = ()) -> None:
+        super().__init__(findings)
+        self.notes = tuple(notes)
+
+
 def summary(findings: Sequence[Finding]) -> str:
-    """Findings in lines, the guidelines one after the other, and how many there are of each.
+    """Findings in lines, the guidelines one after the other, how many there are of each, and notes, if there are.
 
     >>> print(summary([Finding("drop", "dropout p=0.5 feeds bn.", "Move it.", code="EK201", guideline="li2018")]))
     EK201 drop: dropout p=0.5 feeds bn. Move it.
@@ -89,4 +104,5 @@ def summary(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.guideline for finding in findings)
     of_each = ", ".join(f"{count} of {guideline}" for guideline, count in counts.items())
     total = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}" if findings else "no findings"
-    return "\n".join([*map(str, findings), f"{total}: {of_each}" if findings else total])
+    notes = [f"note: {note}" for note in getattr(findings, "notes", ())]
+    return "\n".join([*map(str, findings), f"{total}: {of_each}" if findings else total, *notes])

@@ -11,10 +11,11 @@ from torch import nn
 
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
 from evenkeel.linting.context import Context
-from evenkeel.linting.findings import Finding
+from evenkeel.linting.findings import Finding, Findings
 from evenkeel.linting.rule import GUIDELINES, Guideline
 from evenkeel.linting.rules import ALL
 from evenkeel.linting.rules.ek104_op_not_understood import unseen_parts
+from evenkeel.linting.sample_dropout import stochastic_depth
 from evenkeel.linting.settings import Settings, chosen, is_asked, require_codes
 from evenkeel.linting.suppressions import is_ignored
 from evenkeel.model.wrappers import unwrapped
@@ -27,7 +28,7 @@ def lint(
     guideline: Guideline | None = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
-) -> list[Finding]:
+) -> Findings:
     """Find what breaks the guidelines on where dropout belongs, and the traps beside it.
 
     The guidelines contradict each other, so each finding names its own, and `fix` takes one. A source line with the
@@ -42,7 +43,8 @@ def lint(
         ignore: likewise: all but these.
 
     Returns:
-        The findings, rule by rule, each with the variance shift predicted where it shows most.
+        The findings, rule by rule, each with the variance shift predicted where it shows most: a list, whose `notes`
+        give the shift that stochastic depth makes, which li2018's rules on placement do not cover.
 
     Raises:
         EvenkeelError: there is no such guideline or code.
@@ -77,7 +79,7 @@ def wanted(guideline: str | None, select: Iterable[str], ignore: Iterable[str]) 
     )
 
 
-def findings_of(model: nn.Module, example: Any, settings: Settings) -> list[Finding]:
+def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
     """What `lint` finds, by settings."""
     with unwrapped(model) as plain:
         context = Context(plain, example)
@@ -85,10 +87,11 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> list[Find
             finding if finding.norm is None else replace(finding, shift=context.shift(finding.norm))
             for finding in examine(context, settings)
         ]
+        notes = stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
     if context.unpredicted:
         reasons = "; ".join(context.unpredicted)
         warnings.warn(UnpredictedWarning(f"findings may be missing, or lack their shift: {reasons}"), stacklevel=3)
-    return found
+    return Findings(found, notes)
 
 
 def examine(context: Context, settings: Settings) -> list[Finding]:

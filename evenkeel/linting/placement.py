@@ -68,5 +68,7 @@ def in_words(dropout: Layer) -> str:
     if dropout.kind is Kind.OPAQUE:
         return f"the dropout p={dropout.p:g} in {dropout.function}"
     function = dropout.function if "drop" in dropout.function else type(dropout.module).__name__
-    name = function if dropout.module is not None or "drop" in function else "dropout by a mask"
+    law = dropout.noise
+    by = "a mask" if law is None or law.mean is None or law.peak is not None else "noise"
+    name = function if dropout.module is not None or "drop" in function else f"dropout by {by}"
     return f"{name} p={'?' if dropout.p is None else f'{dropout.p:g}'}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import chunked
 from evenkeel.model.buffers import written_left
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
@@ -51,7 +52,9 @@ class Stored:
 
 def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     """Norms whose statistics cannot be trusted, by path, each with the reason."""
-    calls = Counter(layer.module for layer in graph.of(Kind.NORM))
+    # Chunks of one batch are one call in effect.
+    fed = {(layer.module, chunked(layer) or layer) for layer in graph.of(Kind.NORM)}
+    calls = Counter(module for module, _ in fed)
     frozen = {layer.module for layer in graph if layer.frozen}
     misleading = misleading_counts(norms.values())
     reasons: dict[str, str] = {}
@@ -98,7 +101,10 @@ def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Sto
         if not isinstance(norm, Norm) or norm not in trusted:
             continue
         assert norm.running_mean is not None and norm.running_var is not None
-        stored, source = Stored(norm.running_mean.double(), norm.running_var.double()), layer.inputs[0]
+        stored, source = (
+            Stored(norm.running_mean.double(), norm.running_var.double()),
+            chunked(layer) or layer.inputs[0],
+        )
         while source.kind is Kind.DROPOUT and _is_factor(source):
             assert source.p is not None
             stored, source = stored.before(float(dropout_noise(source.p))), source.inputs[0]
@@ -111,10 +117,15 @@ def unanchored_dropouts(graph: LayerGraph, known: Mapping[str, Stored]) -> set[L
     return {
         layer
         for layer in graph
-        if (layer.kind is Kind.DROPOUT or layer.p)
+        if (layer.kind is Kind.DROPOUT or layer.p or _is_scaled_noise(layer))
         and not any(source.name in known for source in layer.inputs)
         and any(source.kind is Kind.INPUT for source in graph.upstream(layer, until=Kind.NORM))
     }
+
+
+def _is_scaled_noise(layer: Layer) -> bool:
+    """Whether noise is as strong as a signal makes it; what is added as it is has a strength of its own."""
+    return layer.kind is Kind.NOISE and kind_of_function(layer.function) is not Kind.JOIN
 
 
 def _is_factor(layer: Layer) -> bool:

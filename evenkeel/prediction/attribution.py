@@ -53,10 +53,27 @@ def causes_of(
     for layer in graph:
         given = [energies.get(source, _NONE) for source in layer.inputs]
         read[layer] = _merged(layer, [returned[source] for source in layer.inputs], given)
-        noisy = layer.kind is Kind.DROPOUT or bool(layer.p) or layer in unresolved
         found = energies.get(layer)
-        returned[layer] = read[layer] if found is None else _passed(layer, read[layer], given, found, noisy)
+        if found is not None:
+            returned[layer] = _passed(layer, read[layer], given, found, _makers(layer, energies, returned, unresolved))
+        else:  # of what has no rows of replicas, noise is known by its layers alone
+            returned[layer] = Cause({layer: 1.0}, {}) if _is_noisy(layer) else read[layer]
     return read
+
+
+def _is_noisy(layer: Layer) -> bool:
+    return layer.kind in (Kind.DROPOUT, Kind.NOISE) or bool(layer.p)
+
+
+def _makers(
+    layer: Layer, energies: Mapping[Layer, Energies], returned: Mapping[Layer, Cause], unresolved: Collection[Layer]
+) -> Shares:
+    """What noise is due to that a layer does not find in its inputs: itself, or noise on the parameters it reads."""
+    if _is_noisy(layer) or layer in unresolved:
+        return {layer: 1.0}
+    parametric = [returned[s].noise for s in layer.inputs if s not in energies and s.kind is not Kind.INPUT]
+    shares = [noise for noise in parametric if noise]
+    return _sum((noise, 1 / len(shares)) for noise in shares)
 
 
 def _merged(layer: Layer, causes: list[Cause], given: list[Energies]) -> Cause:
@@ -75,15 +92,16 @@ def _merged(layer: Layer, causes: list[Cause], given: list[Energies]) -> Cause:
     )
 
 
-def _passed(layer: Layer, cause: Cause, given: list[Energies], returned: Energies, noisy: bool) -> Cause:
-    """What the layer makes of it: dropout adds noise of its own, and noise damps the signal at a kink."""
+def _passed(layer: Layer, cause: Cause, given: list[Energies], returned: Energies, makers: Shares) -> Cause:
+    """What the layer makes of it: its makers add noise of their own, and noise damps the signal at a kink."""
     noise, damping = cause.noise, cause.damping
     if returned.noise <= _CHANCE * returned.second:
         noise = {}
-    elif noisy:
-        before = sum(e.noise for e in given) if layer.kind is Kind.DROPOUT else returned.second * _noisiness(given)
-        old = min(before / returned.noise, 1.0)
-        noise = _sum([(noise, old), ({layer: 1.0}, 1 - old)])
+    elif makers:
+        added = layer.kind in (Kind.DROPOUT, Kind.NOISE)
+        before = sum(e.noise for e in given) if added else returned.second * _noisiness(given)
+        old = min(before / returned.noise, 1.0) if any(e.noise for e in given) else 0.0
+        noise = _sum([(noise, old), (makers, 1 - old)])
     elif not noise:  # there was none before: the layer makes noise, for an unknown reason
         noise = {layer: 1.0}
     if layer.kind in (Kind.ACTIVATION, Kind.POOL, Kind.GATE) and len(given) == 1:

@@ -3,45 +3,91 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from evenkeel.errors import brief
+from evenkeel.errors import TraceError, brief
 from evenkeel.graph.kinds import Kind, function_name, kind_of_function
-from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import stays_on
+from evenkeel.graph.recorder import Recorder
+from evenkeel.graph.tracing import record
 from evenkeel.model.flags import set_modes
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.restoring import restored
-from evenkeel.prediction.sampling import SamplingPlan, sample
+from evenkeel.prediction.noisy_call import NoisyCall
+from evenkeel.prediction.sampling import SamplingPlan, Site, sample
 
 _ROUNDING = 1e-3  # relative difference of signals that should be the same
 
 
-class _NormWatch(TorchFunctionMode):
-    """Keeps what norms are fed, by path."""
+class _NormWatch(Recorder):
+    """Records a pass in eval mode, and keeps what norms are fed, by path; noise is the same in every such pass."""
 
-    def __init__(self, norms: Mapping[str, Norm]) -> None:
-        super().__init__()
-        self.paths = {id(norm.running_var): path for path, norm in norms.items()}
+    def __init__(self, model: nn.Module, norms: Mapping[str, Norm], always: Collection[Site]) -> None:
+        super().__init__(model, training=False)
+        self.norms = {id(norm.running_var): path for path, norm in norms.items()}
+        self.always = always
         self.fed: dict[str, list[Tensor]] = {}
+        self._call: NoisyCall | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        given = tensors((args, kwargs or {}))
         if kind_of_function(function_name(func)) is Kind.NORM:
-            given = tensors((args, kwargs or {}))
-            for path in {self.paths[id(t)] for t in given if id(t) in self.paths}:
+            for path in {self.norms[id(t)] for t in given if id(t) in self.norms}:
                 self.fed.setdefault(path, []).append(given[0].clone())
-        return func(*args, **(kwargs or {}))
+        self._call = NoisyCall.of(func, args, kwargs or {}, self._copied, self._noise_in) if self.always else None
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
+        outputs = list(outputs)
+        super()._add(kind, function, outputs, **details)
+        if self._call is not None and kind in (Kind.DROPOUT, Kind.NOISE) and self.layers[-1].site in self.always:
+            with torch._C.DisableTorchFunction():
+                outputs[0].copy_(self._call.calmed())
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        if tensor in self.laws:
+            self.laws[copy] = self.laws[tensor]
+        return copy
+
+
+def always_noisy(model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph) -> frozenset[Site]:
+    """The call sites of noise that eval mode has, too: it is part of the signal, and shifts nothing.
+
+    Args:
+        model: the model.
+        run: makes one forward pass, given inputs such as `inputs`.
+        inputs: what the graph was made of.
+        graph: the model's graph in train mode.
+    """
+    if not any(_may_stay_on(layer) for layer in graph):
+        return frozenset()
+    try:
+        return frozenset(layer.site for layer in record(model, run, inputs, training=False) if stays_on(layer))
+    except TraceError:
+        return frozenset()  # which `contradictions` will say
+
+
+def _may_stay_on(layer: Layer) -> bool:
+    plain = isinstance(layer.module, nn.modules.dropout._DropoutNd) and type(layer.module).train is nn.Module.train
+    return layer.kind is Kind.NOISE or (layer.drops and not plain)
 
 
 def contradictions(
-    model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph, norms: Mapping[str, Norm]
+    model: nn.Module,
+    run: Callable[[Any], Any],
+    inputs: Any,
+    graph: LayerGraph,
+    norms: Mapping[str, Norm],
+    always: Collection[Site] = (),
 ) -> dict[str, str]:
     """Norms that eval mode feeds something else than the replica without noise has there, each with the reason.
 
@@ -53,18 +99,18 @@ def contradictions(
         inputs: as for `sample`.
         graph: the model's graph for it.
         norms: the norms with running statistics, by path.
+        always: call sites of noise that is known to stay on.
     """
     with restored(model, parameters=False):
         set_modes(model, training=True)
         plan = SamplingPlan(elements=1, fewest=2, matched=False)
-        expected, _ = sample(model, run, inputs, graph, norms=norms, known={}, plan=plan)
-    watch = _NormWatch(norms)
+        expected, _ = sample(model, run, inputs, graph, norms=norms, known={}, plan=plan, always=always)
+    watch = _NormWatch(model, norms, always)
     with restored(model, parameters=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.eval()
         try:
-            with watch:
-                run(expected.inputs)
+            watch.run(run, expected.inputs)
         except Exception as error:
             return dict.fromkeys(
                 norms, f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
@@ -77,7 +123,9 @@ def _contradiction(expected: list[Tensor], found: list[Tensor]) -> str | None:
     if not found:
         return "not reached in eval mode"
     if [x.shape for x in expected] != [y.shape for y in found]:
-        return "eval mode calls it otherwise than train mode does"
+        if len({x.shape[1:] for x in (*expected, *found)}) > 1 or sum(map(len, expected)) != sum(map(len, found)):
+            return "eval mode calls it otherwise than train mode does"
+        expected, found = [torch.cat(expected)], [torch.cat(found)]  # chunks of a batch of another size
     tolerance = _ROUNDING if expected[0].dtype.itemsize >= 4 else 30 * _ROUNDING
     for x, y in zip(expected, found, strict=True):
         apart, size = (t.double().square().mean().sqrt() for t in (x - y, y))

@@ -12,8 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import TraceError
-from evenkeel.graph.kinds import CHANNEL_DROPOUT, HIDDEN_DROPOUT, Kind, function_name, kind_of_function
+from evenkeel.graph.kinds import (
+    CHANNEL_DROPOUT,
+    HIDDEN_DROPOUT,
+    SAMPLES,
+    Kind,
+    function_name,
+    hidden_rate,
+    kind_of_function,
+)
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.queries import chunked
 from evenkeel.graph.recorder import Recorder
 from evenkeel.model.batches import device_of
 from evenkeel.model.buffers import write_
@@ -21,6 +30,9 @@ from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.restoring import seed_all
 from evenkeel.prediction.anchors import Stored, is_untrained
+from evenkeel.prediction.arrivals import Arrival, whole_of
+from evenkeel.prediction.mask_versions import MaskVersions
+from evenkeel.prediction.noisy_call import NoisyCall
 from evenkeel.prediction.random_inputs import noises, replicated_like
 from evenkeel.prediction.replicas import (
     COUNT,
@@ -33,7 +45,10 @@ from evenkeel.prediction.replicas import (
     row_dim,
 )
 
+Site = tuple[object, ...]  # of a call: `Layer.site`
+
 _MOST = 4096  # samples
+_CHUNKED = 512  # the same, where every few of them are a call of their own
 _POSITIONS = 16  # of a signal, that make up for few samples
 _SEEN = 16  # expected number of masks that drop, from which on these are left to chance
 
@@ -70,6 +85,7 @@ class ReplicaRecorder(Recorder):
         samples: how many inputs there are.
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
+        always: call sites of noise that eval mode has, too: there, all replicas are given the same.
         plan: the rest.
 
     Attributes:
@@ -90,11 +106,13 @@ class ReplicaRecorder(Recorder):
         norms: Mapping[str, Norm],
         known: Mapping[str, Stored],
         plan: SamplingPlan,
+        always: Collection[Site] = (),
     ) -> None:
         super().__init__(model, training=True)
         self.samples = samples
         self.known = known
         self.plan = plan
+        self.always = always
         self.arrivals: dict[str, list[tuple[Channels, Tensor]]] = {}
         self.calls: dict[str, Layer] = {}
         self.energies: dict[Layer, Energies] = {}
@@ -104,9 +122,12 @@ class ReplicaRecorder(Recorder):
         # Their buffers are what a call is known by, whichever module makes it.
         self._norms = {id(norm.running_var): (path, norm) for path, norm in norms.items()}
         self._untrained = {norm for norm in norms.values() if is_untrained(norm)}
-        self._given: Tensor | None = None  # what the call that runs was fed, if it has noise
+        self._call: NoisyCall | None = None  # the call that runs, if it has noise, or is given a noisy parameter
         self._mask: tuple[int, ...] | None = None  # the shape of the noise that it was fed
-        self._arrived: tuple[str, Norm, Channels] | None = None  # at the norm that runs
+        self._versions = MaskVersions(samples)
+        self._arrived: tuple[Arrival, int] | None = None  # at the norm that runs, and how many rows have no noise
+        self._begun: dict[tuple[str, Layer], Arrival] = {}
+        self._seen: set[tuple[str, Layer]] = set()  # the same, where signals are not matched
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -115,7 +136,7 @@ class ReplicaRecorder(Recorder):
         if self.whole is None:
             if kind_of_function(name) is Kind.NORM:
                 self._arrive(args, kwargs)
-            self._remember(name, args, kwargs)
+            self._remember(func, args, kwargs)
         result = super().__torch_function__(func, types, args, kwargs)
         if self.whole is None and name in HIDDEN_DROPOUT and self.layers and self.layers[-1].p:
             self._repeat(func, name, args, kwargs, result)
@@ -125,7 +146,7 @@ class ReplicaRecorder(Recorder):
         super()._enter(module, args, kwargs)
         if module is self.whole:
             with torch._C.DisableTorchFunction():
-                self._remember("dropout", args, kwargs)
+                self._remember(module.forward, args, kwargs)
 
     def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
         outputs = list(outputs)
@@ -134,16 +155,36 @@ class ReplicaRecorder(Recorder):
             return
         layer, out = self.layers[-1], outputs[0]
         with torch._C.DisableTorchFunction():
+            if layer in self.rootless:
+                self._vary(layer, outputs)
+                return
+            if function != "view":  # which may be written down first, to bring what the call reads up to date
+                if not self._spread(out) or (self._mask is not None and not self._remove_noise(layer, out)):
+                    self.unresolved.add(layer)
+                self._mask = self._call = None
             if kind is Kind.NORM and self._arrived is not None:
                 self._settle(layer, out)
-            elif function != "view":  # which may be written down first, to bring what the call reads up to date
-                if self._mask is not None and not self._remove_noise(layer, out):
-                    self.unresolved.add(layer)
-                self._mask = None
             stored = self.known.get(layer.name)
             if stored is not None and _takes(out, self.samples, stored):
                 match_(out, stored.mean, stored.variance)
             self._measure(layer, out)
+
+    def _vary(self, layer: Layer, outputs: list[Tensor]) -> None:
+        """Keep what a noisy parameter is without its noise, and with others."""
+        call, self._call = self._call, None
+        if call is None or (layer.site in self.always and not self._versions.given(call.given)):
+            return
+        if self._versions.given(call.given):
+            self._versions.keep(outputs, self._versions.each(call.run, call.given))
+        elif layer.drops or layer.kind is Kind.NOISE:
+            self._versions.hold(outputs[0], layer, call)
+
+    def _spread(self, out: Tensor) -> bool:
+        """Give the replicas of what a call made of a noisy parameter their versions; False if that cannot be."""
+        call = self._call
+        if call is None or not self._versions.given(call.given):
+            return True
+        return self._versions.spread_(out, call.run, call.given, lambda t: self.producers.get(t) is not None)
 
     def _measure(self, layer: Layer | None, out: Tensor) -> None:
         found = energies_of(out, self.samples)
@@ -151,36 +192,54 @@ class ReplicaRecorder(Recorder):
             self.energies[layer] = found
 
     def _arrive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed."""
+        """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed.
+
+        Of a batch that comes in chunks, this is done to the whole, with the first of them.
+        """
         entry = next((self._norms[id(t)] for t in tensors((args, kwargs)) if id(t) in self._norms), None)
         x = next(iter(tensors((args, kwargs))))
-        if entry is None or self.producers.get(x) is None:
+        source = self.producers.get(x)
+        if entry is None or source is None:
             return
-        path, norm = entry
+        (path, norm), rows, first = entry, len(x), 0
         assert norm.running_mean is not None and norm.running_var is not None
+        if (whole := whole_of(x, source)) is not None:
+            (x, first), source = whole, source.inputs[0]
         if not _takes(x, self.samples, Stored(norm.running_mean, norm.running_var)):
             return
+        begun = (path, source) in self._begun or (path, source) in self._seen
         if not self.plan.matched:
-            self.fed.setdefault(path, []).append(x[: len(x) // COUNT].clone())
+            if not begun or whole is None:
+                self.fed.setdefault(path, []).append(x[: len(x) // COUNT].clone())
+            self._seen.add((path, source))
             return
-        if norm in self._untrained:
-            found = channels_of(x)
-            arrival = found, found.train_var < 0
-            write_(norm.running_mean, found.train_mean.to(norm.running_mean))
-            write_(norm.running_var, found.train_var.to(norm.running_var))
-        else:
-            arrival = match_(x, norm.running_mean, norm.running_var)
-        self.arrivals.setdefault(path, []).append(arrival)
-        self._arrived = path, norm, arrival[0]
-        self._measure(self.producers.get(x), x)
+        if not begun or whole is None:
+            self._begun[path, source] = Arrival(path, norm, self._matched(x, norm), len(x))
+            self._measure(source, x)
+        arrival = self._begun[path, source]
+        arrival.missing -= rows
+        if not arrival.missing:
+            self.arrivals.setdefault(path, []).append(arrival.moments)
+        self._arrived = arrival, max(len(x) // COUNT - first, 0)
+
+    def _matched(self, x: Tensor, norm: Norm) -> tuple[Channels, Tensor]:
+        """What a norm is fed, once it is matched to what it stores; and of each channel whether noise exceeds that."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        if norm not in self._untrained:
+            return match_(x, norm.running_mean, norm.running_var)
+        found = channels_of(x)
+        write_(norm.running_mean, found.train_mean.to(norm.running_mean))
+        write_(norm.running_var, found.train_var.to(norm.running_var))
+        return found, found.train_var < 0
 
     def _settle(self, layer: Layer, out: Tensor) -> None:
         """Make of a norm's output, without noise, what it is once the norm stores the moments without noise."""
         assert self._arrived is not None
-        (path, norm, found), self._arrived = self._arrived, None
-        self.calls[path] = layer
-        noise_free = noise_free_rows(out, self.samples)
-        if norm not in self.plan.settled or noise_free is None:
+        (arrival, rows), self._arrived = self._arrived, None
+        norm, (found, _) = arrival.norm, arrival.moments
+        if not arrival.missing:
+            self.calls[arrival.path] = layer
+        if norm not in self.plan.settled:
             return
         deviation = (found.train_var + norm.eps).sqrt()
         scale = deviation / (found.eval_var + norm.eps).sqrt()
@@ -188,28 +247,62 @@ class ReplicaRecorder(Recorder):
         shift = gamma * (found.eval_mean - found.train_mean) / deviation * (self.plan.stats == "both")
         shape = (1, -1, *(1,) * (out.dim() - 2))
         factor, offset = (t.view(shape).to(out.dtype) for t in (scale, beta - scale * (beta + shift)))
-        noise_free.mul_(factor).add_(offset)
+        out[:rows].mul_(factor).add_(offset)
 
-    def _remember(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember what a call with noise is fed, which it may write over, and the shape of its noise."""
-        given = tensors((args, kwargs))
-        masks = [tuple(t.shape) for t in given if t in self.noise]
+    def _remember(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember a call with noise, with what it is fed, which it may write over, and the shape of its noise."""
+        given, name = tensors((args, kwargs)), function_name(func)
+        masks = [tuple(t.shape) for t in given if self._noise_in(t)]
         signal = next((t for t in given if self.producers.get(t) is not None), None)
-        if signal is None or not (masks or name == "rrelu" or kind_of_function(name) is Kind.DROPOUT):
+        noisy = masks or name == "rrelu" or name in SAMPLES or kind_of_function(name) is Kind.DROPOUT
+        noisy = noisy or func == getattr(self.whole, "forward", None)
+        self._call = self._mask = None
+        if not noisy and not self._versions.given(given):
             return
-        self._given = signal.clone()
+        self._call = NoisyCall.of(func, args, kwargs, self._copied, self._noise_in)
+        if signal is None or not noisy or signal in self._versions:
+            return
         channels = (*signal.shape[:2], *(1,) * (signal.dim() - 2))
         self._mask = masks[0] if masks else channels if name in CHANNEL_DROPOUT else tuple(signal.shape)
 
+    def _copied(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor of which the same is known."""
+        copy = tensor.clone()
+        self._versions.alias(copy, tensor)
+        for known in (self.producers, self.laws):
+            if tensor in known:
+                known[copy] = known[tensor]
+        return copy
+
     def _remove_noise(self, layer: Layer, out: Tensor) -> bool:
-        """Take a dropout's noise out of the replica that is to have none; return whether that is known to be right.
+        """Take noise out of the replica that is to have none; return whether that is known to be right.
+
+        Noise that eval mode has, too, is made the same in all replicas.
+        """
+        call, dim = self._call, row_dim(out, self.samples)
+        if call is None or dim is None or layer.kind not in (Kind.DROPOUT, Kind.NOISE):
+            return False
+        if layer.site in self.always:
+            out.copy_(call.alike(out, self.samples, calm=not self.plan.matched))
+            return True
+        if layer.kind is Kind.DROPOUT:
+            return self._remove_dropout(layer, out, dim)
+        quiet = call.quiet(layer)
+        if quiet.shape != out.shape:
+            return False
+        rows = out.shape[dim] // COUNT
+        out.narrow(dim, 0, rows).copy_(quiet.narrow(dim, 0, rows))
+        return call.has_rows(dim, out.shape[dim])
+
+    def _remove_dropout(self, layer: Layer, out: Tensor, dim: int) -> bool:
+        """Take a dropout's noise out of one replica.
 
         The others are given masks of their own where they share one, or so few that chance might not drop any.
         """
-        given, dim = self._given, row_dim(out, self.samples)
-        if layer.kind is not Kind.DROPOUT or (not layer.scaled and layer.p is None):
+        given = self._call.signal if self._call else None
+        if not layer.scaled and layer.p is None:
             return False
-        if given is None or dim is None or given.shape != out.shape or self._mask is None:
+        if given is None or given.shape != out.shape or self._mask is None:
             return False
         keep = 1 - (layer.p or 0.0)
         noise_free, *trains = given.chunk(COUNT, dim)
@@ -228,8 +321,9 @@ class ReplicaRecorder(Recorder):
 
     def _repeat(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Make a call with a dropout inside once more without it, for the replica that is to have no noise."""
-        place = HIDDEN_DROPOUT[name]
+        place = hidden_rate(name, args)
         off = {"dropout_p": 0.0} if "dropout_p" in kwargs else {}
+        args, kwargs = self._versions.quiet((args, kwargs))
         quiet = func(*(0.0 if i == place else a for i, a in enumerate(args)), **(kwargs | off))
         for noisy, other in zip(tensors(result), tensors(quiet), strict=True):
             noise_free, wanted = noise_free_rows(noisy, self.samples), noise_free_rows(other, self.samples)
@@ -247,6 +341,7 @@ def sample(
     norms: Mapping[str, Norm],
     known: Mapping[str, Stored],
     plan: SamplingPlan = SamplingPlan(),
+    always: Collection[Site] = (),
 ) -> tuple[ReplicaRecorder, LayerGraph]:
     """Send replicas of random inputs through a model, which is the caller's to restore.
 
@@ -258,6 +353,7 @@ def sample(
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
         plan: the rest.
+        always: call sites of noise that eval mode has, too.
 
     Returns:
         What the pass showed, and the graph that it recorded.
@@ -269,7 +365,7 @@ def sample(
     size = sizes[0] if sizes else 1
     samples = _samples(graph, size, plan)
     seed_all(plan.seed)
-    recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, plan=plan)
+    recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, plan=plan, always=always)
     replicated = map_tensors(lambda t: replicated_like(t, size, samples).to(device_of(model)), inputs)
     rows = COUNT * samples
     recorder.inputs = map_tensors(
@@ -294,7 +390,8 @@ def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
     )
     positions = min((math.prod(layer.shape[2:]) for layer in graph.of(Kind.NORM)), default=_POSITIONS)
     fewest = plan.fewest * (4 if by_mask or positions < _POSITIONS else 1)
-    samples = int(min(max(plan.elements / COUNT / max(single, 1), fewest), _MOST))
+    most = _CHUNKED if any(chunked(norm) for norm in graph.of(Kind.NORM)) else _MOST
+    samples = int(min(max(plan.elements / COUNT / max(single, 1), fewest), most))
     lengths = {length for layer in graph for length in layer.shape[1:]} - {0}
     while any(length % (COUNT * samples) == 0 for length in lengths):
         samples += 1

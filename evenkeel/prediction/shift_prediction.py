@@ -23,17 +23,18 @@ from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.prediction.anchors import Stored, distrust, stored_before, unanchored_dropouts
 from evenkeel.prediction.attribution import Shares, causes_of
-from evenkeel.prediction.mode_agreement import contradictions
+from evenkeel.prediction.mode_agreement import always_noisy, contradictions
 from evenkeel.prediction.replicas import Channels, pooled
-from evenkeel.prediction.sampling import ReplicaRecorder, SamplingPlan, sample
+from evenkeel.prediction.sampling import ReplicaRecorder, SamplingPlan, Site, sample
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.stored_values import fault_of, initial_left
 
-_UNREACHED = "never reached, or not with samples first and channels second"
+_UNREACHED = "never reached, or not with samples first and channels second, or with part of the batch"
 _GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
 _EXCEEDED = 0.05  # share of a norm's channels in which noise may exceed what is stored
 _NEARLY_ALL = 0.95  # share of a norm's variance that noise may have
 _ROUNDING = 1e-5  # share of it that may be no noise at all
+_NOISY = (Kind.DROPOUT, Kind.NOISE)
 _SMALL = 0.005  # log ratio of a shift that needs no cause
 
 
@@ -145,6 +146,7 @@ class PredictionInputs:
         anchors: the statistics known of other layers, by name.
         distrusted: norms whose statistics are not those of training, by path, each with the reason.
         contradicted: norms that eval mode feeds something else than the noise-free replica, likewise.
+        always: call sites of noise that eval mode has, too.
     """
 
     model: nn.Module
@@ -155,6 +157,7 @@ class PredictionInputs:
     anchors: Mapping[str, Stored]
     distrusted: Mapping[str, str]
     contradicted: Mapping[str, str]
+    always: frozenset[Site]
 
 
 def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> PredictionInputs:
@@ -176,9 +179,10 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     distrusted = distrust(graph, norms)
     anchors = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
     inputs = prepared(example, model)
+    always = always_noisy(model, run, inputs, graph)
     with restored(model):
-        contradicted = contradictions(model, run, inputs, graph, norms)
-    return PredictionInputs(model, graph, norms, run, inputs, anchors, distrusted, contradicted)
+        contradicted = contradictions(model, run, inputs, graph, norms, always)
+    return PredictionInputs(model, graph, norms, run, inputs, anchors, distrusted, contradicted, always)
 
 
 def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
@@ -191,7 +195,8 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     model, norms = given.model, given.norms
     with restored(model):
         set_modes(model, training=True)
-        seen, graph = sample(model, given.run, given.inputs, given.graph, norms=norms, known=given.anchors, plan=plan)
+        options: dict[str, Any] = {"norms": norms, "known": given.anchors, "plan": plan, "always": given.always}
+        seen, graph = sample(model, given.run, given.inputs, given.graph, **options)
     channels = {path: pooled([channels for channels, _ in seen.arrivals[path]]) for path in seen.calls}
     if not channels:
         raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
@@ -235,7 +240,7 @@ def _guess(
             reasons.append(f"{layer.label} drops everything")
     for layer, share in shares.items() if noise > _ROUNDING else ():
         what = f"{share:.0%} of what noise does to it comes from {layer.label}"
-        if share > _GUESSED and (layer in seen.unresolved or (layer.kind is not Kind.DROPOUT and not layer.p)):
+        if share > _GUESSED and (layer in seen.unresolved or (layer.kind not in _NOISY and not layer.p)):
             reasons.append(f"{what}, whose eval output is unknown")
         if share > _GUESSED and layer in unanchored and abs(_departure(found)) > _SMALL:
             reasons.append(f"{what}, on a signal whose variance no norm fixes")

@@ -239,6 +239,7 @@ _TRANSFERS: dict[Kind, Callable[[Layer, list[Signal], PropagationOptions], Signa
     Kind.NORM: _norm,
     Kind.ACTIVATION: _activation,
     Kind.DROPOUT: _dropout,
+    Kind.NOISE: _opaque,
     Kind.OPAQUE: _opaque,
     Kind.OUTPUT: _output,
 }

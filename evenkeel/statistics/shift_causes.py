@@ -173,7 +173,9 @@ class ShiftCauses:
 
     def _words(self, row: ShiftRow, stored: str) -> str:
         """A row's parts in words, the largest first."""
-        noise = f"dropout {row.fed_by}" if row.dropouts else "dropout upstream"
+        dropouts = any(layer.kind is not Kind.NOISE for layer in row.dropouts)
+        upstream = "noise upstream" if self.graph.of(Kind.NOISE) else "dropout upstream"
+        noise = f"{'dropout ' if dropouts else ''}{row.fed_by}" if row.dropouts else upstream
         initial = f"initial variance 1, {row.initial_left or 0:.0%} left after {history_of(self.norms[row.path])}"
         words = {"inherited": "norms upstream", "dropout": noise, "initial": initial, "stored": stored}
         sizes = {name: _folded(part) for name, part in row.parts.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.output.tables import Cells, Report, grouped
 
@@ -28,8 +29,10 @@ class ShiftRow:
         path: the norm's path in the model.
         running_var: the variance it stores, averaged over channels.
         eval_var: the variance of its input in eval mode, averaged over channels.
-        dropouts: the dropouts that feed it: those upstream of it, back to the norms before, nearest first.
-        causes: of a predicted shift, the dropouts that cause it, however far upstream, and their share in percent.
+        dropouts: the dropouts, and other noise of training, that feed it: those upstream of it, back to the norms
+            before, nearest first.
+        causes: of a predicted shift, the dropouts and other noise that cause it, however far upstream, and their share
+            in percent.
         moved: of a measured shift, as are all that follow: how far the mean in eval mode is from the one stored, in
             stored standard deviations, averaged over channels.
         moved_most: the same of the channel where it is farthest.
@@ -75,13 +78,10 @@ class ShiftRow:
 
     @property
     def fed_by(self) -> str:
-        """The dropouts in words, for a table's cell: the first two, and how many more."""
+        """The dropouts and other noise in words, for a table's cell: the first two, and how many more."""
         found = [(layer, f" {share:.0f} %") for layer, share in self.causes if share >= _LEAST_SHARE]
         found = found or [(layer, "") for layer in self.dropouts]
-        names = [
-            f"{d.name} p={'?' if d.p is None else f'{d.p:g}'}{f' ({d.where})' if d.where else ''}{share}"
-            for d, share in found[:2]
-        ]
+        names = [f"{_noise(layer)}{f' ({layer.where})' if layer.where else ''}{share}" for layer, share in found[:2]]
         return ", ".join(names) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,8 +92,8 @@ class ShiftRow:
             "eval_var": self.eval_var,
             "ratio": self.ratio,
             "folded": self.folded,
-            "dropouts": [{"name": d.name, "p": d.p, "where": d.where} for d in self.dropouts],
-            "causes": [{"name": d.name, "p": d.p, "where": d.where, "percent": share} for d, share in self.causes],
+            "dropouts": [_entry(layer) for layer in self.dropouts],
+            "causes": [_entry(layer) | {"percent": share} for layer, share in self.causes],
             "moved": self.moved,
             "moved_most": self.moved_most,
             "spread": list(self.spread) if self.spread else None,
@@ -102,6 +102,23 @@ class ShiftRow:
             "bad": self.bad,
             "why": self.why,
         }
+
+
+def _noise(layer: Layer) -> str:
+    """A dropout by its name and rate; other noise says that it is noise."""
+    if layer.kind is Kind.NOISE:
+        return f"noise {layer.name}"
+    return layer.name if layer.kind is not Kind.DROPOUT and layer.p is None else f"{layer.name} p={_rate(layer)}"
+
+
+def _entry(layer: Layer) -> dict[str, Any]:
+    """A dropout as plain values; other noise says that it is noise."""
+    entry = {"name": layer.name, "p": layer.p, "where": layer.where}
+    return entry | {"kind": "noise"} if layer.kind is Kind.NOISE else entry
+
+
+def _rate(layer: Layer) -> str:
+    return "?" if layer.p is None else f"{layer.p:g}"
 
 
 class ShiftReport(Report[ShiftRow]):

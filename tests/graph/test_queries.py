@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.graph.queries import is_global_average, norms_behind, source_of
+from evenkeel.graph.queries import chunked, is_global_average, is_on_parameters, norms_behind, source_of, stays_on
+from evenkeel.graph.tracing import record
 
 
 def slow_norms_behind(graph, layer, *, through_weights):
@@ -83,3 +84,28 @@ def test_a_global_average_leaves_one_position(name):
 def test_nothing_and_what_is_no_pool_are_no_average():
     assert not is_global_average(None)
     assert not any(is_global_average(layer) for layer in graph_of(lambda x: x.relu()))
+
+
+def test_chunks_of_a_batch_are_told_from_other_parts():
+    norm = nn.BatchNorm1d(4).eval()
+    ghost = graph_of(lambda x: torch.cat([norm(part) for part in x.flatten(2).mean(2).chunk(2)]))
+    assert {chunked(layer).function for layer in ghost.of(ek.Kind.NORM)} == {"mean"}
+    halves = graph_of(lambda x: torch.cat([F.instance_norm(part) for part in x.chunk(2, 1)], 1))
+    assert [chunked(layer) for layer in halves.of(ek.Kind.NORM)] == [None, None]
+
+
+def test_what_stays_on_is_told_in_eval_mode():
+    def forward(m, x):
+        x = F.dropout(x, 0.1, m.training) + torch.randn_like(x)
+        return F.dropout(x, 0.2) * (torch.rand_like(x) < 0.7)
+
+    model = Made(forward)
+    graph = record(model, model, torch.zeros(2, 4), training=False)
+    assert [layer.function for layer in graph if stays_on(layer)] == ["add", "dropout", "mul"]
+
+
+def test_dropout_on_a_parameter_reads_no_input():
+    weight = nn.Parameter(torch.ones(4))
+    model = Made(lambda m, x: F.dropout(x, 0.1) * F.dropout(m.weight.exp(), 0.2), weight=weight)
+    graph = ek.trace(model, torch.zeros(2, 4))
+    assert {d.p: is_on_parameters(graph, d) for d in graph.of(ek.Kind.DROPOUT)} == {0.1: False, 0.2: True}

@@ -426,10 +426,34 @@ def test_dropout_of_a_constant_mask_is_dropout_of_what_it_multiplies():
     assert graph.layers[2].p == pytest.approx(0.3)
 
 
-def test_weights_with_dropout_are_reported_as_not_understood():
-    """DropConnect: the product has noise in it, but is no plain weight layer and no plain dropout either."""
-    model = model_of(lambda m, x: F.linear(x, F.dropout(m.fc.weight, 0.3, m.training)), fc=linear())
-    assert str(ek.trace(model, X)) == "i ? o"
+ON_PARAMETERS = {
+    "weight": lambda m, x: F.linear(x, F.dropout(m.fc.weight, 0.3, m.training)),
+    "weight, by a mask": lambda m, x: F.linear(x, m.fc.weight * (torch.rand_like(m.fc.weight) < 0.7) / 0.7),
+    "weight, transposed": lambda m, x: x @ m.drop(m.fc.weight.T),
+    "weight on the left": lambda m, x: (m.drop(m.fc.weight) @ x.T).T,
+    "gate": lambda m, x: x * m.drop(torch.sigmoid(m.fc.bias)),
+    "position embedding": lambda m, x: x + m.drop(m.fc.weight[:2]),
+}
+
+
+@pytest.mark.parametrize("case", ON_PARAMETERS)
+def test_dropout_on_a_parameter_is_a_layer_that_feeds_what_reads_it(case):
+    model = model_of(lambda m, x: m.out(ON_PARAMETERS[case](m, x)), fc=linear(), drop=nn.Dropout(0.3), out=linear())
+    graph = ek.trace(model, X)
+    (dropout,) = graph.of(ek.Kind.DROPOUT)
+    assert dropout.p == pytest.approx(0.3)
+    assert dropout in graph.upstream(graph["out"])
+    assert ek.Kind.OPAQUE not in {layer.kind for layer in graph}
+    assert graph["out"].inputs[0] not in (dropout, graph.layers[0])
+
+
+def test_dropout_of_weights_by_a_parametrization_is_seen():
+    model = nn.Sequential(linear(), nn.BatchNorm1d(4))
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    torch.nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Dropout(0.4))
+    graph = ek.trace(model, X)
+    assert [layer.p for layer in graph.of(ek.Kind.DROPOUT)] == [0.4]
+    assert str(graph).endswith("W N o") and "?" not in str(graph)
 
 
 class MaybeDrop(nn.Module):
@@ -545,9 +569,50 @@ def test_what_a_module_returns_from_out_of_sight_is_its_own_layer():
     assert graph.layers[2].path == "1"
 
 
-def test_a_random_choice_between_signals_is_reported():
-    graph = ek.trace(model_of(lambda m, x: m.fc(x) + torch.randn_like(x), fc=linear()), X)
-    assert str(graph) == "i W ? o"
+NOISE = {
+    "added": (lambda m, x: x + torch.randn_like(x), "i ~ o"),
+    "added, scaled": (lambda m, x: x - 0.1 * torch.randn(x.shape), "i ~ o"),
+    "added in place": (lambda m, x: x.clone().add_(torch.empty_like(x).normal_(0, 0.2)), "i . ~ o"),
+    "added, scaled by a parameter": (lambda m, x: x + m.fc.bias * torch.randn(2, 1), "i ~ o"),
+    "addcmul": (lambda m, x: torch.addcmul(x, x.exp(), torch.randn_like(x)), "i A ~ o"),
+    "a sample": (lambda m, x: x + (0.5 * x).exp() * torch.randn_like(x), "i . A ~ + o"),
+    "rsample": (lambda m, x: torch.distributions.Normal(x, x.exp()).rsample(), "i A . ~ + o"),
+    "sample": (lambda m, x: torch.distributions.Normal(x, x.exp()).sample(), "i A . . . ~ o"),
+    "gumbel": (lambda m, x: F.gumbel_softmax(x), "i ~ o"),
+    "states drawn": (lambda m, x: torch.bernoulli(x.sigmoid()), "i A ~ o"),
+    "tokens drawn": (lambda m, x: torch.multinomial(x.softmax(1), 1), "i A ~ o"),
+    "a token in its place": (lambda m, x: torch.where(torch.rand_like(x) < 0.3, x, m.fc.bias), "i ~ o"),
+    "on a weight": (lambda m, x: F.linear(x, m.fc.weight + 0.1 * torch.randn_like(m.fc.weight)), "i ~ W o"),
+}
+
+
+@pytest.mark.parametrize("case", NOISE)
+def test_noise_that_is_no_dropout_is_named_as_what_it_is(case):
+    forward, picture = NOISE[case]
+    graph = ek.trace(model_of(forward, fc=linear()), X)
+    assert str(graph) == picture
+    assert all(layer.p is None for layer in graph)
+
+
+FACTORS = {
+    "normal": (lambda x: 1 + 0.5 * torch.randn_like(x), 0.2, True),
+    "normal, drawn around 1": (lambda x: torch.empty_like(x).normal_(1, 0.5), 0.2, True),
+    "normal by a function": (lambda x: torch.normal(1.0, 0.5, x.shape), 0.2, True),
+    "uniform": (lambda x: torch.empty_like(x).uniform_(0.5, 1.5), 1 / 13, True),
+    "a comparison": (lambda x: (torch.rand_like(x) < 0.8).float() / 0.8, 0.2, True),
+    "the opposite": (lambda x: (torch.rand_like(x) > 0.2) / 0.8, 0.2, True),
+    "what is left": (lambda x: 1 - (torch.rand_like(x) < 0.2).float(), 0.2, False),
+    "not": (lambda x: ~(torch.rand_like(x) < 0.2), 0.2, False),
+    "rounded down": (lambda x: torch.floor(0.8 + torch.rand(2, 1)), 0.2, False),
+    "of a filled tensor": (lambda x: torch.bernoulli(torch.full_like(x, 0.8)), 0.2, False),
+}
+
+
+@pytest.mark.parametrize("case", FACTORS)
+def test_the_rate_of_a_factor_is_read_off_its_law(case):
+    factor, p, scaled = FACTORS[case]
+    layer = ek.trace(model_of(lambda m, x: x * factor(x)), X).layers[1]
+    assert (layer.kind, layer.p, layer.scaled) == (ek.Kind.DROPOUT, pytest.approx(p), scaled)
 
 
 IN_PLACE_ON_VIEWS = {

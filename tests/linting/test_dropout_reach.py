@@ -153,3 +153,46 @@ def test_of_several_heads_each_gets_one():
 def test_without_weights_behind_the_last_norm_there_is_no_edit(tail):
     (reach,) = reaches(nn.Sequential(linear(), nn.Dropout(0.5), linear(), norm(), *tail))
     assert reach.edits == ()
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer or attention whose output goes through weights to a norm."""
+
+    def __init__(self, inner, head=True):
+        super().__init__()
+        self.inner, self.linear, self.norm, self.head = inner, linear(), norm(), linear() if head else nn.Identity()
+
+    def forward(self, x):
+        x = x[:, None].expand(-1, 3, -1)
+        attention = isinstance(self.inner, nn.MultiheadAttention)
+        out = self.inner(x, x, x, need_weights=False)[0] if attention else self.inner(x)[0]
+        return self.head(self.norm(self.linear(out.mean(1))))
+
+
+HIDDEN = {
+    "lstm": lambda p: nn.LSTM(8, 8, 2, dropout=p, batch_first=True),
+    "gru": lambda p: nn.GRU(8, 8, 3, dropout=p, batch_first=True),
+    "rnn_tanh": lambda p: nn.RNN(8, 8, 2, dropout=p, batch_first=True),
+    "scaled_dot_product_attention": lambda p: nn.MultiheadAttention(8, 2, dropout=p, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_dropout_inside_calls_reaches_norms_and_is_not_moved(name):
+    for head in (True, False):
+        (reach,) = reaches(Recurrent(HIDDEN[name](0.3), head))
+        assert reach.dropout.p == 0.3
+        assert (reach.direct, reach.must_stay, reach.edits) == (False, not head, ())
+        assert f"dropout in {name} to 0" in reach.advice
+        codes = [f.code for f in ek.lint(Recurrent(HIDDEN[name](0.3), head), torch.zeros(2, 8), guideline="li2018")]
+        assert codes == ["EK202" if head else "EK203"]
+    assert reaches(Recurrent(HIDDEN[name](0.0))) == ()
+
+
+def test_dropout_on_weights_and_gates_reaches_norms_and_is_not_moved():
+    on_weights = Made(lambda m, x: F.linear(x, F.dropout(m.fc.weight, 0.3, m.training)), fc=linear())
+    on_gate = Made(lambda m, x: m.fc(x) * F.dropout(m.fc.bias.sigmoid(), 0.3, m.training), fc=linear())
+    for model, direct in ((on_weights, False), (on_gate, True)):
+        (reach,) = reaches(nn.Sequential(model, norm(), linear()))
+        assert (reach.dropout.p, reach.direct, reach.on_parameter, reach.edits) == (0.3, direct, True, ())
+        assert "on the parameter to 0" in reach.advice

@@ -543,3 +543,30 @@ def test_what_wraps_a_model_does_not_hide_it():
 def test_findings_go_into_json():
     text = json.dumps([f.to_dict() for f in ek.lint(everything(), X)])
     assert [item["code"] for item in json.loads(text)] == ALL_CODES
+
+
+@torch.jit.script
+def scripted_dropout(x: torch.Tensor, training: bool) -> torch.Tensor:
+    return F.dropout(x, 0.5, training).relu()
+
+
+@torch.jit.script
+def scripted_activation(x: torch.Tensor) -> torch.Tensor:
+    return x.relu() * 2
+
+
+@pytest.mark.parametrize("guideline", ["li2018", "kim2023"])
+def test_what_is_scripted_outside_of_the_tree_is_a_finding_by_itself(guideline):
+    with pytest.warns(DeprecationWarning):
+        held = [torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))]
+    insides = {
+        "scripted function with dropout inside": lambda m, x: scripted_dropout(x, m.training),
+        "scripted module that is no part": lambda m, x: held[0](x),
+        "": lambda m, x: scripted_activation(x),
+    }
+    for words, inside in insides.items():
+        model = nn.Sequential(nn.Linear(4, 4), Made(inside), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        found = ek.lint(model, torch.zeros(2, 4), guideline=guideline)
+        assert [finding.code for finding in found] == ["EK104"] * bool(words)
+        assert all(words in finding.message and "test_linter.py" in finding.where for finding in found)
+        assert ek.lint(model, torch.zeros(2, 4), guideline=guideline, ignore=["EK104"]) == []

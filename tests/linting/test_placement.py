@@ -104,7 +104,8 @@ def test_no_caveat_behind_a_norm():
         (ek.Uout(1.0), "Uout p=0.25"),
         (Made(lambda _, x: F.dropout2d(x, 0.1)), "dropout2d p=0.1"),
         (Made(lambda _, x: x * torch.empty_like(x).bernoulli_(0.8)), "dropout by a mask p=0.2"),
-        (Made(lambda _, x: x * torch.rand_like(x)), "dropout by a mask p=?"),
+        (Made(lambda _, x: x * torch.rand_like(x)), "dropout by noise p=?"),
+        (Made(lambda _, x: x * (1 + torch.randn_like(x))), "dropout by noise p=0.5"),
     ],
 )  # fmt: skip
 def test_a_dropout_in_words(module, text):

@@ -3,17 +3,21 @@
 ## What it does
 Looks at the pass in eval mode for a dropout that drops there, too: `training=True` written out, or left out (it is
 the default of `F.dropout`), a random mask that nobody switches off, attention with a `dropout_p` that does not depend
-on the mode, or `F.dropout` frozen by tracing the model in train mode.
+on the mode, or `F.dropout` frozen by tracing the model in train mode. Two passes with different seeds must differ
+there, on the way to the output.
 
 ## Why it matters
 Predictions are random then, and running statistics re-estimated with dropout off are not those that eval mode meets.
 
 ## Who disagrees
-Monte Carlo dropout keeps it on by intent: write `# evenkeel: ignore[EK101]` on the line.
+Some dropout stays on by design: Monte Carlo dropout (Gal & Ghahramani 2016), the prenet of Tacotron 2, whose decoder
+fails without it, and the generator of pix2pix, whose only noise it is. Say so on the line of the call:
+`x = F.dropout(x, 0.5)  # evenkeel: ignore[EK101] on by design`. Norms behind it are then predicted with it on.
 
 ## Known limits
-The fix changes what the model computes in eval mode, so it needs `unsafe=True`. Masks made by hand, and rates given
-to attention, are edited by hand.
+Noise that is no dropout (a sample of a variational autoencoder, added noise, tokens drawn) is no offence: what eval
+mode draws there is the signal. The fix changes what the model computes in eval mode, so it needs `unsafe=True`. Masks
+made by hand, and rates given to attention, are edited by hand.
 
 ## References
 Hendrycks & Gimpel 2016, section 3: statistics are to be those of the network without dropout, the one that is tested.
@@ -43,7 +47,7 @@ def dropout_stays_on(context: Context) -> Iterator[Finding]:
     """Dropouts that drop in eval mode."""
     modules = dict(context.model.named_modules())
     for layer in context.eval_graph:
-        if _stays_on(layer):
+        if layer.name in context.random_in_eval:
             frozen = isinstance(modules.get(layer.path), fx.GraphModule)
             why = "frozen by tracing in train mode" if frozen else "whatever the mode"
             twins, module = [twin for twin in context.graph if twin.site == layer.site], dropout_like(layer)
@@ -63,15 +67,9 @@ def _advice(layer: Layer, *, frozen: bool) -> str:
         return "Pass dropout_p=0.0 in eval mode."
     if isinstance(layer.module, nn.Dropout):
         return "Let eval() switch it off: do not override train(), or set its flag."
+    if layer.noise is not None and layer.noise.mean is not None and layer.noise.peak is None:
+        return "Multiply by it in train mode only: if self.training."
     return "Make it nn.Dropout, or pass training=self.training."
-
-
-def _stays_on(layer: Layer) -> bool:
-    if layer.kind is Kind.OPAQUE:
-        return layer.function == "scaled_dot_product_attention" and bool(layer.p)
-    by_mask = "drop" not in layer.function and layer.module is None
-    training = layer.arguments.get("training", layer.kwargs.get("train"))  # torch.dropout's word
-    return layer.drops and (by_mask or training is True)
 
 
 def bad() -> nn.Module:

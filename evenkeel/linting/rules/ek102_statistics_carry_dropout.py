@@ -2,7 +2,8 @@
 
 ## What it does
 Predicts, from weights and statistics alone, the variance that every norm reads in eval mode, and compares it with the
-one that the norm stored in training, dropout on. Above a ratio of 1.1 either way it names the worst norm.
+one that the norm stored in training, with dropout, and noise that is no dropout, on. Above a ratio of 1.1 either way
+it names the worst norm.
 
 ## Why it matters
 Eval mode normalizes by what was stored, so signals come out too small or too large, at each norm anew.
@@ -33,6 +34,7 @@ from evenkeel.linting.edits import Correct
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.rule import rule
 from evenkeel.model.buffers import is_as_written
+from evenkeel.prediction.attribution import Shares
 from evenkeel.prediction.correction import correct_
 
 EXAMPLE = (2, 16)
@@ -43,7 +45,8 @@ _EVEN = 1.1  # folded ratio
 def statistics_carry_dropout(context: Context) -> Iterator[Finding]:
     """The norm whose statistics are furthest from what it reads in eval mode."""
     norms = [x for x in context.graph.of(Kind.NORM) if x.module and not is_as_written(x.module, "running_var")]
-    if not norms or not any(layer.drops or layer.p for layer in context.graph) or context.prediction is None:
+    noisy = any(layer.drops or layer.p or layer.kind is Kind.NOISE for layer in context.graph)
+    if not norms or not noisy or context.prediction is None:
         return
     unsure = {*context.distrusted, *context.prediction.unsure}
     calls = {path: layer for layer in norms if (path := layer.path) not in unsure}
@@ -53,13 +56,19 @@ def statistics_carry_dropout(context: Context) -> Iterator[Finding]:
         worst = max(off, key=folded.__getitem__)
         yield Finding.at(
             calls[worst],
-            f"{len(off)} of {len(folded)} norms store a variance off by more than {_EVEN - 1:.0%} because of dropout, "
-            f"this one by x{folded[worst]:.2f}.",
+            f"{len(off)} of {len(folded)} norms store a variance off by more than {_EVEN - 1:.0%} because of "
+            f"{_cause(context.prediction.causes[worst])}, this one by x{folded[worst]:.2f}.",
             "Re-estimate the statistics by reestimate_, or by correct_ if there are no data. The error of a regression "
             "may grow where dropout stands right before a norm: let held-out data decide.",
             Correct(),
             norm=worst,
         )
+
+
+def _cause(shares: Shares) -> str:
+    """What makes the noise: dropout, unless most of it is noise of another kind, which is named."""
+    layer = next(iter(shares), None)
+    return f"the noise of {layer.label}" if layer is not None and layer.kind is Kind.NOISE else "dropout"
 
 
 def bad() -> nn.Module:

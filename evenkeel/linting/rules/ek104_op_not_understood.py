@@ -2,8 +2,9 @@
 
 ## What it does
 Finds calls that no table knows (OPAQUE, `?` in a graph's picture) which the noise of a dropout passes on its way to a
-norm with running statistics; and modules that torch.jit made, whatever they hold, since none of their dropouts and
-norms is seen. The latter are found by every guideline, and whichever codes are selected, unless EK104 is ignored.
+norm with running statistics; modules that torch.jit made, whatever they hold, also those in a plain list, since none of
+their dropouts and norms is seen; and scripted functions with a dropout, norm or random numbers inside. What torch.jit
+made is found by every guideline, and whichever codes are selected, unless EK104 is ignored.
 
 ## Why it matters
 The graph does not show whether the dropout's noise reaches the norm, or how much of it: the other rules' findings on
@@ -24,12 +25,15 @@ Li et al. 2018, section 3: what follows is derived for weights and identities be
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.queries import norms_behind
+from evenkeel.graph.unseen_calls import noisy_calls_in
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Move
 from evenkeel.linting.findings import Finding
@@ -38,6 +42,7 @@ from evenkeel.linting.rule import rule
 from evenkeel.model.opacity import opaque_parts
 
 EXAMPLE = (2, 8)
+_UNSEEN = "what dropouts and norms are inside is not seen."
 
 
 @rule("EK104", guideline="hendrycks2016")
@@ -61,17 +66,28 @@ def op_not_understood(context: Context) -> Iterator[Finding]:
 
 
 def unseen_parts(context: Context) -> Iterator[Finding]:
-    """Scripted modules, which no rule can look into, unless a module around them declares its kind."""
+    """What torch.jit made, which no rule can look into, unless a module around it declares its kind."""
     declared = [path for path, m in context.model.named_modules() if getattr(m, "evenkeel_kind", None) is not None]
+    for finding in _unseen(context, declared):
+        yield replace(finding, code=op_not_understood.code, guideline=op_not_understood.guideline)
+
+
+def _unseen(context: Context, declared: list[str]) -> Iterator[Finding]:
     for path, what in opaque_parts(context.model).items():
         if not any(not outer or path.startswith(f"{outer}.") for outer in declared):
-            yield Finding(
-                path,
-                f"{path} is {what}: what dropouts and norms are inside is not seen.",
-                "Lint the model as it is before torch.jit.",
-                code=op_not_understood.code,
-                guideline=op_not_understood.guideline,
-            )
+            yield Finding(path, f"{path} is {what}: {_UNSEEN}", "Lint the model as it is before torch.jit.")
+    held = {id(module) for module in context.model.modules()}
+    for layer in context.graph.of(Kind.OPAQUE):
+        if id(layer.call) not in held and (what := _scripted(layer)):
+            yield Finding.at(layer, what, "Lint the model with the Python that it was made from.")
+
+
+def _scripted(layer: Layer) -> str:
+    """What a call of a scripted function, or of a scripted module outside of the model's tree, may hide."""
+    if isinstance(layer.call, torch.jit.ScriptModule):
+        return f"{layer.function} is a scripted module that is no part of the model's modules: {_UNSEEN}"
+    inside = noisy_calls_in(layer.call) if isinstance(layer.call, torch.jit.ScriptFunction) else []
+    return f"{layer.function} is a scripted function with {', '.join(inside)} inside: {_UNSEEN}" if inside else ""
 
 
 def bad() -> nn.Module:

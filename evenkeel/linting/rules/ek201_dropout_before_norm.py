@@ -2,7 +2,8 @@
 
 ## What it does
 Finds dropouts whose output reaches a norm with running statistics without a weight layer in between: directly, or
-through activations, pools, joins and concatenations, as in a DenseNet whose layers end with dropout.
+through activations, pools, joins and concatenations, as in a DenseNet whose layers end with dropout. Dropout on a
+parameter that scales the signal, such as a gate, counts, too.
 
 ## Why it matters
 The norm stores the variance that dropout makes, `((c^2 + v) / keep - c^2)` for a signal of mean c and variance v, and
@@ -15,8 +16,9 @@ IC layer (chen2019) is norm, then dropout, and the next norm comes behind a weig
 ## Known limits
 Uout is exempt, being made for this place. So is stochastic depth, which none of the papers treats. Norms without
 running statistics (LayerNorm, GroupNorm) do not shift, nor do frozen ones, in eval mode in a model in train mode.
-Where no weight layer follows the last norm, see EK203. The noise of dropout inside attention and recurrent layers is
-not followed (`predict_shift` does), and recurrent layers do not count as weights.
+Where no weight layer follows the last norm, see EK203. Recurrent layers do not count as weights. Noise that is no
+dropout (added, or a sample in a signal's place, as in a variational autoencoder) shifts norms, too, if it is off in
+eval mode, but belongs where it is: `variance_shift`, `predict_shift` and EK102 name it.
 
 ## References
 Li et al. 2018, section 3, case (a), equations 7 and 8; figure 4 shows about x2 at drop rate .5.
@@ -40,7 +42,7 @@ EXAMPLE = (2, 4)
 def dropout_before_norm(context: Context) -> Iterator[Finding]:
     """Dropouts with no weight layer between them and a norm."""
     for reach in context.reaches:
-        if reach.direct and reach.edits:
+        if reach.direct and not reach.must_stay:
             dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,

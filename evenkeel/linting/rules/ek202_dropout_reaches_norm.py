@@ -1,7 +1,8 @@
 """EK202: dropout that reaches a norm through weights.
 
 ## What it does
-Finds dropouts with a weight layer, and behind it a norm with running statistics.
+Finds dropouts with a weight layer, and behind it a norm with running statistics: also dropout on the weights
+themselves, and the dropout inside attention and between the layers of an LSTM, GRU or RNN.
 
 ## Why it matters
 `Var_train(w x) = Var_eval(w x) + p / (1 - p) sum_i w_i^2 E x_i^2`: the norm stores the sum and meets the first term.
@@ -37,7 +38,7 @@ EXAMPLE = (2, 4)
 def dropout_reaches_norm(context: Context) -> Iterator[Finding]:
     """Dropouts with weights between them and a norm."""
     for reach in context.reaches:
-        if not reach.direct and reach.edits:
+        if not reach.direct and not reach.must_stay:
             dropout, norm = reach.dropout, reach.norms[0]
             yield Finding.at(
                 dropout,

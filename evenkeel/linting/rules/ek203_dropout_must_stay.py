@@ -24,6 +24,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from evenkeel.graph.kinds import Kind
 from evenkeel.layers.uout import Uout
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Swap
@@ -38,13 +39,14 @@ EXAMPLE = (2, 4)
 def dropout_must_stay(context: Context) -> Iterator[Finding]:
     """Dropouts before norms, with no weight layer behind the last norm."""
     for reach in context.reaches:
-        if not reach.edits:
+        if reach.must_stay:
             dropout, norm = reach.dropout, reach.norms[0]
+            fixed = dropout.kind is Kind.OPAQUE or reach.on_parameter
             yield Finding.at(
                 dropout,
                 f"{in_words(dropout)} reaches the norm {norm.name}, and no weight layer comes behind the last norm.",
-                "Replace it by Uout.",
-                Swap(dropout, Uout()),
+                reach.advice if fixed else "Replace it by Uout.",
+                *(() if fixed else (Swap(dropout, Uout()),)),
                 norm=norm.path,
             )
 

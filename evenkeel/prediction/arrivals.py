@@ -1,0 +1,46 @@
+"""Arrival: what a norm is fed, in one call or in chunks of the batch, as in ghost batch norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from evenkeel.graph.layer_graph import Layer
+from evenkeel.graph.queries import cut_from
+from evenkeel.model.norms import Norm
+from evenkeel.prediction.replicas import Channels
+
+
+@dataclass
+class Arrival:
+    """What a norm is fed, in one call or in chunks.
+
+    Attributes:
+        path, norm: the norm.
+        moments: of its channels, and of each whether the noise is more than all that the norm stores.
+        missing: how many rows are still to come.
+    """
+
+    path: str
+    norm: Norm
+    moments: tuple[Channels, Tensor]
+    missing: int
+
+
+def whole_of(x: Tensor, source: Layer) -> tuple[Tensor, int] | None:
+    """The batch that a chunk is cut out of, and where in it the chunk begins; None if it is no chunk of a batch.
+
+    Args:
+        x: what a call is fed.
+        source: the layer that returned it.
+    """
+    batch, base = cut_from(source), x._base
+    if batch is None or base is None or not x.stride(0):
+        return None
+    first, start = divmod(int(x.storage_offset() - base.storage_offset()), x.stride(0))
+    shape = (batch.shape[0], *x.shape[1:])
+    reach = start + sum((size - 1) * stride for size, stride in zip(shape, x.stride(), strict=True))
+    if reach >= base.numel():
+        return None
+    return base.as_strided(shape, x.stride(), int(base.storage_offset()) + start), first
