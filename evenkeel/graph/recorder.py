@@ -44,6 +44,7 @@ from evenkeel.model.nested import map_tensors, tensors
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _NO_SIGNAL = SHAPE_ONLY | RANDOM
+_ASKED: Any = vars(functional)["has_torch_function"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,13 @@ class Recorder(TorchFunctionMode):
 
     def run(self, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
         """Record the pass that `run(inputs)` makes, the model's modes being set, its parameters perhaps fake by now."""
+        given = self._begin(inputs)
+        with self, scripted_calls(self._add_scripted):
+            outputs = run(inputs)
+        return self._end(given, outputs)
+
+    def _begin(self, inputs: Any) -> tuple[Layer, ...]:
+        """Watch the model's modules and parameters; return the layers of the inputs."""
         for path, seen in (*self.model.named_parameters(), *self.model.named_buffers()):
             self.originals[seen] = self.held[path]
             self.producers[seen] = None
@@ -104,8 +112,10 @@ class Recorder(TorchFunctionMode):
             else:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
                 module.register_forward_hook(self._leave, always_call=True)
-        with self, _scripted_calls(self._add_scripted):
-            outputs = run(inputs)
+        return given
+
+    def _end(self, given: tuple[Layer, ...], outputs: Any) -> LayerGraph:
+        """The graph of what was recorded, given the layers of the inputs."""
         self._add_unseen(self.model, given, outputs)
         self._add(Kind.OUTPUT, "output", [], inputs=self._signals(outputs))
         return LayerGraph(tuple(self.layers))
@@ -318,7 +328,7 @@ class Recorder(TorchFunctionMode):
 
     def _hidden_drop_probability(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
         """The rate of a dropout inside a call that is not understood; None if there is none."""
-        place = HIDDEN_DROPOUT.get(name, len(args))
+        place = place_of_hidden_rate(name, args)
         p = kwargs.get("dropout_p", args[place] if place < len(args) else None)
         off = kwargs.get("training") is False or (self.stack and not self.stack[-1][0].training)
         return p if isinstance(p, float) and not (off and self.training) and name in HIDDEN_DROPOUT else None
@@ -344,19 +354,25 @@ def _end(frame: FrameType) -> tuple[int, int] | None:
     return None if line is None or column is None else (line, column)
 
 
+def place_of_hidden_rate(name: str, args: tuple[Any, ...]) -> int:
+    """Where among its arguments a call holds the rate of a dropout inside: one later, of packed sequences."""
+    place = HIDDEN_DROPOUT.get(name, len(args))
+    return place + isinstance((*args[place + 1 :], None)[0], float)
+
+
 def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, noise: bool) -> Kind:
     """The kind of one call, by its name and by which of its operands are signals, constants or noise."""
     kind = kind_of_function(name)
     if name in PRODUCTS:
-        return Kind.WEIGHT if len(signals) == 1 and operands > 1 else Kind.OPAQUE
+        return Kind.WEIGHT if len(signals) == 1 and operands > 1 else Kind.GATE if values > 1 else Kind.OPAQUE
     if noise:
         return Kind.DROPOUT if kind is Kind.GATE or name in ("where", "masked_fill") else Kind.OPAQUE
     if kind in (Kind.JOIN, Kind.GATE) and len(signals) == 1:
         return Kind.PASS  # a constant added or multiplied
     if name in AFFINE and len(signals) == 1:
         return Kind.PASS
-    if kind in (Kind.POOL, Kind.ACTIVATION) and values > 1:  # indices apart
-        return Kind.OPAQUE  # the maximum of two signals, or one to the power of the other
+    if kind is Kind.ACTIVATION and values > 1:  # one signal to the power of the other
+        return Kind.OPAQUE
     return kind
 
 
@@ -364,16 +380,15 @@ def _kind(name: str, signals: tuple[Layer, ...], *, values: int, operands: int, 
 def _attention_opened() -> Generator[None]:
     """Make multi-head attention, one function to torch, run its inner calls under the recorder."""
     names: Any = vars(functional)
-    asked = names["has_torch_function"]
     names["has_torch_function"] = lambda tensors: False  # type: ignore[misc]
     try:
         yield
     finally:
-        names["has_torch_function"] = asked
+        names["has_torch_function"] = _ASKED  # not what was found: another lane may be inside, too
 
 
 @contextmanager
-def _scripted_calls(seen: Callable[[str, Any, Any], None]) -> Generator[None]:
+def scripted_calls(seen: Callable[[str, Any, Any], None]) -> Generator[None]:
     """Tell of every call of a scripted function, which no mode sees: its name, what it is given and what it returns."""
     scripted: Any = torch.jit.ScriptFunction
     call = scripted.__call__

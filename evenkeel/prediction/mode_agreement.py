@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from evenkeel.errors import brief
-from evenkeel.graph.kinds import Kind, function_name, kind_of_function
+from evenkeel.errors import TraceError, brief
+from evenkeel.graph.kinds import REORDERINGS, Kind, function_name, kind_of_function
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.model.flags import set_modes
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.restoring import restored
-from evenkeel.prediction.sampling import SamplingPlan, sample
+from evenkeel.prediction.random_inputs import takes_turns
+from evenkeel.prediction.replica_recorder import SamplingPlan
+from evenkeel.prediction.sampling import sample
 
 _ROUNDING = 1e-3  # relative difference of signals that should be the same
 
@@ -40,8 +42,34 @@ class _NormWatch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def contradictions(
+def agreement(
     model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph, norms: Mapping[str, Norm]
+) -> tuple[bool, dict[str, str]]:
+    """How replicas are to be run, and where eval mode contradicts them (see `contradictions`).
+
+    Returns:
+        Whether they run one after the other, as they must where inputs are no batch that can be made larger, where
+        samples are reordered on the way, and where the model takes no other sizes than the example's; and the norms.
+
+    Raises:
+        TraceError: the model runs neither way.
+    """
+    if not takes_turns(tensors(inputs)) and not any(layer.function in REORDERINGS for layer in graph):
+        try:
+            return False, contradictions(model, run, inputs, graph, norms)
+        except TraceError:
+            pass  # perhaps only because of the sizes
+    return True, contradictions(model, run, inputs, graph, norms, in_turn=True)
+
+
+def contradictions(
+    model: nn.Module,
+    run: Callable[[Any], Any],
+    inputs: Any,
+    graph: LayerGraph,
+    norms: Mapping[str, Norm],
+    *,
+    in_turn: bool = False,
 ) -> dict[str, str]:
     """Norms that eval mode feeds something else than the replica without noise has there, each with the reason.
 
@@ -53,11 +81,12 @@ def contradictions(
         inputs: as for `sample`.
         graph: the model's graph for it.
         norms: the norms with running statistics, by path.
+        in_turn: as for `sample`.
     """
     with restored(model, parameters=False):
         set_modes(model, training=True)
         plan = SamplingPlan(elements=1, fewest=2, matched=False)
-        expected, _ = sample(model, run, inputs, graph, norms=norms, known={}, plan=plan)
+        expected, _ = sample(model, run, inputs, graph, norms=norms, known={}, plan=plan, in_turn=in_turn)
     watch = _NormWatch(norms)
     with restored(model, parameters=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
