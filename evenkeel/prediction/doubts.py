@@ -23,6 +23,7 @@ _ROUNDING = 1e-5  # share of it that may be no noise at all
 _SMALL = 0.005  # log ratio of a shift that needs no cause
 _WIDTH = 0.15  # in nats, between what a shift may be, up to which it counts as known
 _BEYOND = 0.1  # in nats, by which a shift may pass its bound, for chance and for inputs that are correlated
+_STEEPEST = 1.5  # how many times the noise that activations read is in what they return, at most; 1.47 for ReLU
 _LEAST = 0.01  # of a stored variance, left for the signal at least
 
 
@@ -197,7 +198,7 @@ def excess(found: Channels, bound: float) -> str | None:
 
     Args:
         found: what the norm reads.
-        bound: see `bound_of`; upwards twice as much, as a product of two noisy signals passes (1 - n)^2 of the signal.
+        bound: see `bounds_before`; upwards twice as much, as a product of two signals hands on rho^2 of what is shared.
     """
     change = departure(found)
     least, most = -bound, 2 * bound
@@ -207,32 +208,38 @@ def excess(found: Channels, bound: float) -> str | None:
     return f"eval/train is predicted as {math.exp(change):.2f}, but the dropouts before it can make it {limit}"
 
 
-def bound_of(call: Layer, seen: ReplicaRecorder, graph: LayerGraph) -> float:
-    """By how much, in nats, dropout can at most lower a norm's variance in eval mode below that in train mode.
+def bounds_before(graph: LayerGraph, seen: ReplicaRecorder) -> dict[Layer, float]:
+    """By layer, by how much in nats dropout can at most lower the variance in eval mode of what it returns.
 
-    A dropout of noise s2 = p / (1 - p) adds to each of the signals that it multiplies `s2 E x^2`, so that
-    `Var_train = Var (1 + s2 q)`, q = E x^2 / Var x. Weights add up signals and noise alike, unless signals cancel that
-    are correlated: `Var(w.x) >= sum_i w_i^2 Var x_i`. Then, from one norm to the next,
-    `Var_eval / Var_train >= (1 - n) prod 1 / (1 + s2 q)`, with n the share of noise in what the norms before hand on.
-    What noise damps of a signal only makes the ratio larger.
+    It is a bound of -log rho, rho being the share of a signal's variance that two replicas have in common. A dropout
+    of noise s2 = p / (1 - p) adds to each of the signals that it multiplies `s2 E x^2`: `rho >= rho' / (1 + s2 q)`,
+    q = E x^2 / Var x. Sums have no less in common than their terms, unless signals cancel that are correlated:
+    `Var(w.x) >= sum_i w_i^2 Var x_i`. Of normal values, f hands on `sum_k a_k^2 rho^k / sum_k a_k^2`, a_k being its
+    Hermite coefficients, which is convex and so no less than `1 - lambda (1 - rho)`, lambda = E f'^2 / Var f: 1.47 for
+    ReLU, less where f is smooth, 2 for a product of two signals. What a norm hands on is measured, and noise that damps
+    a signal only makes its variance in eval mode larger.
 
     Args:
-        call: a call of the norm.
-        seen: what the replicas showed.
-        graph: the graph that they recorded.
+        graph: the graph that the replicas recorded.
+        seen: what they showed.
     """
-    before = graph.upstream(call, until=Kind.NORM)
-    noises = [1 - _passed(seen.energies[x]) for x in before if x.kind is Kind.NORM and x in seen.energies]
-    bound = -math.log(max(min(noises, default=1.0), _LEAST))
-    for layer in before:
+    bounds: dict[Layer, float] = {}
+    for layer in graph:
+        bound = max((bounds[source] for source in layer.inputs), default=0.0)
         read = seen.energies.get(layer.inputs[0]) if layer.inputs else None
-        if not layer.p or layer.p >= 1 or read is None:
-            continue
-        variance = read.noise + read.shared
-        bound += math.log1p(dropout_noise(layer.p) * max(read.second / max(variance, 1e-300), 1.0))
-    return bound
+        if layer.kind is Kind.NORM and layer in seen.energies:
+            bound = -math.log(max(1 - _noise_in(seen.energies[layer]), _LEAST))
+        elif layer.p and layer.p < 1 and read is not None:
+            variance = max(read.noise + read.shared, 1e-300)
+            bound += math.log1p(dropout_noise(layer.p) * max(read.second / variance, 1.0))
+        elif layer.kind is Kind.GATE and len(layer.inputs) > 1:
+            bound *= 2
+        elif layer.kind in (Kind.ACTIVATION, Kind.POOL, Kind.OPAQUE):
+            bound *= _STEEPEST
+        bounds[layer] = bound
+    return bounds
 
 
-def _passed(energies: Energies) -> float:
+def _noise_in(energies: Energies) -> float:
     """Share of noise in a signal's variance."""
     return energies.noise / max(energies.noise + energies.shared, 1e-300)

@@ -32,17 +32,17 @@ class Turns:
     def __init__(self, count: int) -> None:
         self.count = count
         self.failure: BaseException | None = None
-        self._condition = threading.Condition()
-        self._turn = 0
+        self.running = 0  # the lane whose turn it is
+        self._gates = [threading.Semaphore(int(lane == 0)) for lane in range(count)]
         self._offers: list[tuple[str, Any]] = []
         self._answer: Any = None
 
     def wait(self, lane: int) -> None:
         """Wait for a lane's turn."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._turn == lane or self.failure is not None)
+        self._gates[lane].acquire()
         if self.failure is not None:
             raise _Abandoned
+        self.running = lane
 
     def meet(self, lane: int, place: str, offer: Any, act: Callable[[list[Any]], Any]) -> Any:
         """Hand in an offer, and return what is made of all lanes' offers, in order.
@@ -62,22 +62,15 @@ class Turns:
         self.wait(lane)
         return self._answer
 
-    @property
-    def running(self) -> int:
-        """The lane whose turn it is."""
-        return self._turn
-
     def leave(self, lane: int) -> None:
         """Let the next lane run."""
-        with self._condition:
-            self._turn = (lane + 1) % self.count
-            self._condition.notify_all()
+        self._gates[(lane + 1) % self.count].release()
 
     def fail(self, error: BaseException) -> None:
         """End all lanes."""
-        with self._condition:
-            self.failure = self.failure or error
-            self._condition.notify_all()
+        self.failure = self.failure or error
+        for gate in self._gates:
+            gate.release()
 
 
 class LaneRecorder(ReplicaRecorder):

@@ -26,7 +26,7 @@ from evenkeel.prediction.replicas import COUNT
 
 _MOST = 4096  # samples
 _POSITIONS = 16  # of a signal, that make up for few samples
-_MOST_COPIES, _ROWS = 16, 2048  # of an example that replicas run on one after the other; rows at norms, wanted of them
+_MOST_COPIES, _ROWS = 32, 1024  # of an example that replicas run on one after the other; rows at norms, wanted of them
 _mapped = partial(map_tensors, objects=True)
 _PLAN = SamplingPlan()
 _NEEDS = "what it needs in train mode, such as targets, must be in the example"

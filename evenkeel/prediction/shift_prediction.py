@@ -22,7 +22,7 @@ from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.prediction.anchors import Stored, distrust, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
-from evenkeel.prediction.doubts import Doubt, bound_of, doubt_of, is_opaque, loose_dropouts
+from evenkeel.prediction.doubts import Doubt, bounds_before, doubt_of, is_opaque, loose_dropouts
 from evenkeel.prediction.mode_agreement import agreement
 from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan
 from evenkeel.prediction.replicas import Channels, pooled
@@ -223,7 +223,8 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     }
     faults = {**given.contradicted, **given.distrusted, **unreached}
     doubts |= {path: Doubt(reason, wrong=True) for path, reason in faults.items()}
-    bounds = {path: bound_of(call, seen, graph) for path, call in seen.calls.items()}
+    before = bounds_before(graph, seen)
+    bounds = {path: before[call.inputs[0]] for path, call in seen.calls.items()}
     return Prediction(graph, channels, shares, doubts, bounds)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.graph.queries import is_global_average, norms_behind, source_of
+from evenkeel.graph.queries import is_global_average, norms_behind, rescaling_between, source_of
 
 
 def slow_norms_behind(graph, layer, *, through_weights):
@@ -83,3 +83,18 @@ def test_a_global_average_leaves_one_position(name):
 def test_nothing_and_what_is_no_pool_are_no_average():
     assert not is_global_average(None)
     assert not any(is_global_average(layer) for layer in graph_of(lambda x: x.relu()))
+
+
+@pytest.mark.parametrize("between", [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8), nn.BatchNorm1d(8), nn.ReLU()])
+@pytest.mark.parametrize("residual", [False, True])
+def test_norms_of_single_samples_between_two_layers_are_found(between, residual):
+    def run(m, x):
+        x = m.drop(x)
+        y = m.weights(m.between(x))
+        return m.last(x + y if residual else y)
+
+    model = Made(run, drop=nn.Dropout(0.1), between=between, weights=nn.Linear(8, 8), last=nn.BatchNorm1d(8))
+    graph = ek.trace(model, torch.zeros(2, 8))
+    found = rescaling_between(graph, graph["drop"], graph["last"])
+    assert (found is graph["between"]) is isinstance(between, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+    assert rescaling_between(graph, graph["weights"], graph["last"]) is None

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import evenkeel as ek
 from evenkeel.io.datasets import load_data
 from evenkeel.prediction.random_inputs import random_field
+from evenkeel.theory.li2018 import shift_through_layer_norm
 
 RATES = st.sampled_from([0.1, 0.3, 0.5])
 
@@ -308,6 +309,25 @@ def test_operations_that_make_no_noise_are_passed_as_they_are(name):
     report = ek.predict_shift(model, torch.zeros(1, 8))
     assert "not understood" not in str(report)
     assert math.log(report[1].ratio) == pytest.approx(measured(model, (8,))[0]["second"], abs=0.1)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_through_a_layer_norm_the_shift_turns_round_as_simulation_shows(p):
+    """Weights that read a signal of rank 16 among 128 features, behind dropout and a LayerNorm."""
+    torch.manual_seed(0)
+    embed, read = nn.Linear(16, 128, bias=False), nn.Linear(128, 16, bias=False)
+    embed.weight.data = torch.linalg.qr(torch.randn(128, 16))[0] * 3
+    read.weight.data = embed.weight.data.T.clone()
+    first, last = nn.BatchNorm1d(128, affine=False, momentum=None), nn.BatchNorm1d(16, affine=False, momentum=None)
+    model = nn.Sequential(embed, first, nn.Dropout(p), nn.LayerNorm(128), read, last)
+    with torch.no_grad():
+        for _ in range(6):
+            model(random_field((2048, 16)))
+    true, row = measured(model, (16,))[0]["5"], ek.predict_shift(model, torch.zeros(1, 16))[1]
+    assert math.log(row.ratio) == pytest.approx(true, abs=0.04) and true > 0.7 * p
+    assert row.ratio == pytest.approx(shift_through_layer_norm(p, noise_gain=16 / 128), rel=0.08)
+    assert [r.path for r in ek.correct_(model, torch.zeros(1, 16))] == ["1", "5"]
+    assert abs(measured(model, (16,))[0]["5"]) < 0.05
 
 
 def test_norms_by_function_are_norms_too():
