@@ -160,7 +160,7 @@ class ReplicaRecorder(Recorder):
 
     def _takes(self, x: Tensor, stored: Stored) -> bool:
         """Whether x is a signal of replicas with as many channels as are known, that can be written to."""
-        return len(x) % (COUNT * self.samples) == 0 and fits(x, stored) if x.dim() > 1 else False
+        return fits(x, stored) and len(x) % (COUNT * self.samples) == 0
 
     def _noise_free(self, x: Tensor) -> Tensor | None:
         """The replica without noise, to be written to; None if there is none."""

@@ -27,18 +27,23 @@ def settle(given: PredictionInputs, plan: SamplingPlan, *, unproven: bool) -> Pr
     Returns:
         The prediction; its doubts are those of norms that a second seed, or their bound, contradicts as well.
     """
-    settled, scattered, compared = set(given.norms.values()), dict[str, Doubt](), False
+    settled, left, compared = set(given.norms.values()), dict[str, Doubt](), False
     while True:
-        found = predict(given, replace(plan, settled=settled))
-        doubts = _beyond(found, given, settled) | scattered | found.doubts
-        doubts |= {path: doubt for path, doubt in scattered.items() if not doubts[path].wrong}
-        left = settled - {given.norms[path] for path, doubt in doubts.items() if doubt.wrong or not unproven}
-        if left == settled and not compared:
-            compared, scattered = True, _scattered(found, given, replace(plan, settled=settled))
-            left = settled - {given.norms[path] for path in scattered}
-        if left == settled:
+        now = replace(plan, settled=settled)
+        found = predict(given, now)
+        beyond = {path: doubt for path, doubt in _beyond(found, given, settled).items() if not _is_wrong(found, path)}
+        doubts = found.doubts | beyond | left  # what was left once, those behind it were predicted with
+        left = {path: doubt for path, doubt in doubts.items() if doubt.wrong or not unproven}
+        if not compared and settled.isdisjoint(given.norms[path] for path in left):
+            compared, scattered = True, _scattered(found, given, now)
+            doubts, left = doubts | scattered, left | scattered
+        if settled.isdisjoint(given.norms[path] for path in left):
             return replace(found, doubts=doubts)
-        settled = left
+        settled = settled - {given.norms[path] for path in left}
+
+
+def _is_wrong(found: Prediction, path: str) -> bool:
+    return path in found.doubts and found.doubts[path].wrong
 
 
 def _beyond(found: Prediction, given: PredictionInputs, settled: Collection[Norm]) -> dict[str, Doubt]:

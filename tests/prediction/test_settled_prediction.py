@@ -63,3 +63,16 @@ def test_narrow_nets_of_much_noise_disagree_by_themselves():
     inputs = prediction_inputs(model, ek.trace(model, torch.zeros(1, 4)), norms_of(model))
     found = settle(inputs, SamplingPlan(elements=1, fewest=4), unproven=True)
     assert found.doubts["5"].wrong
+
+
+def test_what_is_left_stays_left_and_named(monkeypatch):
+    """A bound that no longer speaks once a norm before it is left must not put a norm back."""
+    inputs = given()
+    monkeypatch.setattr(settled_prediction, "_scattered", lambda found, inputs, plan: {})
+    reasons = {"5": Doubt("at first", wrong=True)}
+
+    def beyond(found, inputs, settled):
+        return reasons if len(settled) == 3 else {}
+
+    monkeypatch.setattr(settled_prediction, "_beyond", beyond)
+    assert settle(inputs, PLAN, unproven=False).doubts == reasons
