@@ -59,10 +59,11 @@ _FUNCTIONS: dict[Kind, str] = {
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
         adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
         adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
-        mean sum max min amax amin scatter_add scatter_reduce index_add
+        mean sum max min amax amin scatter_add scatter_reduce index_add maximum minimum fmax fmin
+        std var logsumexp norm linalg_vector_norm prod median cumsum topk sort
         interpolate upsample upsample_bilinear upsample_nearest""",
     Kind.JOIN: "add sub subtract rsub iadd isub radd",
-    Kind.CONCAT: "cat concat concatenate stack hstack vstack dstack column_stack setitem",
+    Kind.CONCAT: "cat concat concatenate stack hstack vstack dstack column_stack setitem scatter index_put index_copy",
     Kind.GATE: "mul multiply div divide true_divide truediv rmul rdiv rtruediv imul itruediv weight_norm",
     Kind.PASS: """
         view view_as reshape reshape_as flatten unflatten ravel permute transpose t T mT H mH adjoint movedim moveaxis
@@ -71,12 +72,15 @@ _FUNCTIONS: dict[Kind, str] = {
         detach data to type type_as float double half bfloat16 cpu cuda requires_grad alias real chunk split
         split_with_sizes unsafe_chunk unsafe_split tensor_split unbind narrow select index_select getitem take_along_dim
         gather roll flip pad constant_pad_nd channel_shuffle pixel_shuffle pixel_unshuffle unfold fold as_strided
-        rot90 identity nan_to_num copy positive masked_select meshgrid diagonal""",
+        rot90 identity nan_to_num copy positive masked_select meshgrid diagonal pack_padded_sequence
+        pad_packed_sequence""",
 }
 _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
 
-# Products of two tensors: a weight layer if one of them is a parameter, not understood if both are signals.
-PRODUCTS = frozenset("matmul mm mv bmm addmm addmv baddbmm einsum tensordot rmatmul imatmul".split())
+# Products of two tensors: a weight layer if one of them is a parameter, a gate if both are signals.
+PRODUCTS = frozenset(
+    "matmul mm mv bmm addmm addmv baddbmm einsum tensordot rmatmul imatmul sparse_mm spmm sparse_addmm".split()
+)
 # Weight layers: convolutions, those among them that are transposed, and lookups in a table.
 CONVOLUTIONS = frozenset(name for name in _FUNCTIONS[Kind.WEIGHT].split() if name.startswith("conv"))
 TRANSPOSED = frozenset(name for name in CONVOLUTIONS if "transpose" in name)
@@ -87,7 +91,7 @@ BATCH_NORMS = frozenset("batch_norm sync_batch_norm native_batch_norm".split())
 SOFTMAXES = frozenset("softmax log_softmax softmin".split())
 # Pools, their names without "_with_indices": the largest or smallest value, the mean, resized maps, whole dimensions.
 _POOLS = frozenset(name.removesuffix("_with_indices") for name in _FUNCTIONS[Kind.POOL].split())
-MAXIMA = frozenset(name for name in _POOLS if "max" in name)
+MAXIMA = frozenset(name for name in _POOLS if "max" in name) - {"maximum", "fmax"}
 MINIMA = frozenset("min amin".split())
 AVERAGES = frozenset(name for name in _POOLS if "avg" in name) | {"mean"}
 REDUCTIONS = frozenset("mean sum max min amax amin".split())  # over dimensions, not windows
@@ -95,8 +99,13 @@ RESIZES = frozenset(name for name in _POOLS if name.startswith(("interpolate", "
 # Pools over windows, by how many dimensions these have, and those whose windows follow from the size asked for.
 WINDOWED_POOLS = {f"{which}_pool{n}d": n for which in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
 ADAPTIVE_POOLS = frozenset(name for name in WINDOWED_POOLS if name.startswith("adaptive"))
-# Pools that sum where indices say, or take a norm.
-UNPREDICTED_POOLS = frozenset("scatter_add scatter_reduce index_add lp_pool1d lp_pool2d lp_pool3d".split())
+# Pools that sum where indices say, of several signals, or by other means than sums and extremes.
+UNPREDICTED_POOLS = frozenset(
+    "scatter_add scatter_reduce index_add lp_pool1d lp_pool2d lp_pool3d maximum minimum fmax fmin std var logsumexp "
+    "norm linalg_vector_norm prod median cumsum topk sort".split()
+)
+# Rearrangements after which samples do not lie one after the other.
+REORDERINGS = frozenset("pack_padded_sequence pad_packed_sequence".split())
 # Joins that subtract, gates that divide, and those of both that take their operands in reverse.
 SUBTRACTIONS = frozenset("sub subtract rsub isub".split())
 DIVISIONS = frozenset("div divide true_divide truediv rdiv rtruediv itruediv".split())
@@ -119,6 +128,22 @@ HIDDEN_DROPOUT = {
     "rnn_relu": 5,
 }
 RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
+# Functions of no kind that make no noise of their own, if they hold no dropout: what they do to a signal is seen by
+# running them.
+NOISELESS = (
+    frozenset(AFFINE)
+    | frozenset(HIDDEN_DROPOUT)
+    | frozenset(
+        """
+    gt ge lt le eq ne greater greater_equal less less_equal not_equal logical_and logical_or logical_not logical_xor
+    bitwise_and bitwise_or bitwise_not and or xor invert rand ror sign floor ceil round trunc frac remainder fmod mod
+    floor_divide floordiv pow float_power rpow atan2 hypot logaddexp xlogy cumprod one_hot bincount unique nonzero
+    searchsorted bucketize cdist tril triu outer local_response_norm max_unpool1d max_unpool2d max_unpool3d imag angle
+    view_as_real view_as_complex complex polar fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2
+    fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn stft istft grid_sampler grid_sample affine_grid
+    affine_grid_generator cross cosine_similarity lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell""".split()
+    )
+)
 # Dropouts that drop all positions of a channel at once, those that keep SELU's moments, and those that multiply by
 # noise of mean 1.
 CHANNEL_DROPOUT = frozenset("dropout1d dropout2d dropout3d feature_dropout feature_alpha_dropout".split())
@@ -158,7 +183,7 @@ ENTERING = frozenset("from_numpy tensor as_tensor asarray frombuffer from_dlpack
 # Functions that take only shape, dtype or device from a tensor: what they return carries no signal.
 SHAPE_ONLY = frozenset(
     "empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full new_tensor zero fill "
-    "new argmax argmin argsort isnan isinf isfinite size shape".split()
+    "new zeros ones full empty arange eye argmax argmin argsort isnan isinf isfinite size shape".split()
 )
 
 _CONV = "input weight bias stride padding dilation groups"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evenkeel.graph.kinds import AVERAGES, PARTS, Kind
+from evenkeel.graph.kinds import AVERAGES, BATCH_NORMS, PARTS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
@@ -66,6 +66,13 @@ def norms_behind(graph: LayerGraph, layer: Layer, *, through_weights: bool = Fal
         return behind.stores or (behind.kind is Kind.WEIGHT and not through_weights)
 
     return tuple(behind for behind in graph.downstream(layer, until=ends) if behind.stores)
+
+
+def rescaling_between(graph: LayerGraph, layer: Layer, norm: Layer) -> Layer | None:
+    """The first norm without stored statistics on a way from a layer to a norm: it rescales each sample by itself."""
+    before = set(graph.upstream(norm))
+    between = (x for x in graph.downstream(layer, until=lambda x: x is norm) if x in before)
+    return next((x for x in between if x.kind is Kind.NORM and x.function not in BATCH_NORMS), None)
 
 
 def source_of(layer: Layer, passing: Callable[[Layer], bool] = lambda layer: layer.kind is Kind.PASS) -> Layer | None:

@@ -80,9 +80,7 @@ class Recorder(TorchFunctionMode):
         self.producers = WeakIdKeyDictionary()
         self.laws = WeakIdKeyDictionary()  # of tensors without signal: what is known of their elements
         self.learned = WeakIdKeyDictionary()  # tensors without signal that come from parameters
-        self.rootless: set[Layer] = (
-            set()
-        )  # layers that read no signal: dropout and noise on parameters, and what follows
+        self.rootless: set[Layer] = set()  # that read no signal: dropout and noise on parameters, and what follows
         # Of every tensor written to in place, itself or through a view: where in it, by which layer.
         self.writes: Any = WeakIdKeyDictionary()
         self.escaped: list[Layer] = []  # layers whose signals left torch: what enters it may come from them
@@ -94,6 +92,13 @@ class Recorder(TorchFunctionMode):
 
     def run(self, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
         """Record the pass that `run(inputs)` makes, the model's modes being set, its parameters perhaps fake by now."""
+        given = self._begin(inputs)
+        with self, scripted_calls(self._add_scripted), unchecked_laws():
+            outputs = run(inputs)
+        return self._end(given, outputs)
+
+    def _begin(self, inputs: Any) -> tuple[Layer, ...]:
+        """Watch the model's modules and parameters; return the layers of the inputs."""
         for path, seen in (*self.model.named_parameters(), *self.model.named_buffers()):
             self.originals[seen] = self.held[path]
             self.producers[seen] = None
@@ -108,8 +113,10 @@ class Recorder(TorchFunctionMode):
             else:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
                 module.register_forward_hook(self._leave, always_call=True)
-        with self, scripted_calls(self._add_scripted), unchecked_laws():
-            outputs = run(inputs)
+        return given
+
+    def _end(self, given: tuple[Layer, ...], outputs: Any) -> LayerGraph:
+        """The graph of what was recorded, given the layers of the inputs."""
         self._add_unseen(self.model, given, outputs)
         self._add(Kind.OUTPUT, "output", [], inputs=self._signals(outputs))
         return LayerGraph(tuple(self.layers))
@@ -388,13 +395,13 @@ def _kind(name: str, signals: tuple[Layer, ...], values: int, operands: int, fac
     """The kind of one call, by its name and by which of its operands are signals, constants or noise."""
     kind = kind_of_function(name)
     if name in PRODUCTS:
-        return Kind.WEIGHT if len(signals) == 1 and operands > 1 else Kind.OPAQUE
+        return Kind.WEIGHT if len(signals) == 1 and operands > 1 else Kind.GATE if values > 1 else Kind.OPAQUE
     if factor is not None:
         return _kind_of_noise(name, factor)
     if (kind in (Kind.JOIN, Kind.GATE) or name in AFFINE) and len(signals) == 1:
         return Kind.PASS  # a constant added or multiplied
-    if kind in (Kind.POOL, Kind.ACTIVATION) and values > 1:  # indices apart
-        return Kind.OPAQUE  # the maximum of two signals, or one to the power of the other
+    if kind is Kind.ACTIVATION and values > 1:  # one signal to the power of the other
+        return Kind.OPAQUE
     return kind
 
 

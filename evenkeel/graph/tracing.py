@@ -97,7 +97,7 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any, *, training
                 warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
                 set_modes(model, mode)
                 with _fake_tensors(model) if fake else nullcontext(torch.clone) as convert:
-                    return recorder.run(run, map_tensors(convert, inputs))
+                    return recorder.run(run, map_tensors(convert, inputs, objects=True))
         except Exception as error:
             failure = error
     raise TraceError(recorder.explain(failure)) from failure
@@ -108,7 +108,7 @@ def prepared(inputs: Any, model: nn.Module) -> Any:
     device = device_of(model)
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
-    return map_tensors(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None), inputs)
+    return map_tensors(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None), inputs, objects=True)
 
 
 @contextmanager

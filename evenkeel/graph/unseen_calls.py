@@ -11,17 +11,18 @@ from torch.nn import functional
 
 from evenkeel.graph.kinds import RANDOM, Kind, kind_of_function
 
+_ASKED: Any = vars(functional)["has_torch_function"]
+
 
 @contextmanager
 def attention_opened() -> Generator[None]:
     """Make multi-head attention, one function to torch, run its inner calls under the recorder."""
     names: Any = vars(functional)
-    asked = names["has_torch_function"]
     names["has_torch_function"] = lambda tensors: False  # type: ignore[misc]
     try:
         yield
     finally:
-        names["has_torch_function"] = asked
+        names["has_torch_function"] = _ASKED  # not what was found: another lane may be inside, too
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import Norm, has_running_statistics, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.prediction.anchors import distrust
-from evenkeel.prediction.sampling import SamplingPlan
+from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.shift_prediction import Prediction, predict, prediction_inputs
 from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
 

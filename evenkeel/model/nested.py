@@ -1,4 +1,4 @@
-"""Nested structures of tensors: tuples, lists, mappings, dataclasses."""
+"""Nested structures of tensors: tuples, lists, mappings, dataclasses, and objects such as graphs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,51 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], value: Any, *, objects: bool = False) -> Any:
     """The same nested structure with every tensor replaced by the function's value of it.
 
     Enters tuples, named tuples, lists, mappings and dataclasses; leaves everything else as it is.
+
+    Args:
+        function: of one tensor.
+        value: the structure.
+        objects: whether other objects that hold tensors, as those of graphs do, are entered too, and copied.
 
     >>> import torch
     >>> map_tensors(lambda t: t + 1, {"x": torch.zeros(2), "y": [3]})
     {'x': tensor([1., 1.]), 'y': [3]}
     """
-    return map_together(lambda leaves: function(leaves[0]) if isinstance(leaves[0], Tensor) else leaves[0], [value])
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        return _mapped_object(function, leaf) if objects and not isinstance(leaf, (nn.Module, type)) else leaf
+
+    return map_together(lambda leaves: mapped(leaves[0]), [value])
+
+
+def _mapped_object(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """A copy of an object with its tensors replaced, those in mappings too; the object itself if it holds none."""
+    if not _tensors_in(getattr(value, "__dict__", {})):
+        return value
+    copied = copy.copy(value)
+    vars(copied).update(_mapped_items(function, vars(copied)))
+    return copied
+
+
+def _mapped_items(function: Callable[[Tensor], Any], mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What of a mapping of mappings holds tensors, replaced."""
+    found: dict[Any, Any] = {}
+    for key, item in mapping.items():
+        if isinstance(item, Tensor):
+            found[key] = function(item)
+        elif isinstance(item, MutableMapping) and _tensors_in(item):
+            found[key] = copy.copy(item)
+            found[key].update(_mapped_items(function, item))
+    return found
 
 
 def map_together(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> Any:

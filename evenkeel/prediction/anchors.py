@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind, kind_of_function
+from evenkeel.graph.kinds import CONCATENATIONS, MULTIPLYING_DROPOUT, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.queries import chunked
 from evenkeel.model.buffers import written_left
@@ -101,31 +101,33 @@ def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Sto
         if not isinstance(norm, Norm) or norm not in trusted:
             continue
         assert norm.running_mean is not None and norm.running_var is not None
-        stored, source = (
-            Stored(norm.running_mean.double(), norm.running_var.double()),
-            chunked(layer) or layer.inputs[0],
-        )
-        while source.kind is Kind.DROPOUT and _is_factor(source):
-            assert source.p is not None
-            stored, source = stored.before(float(dropout_noise(source.p))), source.inputs[0]
-            found[source.name] = stored
+        stored = Stored(norm.running_mean.double(), norm.running_var.double())
+        found |= _stored_before(chunked(layer) or layer.inputs[0], stored)
     return found
 
 
-def unanchored_dropouts(graph: LayerGraph, known: Mapping[str, Stored]) -> set[Layer]:
-    """Dropouts that act on a signal of unknown strength: the model's input, with no norm in between."""
-    return {
-        layer
-        for layer in graph
-        if (layer.kind is Kind.DROPOUT or layer.p or _is_scaled_noise(layer))
-        and not any(source.name in known for source in layer.inputs)
-        and any(source.kind is Kind.INPUT for source in graph.upstream(layer, until=Kind.NORM))
-    }
+def _stored_before(source: Layer, stored: Stored) -> dict[str, Stored]:
+    """The same for one layer whose statistics are known, and for the parts of a concatenation of channels."""
+    found: dict[str, Stored] = {}
+    while source.kind is Kind.DROPOUT and _is_factor(source):
+        assert source.p is not None
+        stored, source = stored.before(float(dropout_noise(source.p))), source.inputs[0]
+        found[source.name] = stored
+    sizes = _concatenated(source)
+    if sum(sizes) == len(stored.mean):
+        parts = zip(source.inputs, stored.mean.split(sizes), stored.variance.split(sizes), strict=True)
+        for part, mean, variance in parts:
+            found |= _stored_before(part, Stored(mean, variance))
+    return found
 
 
-def _is_scaled_noise(layer: Layer) -> bool:
-    """Whether noise is as strong as a signal makes it; what is added as it is has a strength of its own."""
-    return layer.kind is Kind.NOISE and kind_of_function(layer.function) is not Kind.JOIN
+def _concatenated(layer: Layer) -> list[int]:
+    """How many channels of each signal a layer concatenates; none if it does something else."""
+    if layer.function not in CONCATENATIONS or not layer.args or len(layer.args[0]) != len(layer.inputs):
+        return []
+    dim = layer.kwargs.get("dim", layer.args[1] if len(layer.args) > 1 else 0)
+    along_channels = dim in (1, 1 - len(layer.shape)) and all(len(x.shape) == len(layer.shape) for x in layer.inputs)
+    return [x.shape[1] for x in layer.inputs] if along_channels else []
 
 
 def _is_factor(layer: Layer) -> bool:

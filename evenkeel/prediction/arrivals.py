@@ -1,4 +1,4 @@
-"""Arrival: what a norm is fed, in one call or in chunks of the batch, as in ghost batch norm."""
+"""Arrival: what reaches a norm, in one call or in chunks of the batch, as in ghost batch norm."""
 
 from __future__ import annotations
 
@@ -12,19 +12,34 @@ from evenkeel.model.norms import Norm
 from evenkeel.prediction.replicas import Channels
 
 
-@dataclass
+@dataclass(frozen=True)
 class Arrival:
-    """What a norm is fed, in one call or in chunks.
+    """What reaches a norm.
+
+    Attributes:
+        channels: its moments, once it has those that training stored.
+        found: its moments as random inputs give them.
+        exceeded: of each channel, whether the noise is more than all that is stored.
+    """
+
+    channels: Channels
+    found: Channels
+    exceeded: Tensor
+
+
+@dataclass
+class Pending:
+    """What is reaching a norm, in one call or in chunks.
 
     Attributes:
         path, norm: the norm.
-        moments: of its channels, and of each whether the noise is more than all that the norm stores.
+        arrival: of all of it.
         missing: how many rows are still to come.
     """
 
     path: str
     norm: Norm
-    moments: tuple[Channels, Tensor]
+    arrival: Arrival
     missing: int
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, Report, grouped
-from evenkeel.prediction.sampling import SamplingPlan
-from evenkeel.prediction.shift_prediction import Prediction, PredictionInputs, predict, prediction_inputs
+from evenkeel.prediction.replica_recorder import SamplingPlan
+from evenkeel.prediction.settled_prediction import settle
+from evenkeel.prediction.shift_prediction import prediction_inputs
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.stretching import stretched, warn
 
@@ -28,6 +29,7 @@ class Correction(Report[NormChange]):
     Attributes:
         rows: one a norm corrected.
         untouched: norms left as they were, by path, each with the reason.
+        unsure: norms written although that is right only if what is not known is as assumed, likewise.
         notes: what the repair may harm.
     """
 
@@ -37,8 +39,9 @@ class Correction(Report[NormChange]):
         untouched: dict[str, str],
         before: Held | None = None,
         notes: Iterable[str] = (),
+        unsure: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(rows, untouched=untouched, notes=notes)
+        super().__init__(rows, untouched=untouched, unsure=unsure, notes=notes)
         self._before = before or Held()
 
     def undo(self) -> None:
@@ -58,11 +61,23 @@ class Correction(Report[NormChange]):
     def _cells(self) -> Cells:
         rows = [(r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}") for r in self]
         columns = ("norm", "running var", "corrected", "ratio", "mean moved, deviations")
-        caption = [self.summary, *grouped(self.untouched, "untouched"), *self.notes]
+        caption = [
+            self.summary,
+            *grouped(self.untouched, "untouched"),
+            *grouped(self.unsure, "unsure"),
+            *self.notes,
+        ]
         return Cells(columns, rows, caption, words=columns[:1])
 
 
-def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = "both", seed: int = 0) -> Correction:
+def correct_(
+    model: nn.Module,
+    example: Any,
+    *,
+    stats: Literal["both", "var"] = "both",
+    unsure: Literal["leave", "write"] = "leave",
+    seed: int = 0,
+) -> Correction:
     """Replace the running statistics of every norm layer by those predicted with dropout off, without data.
 
     Of the variance that training stored, the noise of dropout is taken out, and what it damped of the signal is given
@@ -70,9 +85,14 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
     will in eval mode (`predict_shift` predicts the shift of the checkpoint as it is). Running means are moved by what
     activations make of the noise.
 
-    Nothing is written where something would have to be guessed: norms that store nothing yet, statistics of several
-    calls together, frozen norms, noise as large as all that is stored, and dropout on a signal whose variance no norm
-    before it fixes. These are named in `untouched`. On any error the model is exactly as it was.
+    Nothing is written where the prediction contradicts what is known: norms that store nothing yet, statistics of
+    several calls together, frozen norms, noise as large as all that is stored, eval mode feeding them otherwise than
+    the replicas, seeds that disagree, and a norm moved further than the dropout on its way can move it:
+    `Var_eval / Var_train >= (1 - n) prod 1 / (1 + s2 q)`, with s2 = p / (1 - p), q = E x^2 / Var x of what each dropout
+    reads, and n the noise in what the norms before hand on. Nor is it, unless `unsure="write"`, where the prediction
+    cannot be proven: where noise passes an operation that is not understood, and where it matters how strong a signal
+    is that no norm fixes: with V the variance stored and v that of random inputs, its noise is between N and N V / v.
+    All these norms are named in `untouched`. On any error the model is exactly as it was.
 
     With data at hand, `reestimate_` is exact; this is for a checkpoint without.
 
@@ -83,6 +103,8 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
             floating tensors do not.
         stats: which statistics to write: both, or var.
+        unsure: norms whose prediction is not wrong but cannot be proven: leave them, or write them and name them in
+            `unsure`.
         seed: of the random inputs and masks that it is predicted by.
 
     Returns:
@@ -109,6 +131,8 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
     """
     if stats not in _STORED:
         raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
+    if unsure not in ("leave", "write"):
+        raise EvenkeelError(f"unsure must be 'leave' or 'write', not {unsure!r}")
     with unwrapped(model) as whole:
         norms = norms_of(whole)
         if all(is_as_written(norm, "running_var") for norm in norms.values()):
@@ -117,8 +141,13 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
                 f"{len(norms)} norms since training; call undo() first, or load what training left"
             )
         graph = graph_of(whole, example)
-        found = _settle(prediction_inputs(whole, graph, norms), stats, seed)
-        untouched = found.unsure | foreign_norms(whole)
+        found = settle(
+            prediction_inputs(whole, graph, norms),
+            SamplingPlan(stats=stats, elements=_ELEMENTS, fewest=_FEWEST, seed=seed),
+            unproven=unsure == "write",
+        )
+        untouched = {path: doubt.reason for path, doubt in found.doubts.items() if doubt.wrong or unsure == "leave"}
+        untouched |= foreign_norms(whole)
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
     values: dict[tuple[nn.Module, str], Tensor] = {
         (norms[path], name): value.to(getattr(norms[path], name).dtype)
@@ -134,16 +163,5 @@ def correct_(model: nn.Module, example: Any, *, stats: Literal["both", "var"] = 
     changes = [NormChange.of(path, norms[path], held) for path in channels]
     stretch = stretched(graph, norms, changes)
     warn(stretch)
-    return Correction(changes, untouched, held, notes=[stretch] if stretch else [])
-
-
-def _settle(given: PredictionInputs, stats: str, seed: int) -> Prediction:
-    """Predict what norms read once those before them that can be corrected are, and the others are as they were."""
-    settled = set(given.norms.values())
-    while True:
-        plan = SamplingPlan(settled=settled, stats=stats, elements=_ELEMENTS, fewest=_FEWEST, seed=seed)
-        found = predict(given, plan)
-        left = settled - {given.norms[path] for path in found.unsure}
-        if left == settled:
-            return found
-        settled = left
+    written = {path: reason for path, reason in found.unsure.items() if path not in untouched}
+    return Correction(changes, untouched, held, [stretch] if stretch else [], written)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import TraceError, brief
-from evenkeel.graph.kinds import Kind, function_name, kind_of_function
+from evenkeel.graph.kinds import REORDERINGS, Kind, function_name, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.queries import stays_on
 from evenkeel.graph.recorder import Recorder
@@ -20,7 +20,9 @@ from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.restoring import restored
 from evenkeel.prediction.noisy_call import NoisyCall
-from evenkeel.prediction.sampling import SamplingPlan, Site, sample
+from evenkeel.prediction.random_inputs import takes_turns
+from evenkeel.prediction.replica_recorder import SamplingPlan, Site
+from evenkeel.prediction.sampling import sample
 
 _ROUNDING = 1e-3  # relative difference of signals that should be the same
 
@@ -81,6 +83,31 @@ def _may_stay_on(layer: Layer) -> bool:
     return layer.kind is Kind.NOISE or (layer.drops and not plain)
 
 
+def agreement(
+    model: nn.Module,
+    run: Callable[[Any], Any],
+    inputs: Any,
+    graph: LayerGraph,
+    norms: Mapping[str, Norm],
+    always: Collection[Site] = (),
+) -> tuple[bool, dict[str, str]]:
+    """How replicas are to be run, and where eval mode contradicts them (see `contradictions`).
+
+    Returns:
+        Whether they run one after the other, as they must where inputs are no batch that can be made larger, where
+        samples are reordered on the way, and where the model takes no other sizes than the example's; and the norms.
+
+    Raises:
+        TraceError: the model runs neither way.
+    """
+    if not takes_turns(tensors(inputs)) and not any(layer.function in REORDERINGS for layer in graph):
+        try:
+            return False, contradictions(model, run, inputs, graph, norms, always)
+        except TraceError:
+            pass  # perhaps only because of the sizes
+    return True, contradictions(model, run, inputs, graph, norms, always, in_turn=True)
+
+
 def contradictions(
     model: nn.Module,
     run: Callable[[Any], Any],
@@ -88,6 +115,8 @@ def contradictions(
     graph: LayerGraph,
     norms: Mapping[str, Norm],
     always: Collection[Site] = (),
+    *,
+    in_turn: bool = False,
 ) -> dict[str, str]:
     """Norms that eval mode feeds something else than the replica without noise has there, each with the reason.
 
@@ -100,11 +129,13 @@ def contradictions(
         graph: the model's graph for it.
         norms: the norms with running statistics, by path.
         always: call sites of noise that is known to stay on.
+        in_turn: as for `sample`.
     """
     with restored(model, parameters=False):
         set_modes(model, training=True)
         plan = SamplingPlan(elements=1, fewest=2, matched=False)
-        expected, _ = sample(model, run, inputs, graph, norms=norms, known={}, plan=plan, always=always)
+        options: dict[str, Any] = {"norms": norms, "known": {}, "plan": plan, "always": always}
+        expected, _ = sample(model, run, inputs, graph, in_turn=in_turn, **options)
     watch = _NormWatch(model, norms, always)
     with restored(model, parameters=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,21 +13,71 @@ from evenkeel.prediction.replicas import COUNT
 _CONTRAST = 0.35  # standard deviation of log contrast between inputs; .32 in CIFAR-10, .16 in MNIST
 
 
-def replicated_like(example: Tensor, size: int, samples: int) -> Tensor:
-    """Replicas of random inputs in an example's place; of an example without a batch dimension, itself.
+def structures_among(given: Sequence[Tensor], *, in_turn: bool = False) -> set[int]:
+    """The ids of those of a model's inputs whose values are kept: how inputs are connected, and which are there.
+
+    They are indices, lengths and other numbers that are not floating, sparse tensors, masks of zeros and ones, and
+    adjacency matrices; and, of inputs whose sizes are kept, vectors, such as edges' weights.
+
+    >>> edges, features = torch.tensor([[0, 1], [1, 0]]), torch.zeros(2, 8)
+    >>> structures_among([features, edges]) == {id(edges)}
+    True
+    """
+    return {
+        id(t)
+        for t in given
+        if not t.is_floating_point()
+        or t.layout is not torch.strided
+        or (in_turn and t.dim() < 2)
+        or _is_mask(t)
+        or is_adjacency(t, given)
+    }
+
+
+def takes_turns(given: Sequence[Tensor]) -> bool:
+    """Whether inputs are no batch that can be made larger: tensors of different lengths, sparse ones, or a graph.
+
+    >>> takes_turns([torch.zeros(4, 8), torch.zeros(4)]), takes_turns([torch.zeros(4, 8), torch.zeros(2, 9).long()])
+    (False, True)
+    """
+    sizes = {len(t) for t in given if t.dim()} - {1}
+    graph = any(t.dim() == 2 and is_adjacency(t, given) for t in given)
+    return len(sizes) > 1 or graph or any(t.layout is not torch.strided for t in given)
+
+
+def is_adjacency(t: Tensor, given: Sequence[Tensor]) -> bool:
+    """Whether a tensor is square, a row and a column for each node of another one: shape (..., nodes, nodes)."""
+    square = t.dim() in (2, 3) and t.shape[-1] == t.shape[-2] > 1
+    return square and any(
+        other is not t and other.dim() == t.dim() and other.shape[:-1] == t.shape[:-1] for other in given
+    )
+
+
+def _is_mask(t: Tensor) -> bool:
+    values = t.detach()
+    return t.numel() > 1 and bool(((values == 0) | (values == 1)).all()) and bool(values.max() > values.min())
+
+
+def replicated_like(example: Tensor, size: int, rows: Tensor, *, kept: bool) -> Tensor:
+    """Replicas of inputs in an example's place; of an example without a batch dimension, itself.
 
     Args:
         example: what a model is given.
         size: the batch size of its other inputs.
-        samples: how many inputs to draw: normal ones for floating tensors, others from the example's own.
+        rows: of the example, those whose values are taken where they are kept, one a replica's input.
+        kept: whether they are; if not, inputs are drawn.
     """
     if not example.dim() or len(example) != size or not size:
         return example.clone()
-    if example.is_floating_point():
-        drawn = random_field((samples, *example.shape[1:])).to(example.dtype)
-    else:
-        drawn = example[torch.randint(size, (samples,))]
+    drawn = example[rows.to(example.device)] if kept else drawn_like(example, len(rows))
     return torch.cat([drawn] * COUNT)
+
+
+def drawn_like(example: Tensor, samples: int | None = None) -> Tensor:
+    """Random inputs of an example's shape, dtype and device, or of another number of samples."""
+    if not example.dim():
+        return example.clone()
+    return random_field((len(example) if samples is None else samples, *example.shape[1:])).to(example)
 
 
 def random_field(shape: tuple[int, ...]) -> Tensor:

@@ -114,7 +114,7 @@ def pooled(calls: Sequence[Channels]) -> Channels:
     return Channels(train_mean, train_var, eval_mean, eval_var, covariance, crossed)
 
 
-def match_(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Channels, Tensor]:
+def match_(x: Tensor, mean: Tensor, variance: Tensor, found: Channels | None = None) -> tuple[Channels, Tensor]:
     """Give a signal, in place, the moments that training stored, and return the moments that it then has.
 
     What random inputs make of a signal is right in its noise, which comes from weights and norms, but not in its
@@ -127,11 +127,12 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Channels, Tensor]
         x: the signal, shape (replicas x samples, channels, ...).
         mean: what training stored, per channel.
         variance: likewise.
+        found: the signal's moments, where they are known.
 
     Returns:
         The moments, and of each channel whether the noise is more than all that is stored.
     """
-    found, (mean, variance) = channels_of(x), (t.double().clone() for t in (mean, variance))
+    found, (mean, variance) = found or channels_of(x), (t.double().clone() for t in (mean, variance))
     error = 1 / math.sqrt(len(x) / COUNT * math.sqrt(x[0, 0].numel()))  # relative, of a variance; neighbours are alike
     noise, shared = _noise(found, variance, error), _shared(found, error)
     signal = _signal(variance, noise, shared, error)

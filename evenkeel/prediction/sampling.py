@@ -4,332 +4,34 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evenkeel.errors import TraceError
-from evenkeel.graph.kinds import (
-    CHANNEL_DROPOUT,
-    HIDDEN_DROPOUT,
-    SAMPLES,
-    Kind,
-    function_name,
-    hidden_rate,
-    kind_of_function,
-)
-from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.kinds import CHANNEL_DROPOUT, Kind, kind_of_function
+from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.queries import chunked
-from evenkeel.graph.recorder import Recorder
 from evenkeel.model.batches import device_of
-from evenkeel.model.buffers import write_
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.restoring import seed_all
-from evenkeel.prediction.anchors import Stored, is_untrained
-from evenkeel.prediction.arrivals import Arrival, whole_of
-from evenkeel.prediction.mask_versions import MaskVersions
-from evenkeel.prediction.noisy_call import NoisyCall
-from evenkeel.prediction.random_inputs import noises, replicated_like
-from evenkeel.prediction.replicas import (
-    COUNT,
-    Channels,
-    Energies,
-    channels_of,
-    energies_of,
-    match_,
-    noise_free_rows,
-    row_dim,
-)
-
-Site = tuple[object, ...]  # of a call: `Layer.site`
+from evenkeel.prediction.anchors import Stored
+from evenkeel.prediction.lanes import LaneRecorder, Turns, run_in_turn
+from evenkeel.prediction.random_inputs import drawn_like, replicated_like, structures_among
+from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan, Site
+from evenkeel.prediction.replicas import COUNT
 
 _MOST = 4096  # samples
 _CHUNKED = 512  # the same, where every few of them are a call of their own
 _POSITIONS = 16  # of a signal, that make up for few samples
-_SEEN = 16  # expected number of masks that drop, from which on these are left to chance
-
-
-@dataclass(frozen=True)
-class SamplingPlan:
-    """How a sample is made.
-
-    Attributes:
-        settled: the norms whose noise-free output is what it would be with corrected statistics.
-        stats: which of these: both, or var.
-        elements: of all signals of all replicas together, as far as the fewest samples allow.
-        fewest: samples; four times as many where few of them show little: masks of whole samples, norms of vectors.
-        seed: of inputs and masks.
-        matched: whether norms' inputs are given the strength that norms store.
-    """
-
-    settled: Collection[Norm] = ()
-    stats: str = "both"
-    elements: int = 1 << 26
-    fewest: int = 4
-    seed: int = 0
-    matched: bool = True
-
-
-class ReplicaRecorder(Recorder):
-    """Records one pass of replicas, keeps one of them free of noise, and rescales norms' inputs to what norms store.
-
-    A sample of signals holds the moments of every pair of channels and positions, and passes any operation by running
-    it.
-
-    Args:
-        model: the model, to be run in train mode with its norms in eval mode.
-        samples: how many inputs there are.
-        norms: the norms with running statistics, by path.
-        known: what is known of other layers, by name.
-        always: call sites of noise that eval mode has, too: there, all replicas are given the same.
-        plan: the rest.
-
-    Attributes:
-        arrivals: of every norm, by path, what each of its calls was fed: the moments of its channels, and of each
-            channel whether the noise is more than all that the norm stores.
-        calls: of every norm, by path, its last call.
-        energies: of every layer that holds replicas, what these share.
-        unresolved: layers with noise whose eval output is unknown.
-        fed: of every norm, by path, what each call was fed without noise, if signals are not matched.
-        inputs: the inputs without noise.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        samples: int,
-        norms: Mapping[str, Norm],
-        known: Mapping[str, Stored],
-        plan: SamplingPlan,
-        always: Collection[Site] = (),
-    ) -> None:
-        super().__init__(model, training=True)
-        self.samples = samples
-        self.known = known
-        self.plan = plan
-        self.always = always
-        self.arrivals: dict[str, list[tuple[Channels, Tensor]]] = {}
-        self.calls: dict[str, Layer] = {}
-        self.energies: dict[Layer, Energies] = {}
-        self.unresolved: set[Layer] = set()
-        self.fed: dict[str, list[Tensor]] = {}
-        self.inputs: Any = None
-        # Their buffers are what a call is known by, whichever module makes it.
-        self._norms = {id(norm.running_var): (path, norm) for path, norm in norms.items()}
-        self._untrained = {norm for norm in norms.values() if is_untrained(norm)}
-        self._call: NoisyCall | None = None  # the call that runs, if it has noise, or is given a noisy parameter
-        self._mask: tuple[int, ...] | None = None  # the shape of the noise that it was fed
-        self._versions = MaskVersions(samples)
-        self._arrived: tuple[Arrival, int] | None = None  # at the norm that runs, and how many rows have no noise
-        self._begun: dict[tuple[str, Layer], Arrival] = {}
-        self._seen: set[tuple[str, Layer]] = set()  # the same, where signals are not matched
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs, name = kwargs or {}, function_name(func)
-        if self.whole is None:
-            if kind_of_function(name) is Kind.NORM:
-                self._arrive(args, kwargs)
-            self._remember(func, args, kwargs)
-        result = super().__torch_function__(func, types, args, kwargs)
-        if self.whole is None and name in HIDDEN_DROPOUT and self.layers and self.layers[-1].p:
-            self._repeat(func, name, args, kwargs, result)
-        return result
-
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        super()._enter(module, args, kwargs)
-        if module is self.whole:
-            with torch._C.DisableTorchFunction():
-                self._remember(module.forward, args, kwargs)
-
-    def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
-        outputs = list(outputs)
-        super()._add(kind, function, outputs, **details)
-        if not outputs:
-            return
-        layer, out = self.layers[-1], outputs[0]
-        with torch._C.DisableTorchFunction():
-            if layer in self.rootless:
-                self._vary(layer, outputs)
-                return
-            if function != "view":  # which may be written down first, to bring what the call reads up to date
-                if not self._spread(out) or (self._mask is not None and not self._remove_noise(layer, out)):
-                    self.unresolved.add(layer)
-                self._mask = self._call = None
-            if kind is Kind.NORM and self._arrived is not None:
-                self._settle(layer, out)
-            stored = self.known.get(layer.name)
-            if stored is not None and _takes(out, self.samples, stored):
-                match_(out, stored.mean, stored.variance)
-            self._measure(layer, out)
-
-    def _vary(self, layer: Layer, outputs: list[Tensor]) -> None:
-        """Keep what a noisy parameter is without its noise, and with others."""
-        call, self._call = self._call, None
-        if call is None or (layer.site in self.always and not self._versions.given(call.given)):
-            return
-        if self._versions.given(call.given):
-            self._versions.keep(outputs, self._versions.each(call.run, call.given))
-        elif layer.drops or layer.kind is Kind.NOISE:
-            self._versions.hold(outputs[0], layer, call)
-
-    def _spread(self, out: Tensor) -> bool:
-        """Give the replicas of what a call made of a noisy parameter their versions; False if that cannot be."""
-        call = self._call
-        if call is None or not self._versions.given(call.given):
-            return True
-        return self._versions.spread_(out, call.run, call.given, lambda t: self.producers.get(t) is not None)
-
-    def _measure(self, layer: Layer | None, out: Tensor) -> None:
-        found = energies_of(out, self.samples)
-        if layer is not None and found is not None:
-            self.energies[layer] = found
-
-    def _arrive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed.
-
-        Of a batch that comes in chunks, this is done to the whole, with the first of them.
-        """
-        entry = next((self._norms[id(t)] for t in tensors((args, kwargs)) if id(t) in self._norms), None)
-        x = next(iter(tensors((args, kwargs))))
-        source = self.producers.get(x)
-        if entry is None or source is None:
-            return
-        (path, norm), rows, first = entry, len(x), 0
-        assert norm.running_mean is not None and norm.running_var is not None
-        if (whole := whole_of(x, source)) is not None:
-            (x, first), source = whole, source.inputs[0]
-        if not _takes(x, self.samples, Stored(norm.running_mean, norm.running_var)):
-            return
-        begun = (path, source) in self._begun or (path, source) in self._seen
-        if not self.plan.matched:
-            if not begun or whole is None:
-                self.fed.setdefault(path, []).append(x[: len(x) // COUNT].clone())
-            self._seen.add((path, source))
-            return
-        if not begun or whole is None:
-            self._begun[path, source] = Arrival(path, norm, self._matched(x, norm), len(x))
-            self._measure(source, x)
-        arrival = self._begun[path, source]
-        arrival.missing -= rows
-        if not arrival.missing:
-            self.arrivals.setdefault(path, []).append(arrival.moments)
-        self._arrived = arrival, max(len(x) // COUNT - first, 0)
-
-    def _matched(self, x: Tensor, norm: Norm) -> tuple[Channels, Tensor]:
-        """What a norm is fed, once it is matched to what it stores; and of each channel whether noise exceeds that."""
-        assert norm.running_mean is not None and norm.running_var is not None
-        if norm not in self._untrained:
-            return match_(x, norm.running_mean, norm.running_var)
-        found = channels_of(x)
-        write_(norm.running_mean, found.train_mean.to(norm.running_mean))
-        write_(norm.running_var, found.train_var.to(norm.running_var))
-        return found, found.train_var < 0
-
-    def _settle(self, layer: Layer, out: Tensor) -> None:
-        """Make of a norm's output, without noise, what it is once the norm stores the moments without noise."""
-        assert self._arrived is not None
-        (arrival, rows), self._arrived = self._arrived, None
-        norm, (found, _) = arrival.norm, arrival.moments
-        if not arrival.missing:
-            self.calls[arrival.path] = layer
-        if norm not in self.plan.settled:
-            return
-        deviation = (found.train_var + norm.eps).sqrt()
-        scale = deviation / (found.eval_var + norm.eps).sqrt()
-        gamma, beta = (norm.weight.double(), norm.bias.double()) if norm.affine else (scale**0, scale * 0)
-        shift = gamma * (found.eval_mean - found.train_mean) / deviation * (self.plan.stats == "both")
-        shape = (1, -1, *(1,) * (out.dim() - 2))
-        factor, offset = (t.view(shape).to(out.dtype) for t in (scale, beta - scale * (beta + shift)))
-        out[:rows].mul_(factor).add_(offset)
-
-    def _remember(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember a call with noise, with what it is fed, which it may write over, and the shape of its noise."""
-        given, name = tensors((args, kwargs)), function_name(func)
-        masks = [tuple(t.shape) for t in given if self._noise_in(t)]
-        signal = next((t for t in given if self.producers.get(t) is not None), None)
-        noisy = masks or name == "rrelu" or name in SAMPLES or kind_of_function(name) is Kind.DROPOUT
-        noisy = noisy or func == getattr(self.whole, "forward", None)
-        self._call = self._mask = None
-        if not noisy and not self._versions.given(given):
-            return
-        self._call = NoisyCall.of(func, args, kwargs, self._copied, self._noise_in)
-        if signal is None or not noisy or signal in self._versions:
-            return
-        channels = (*signal.shape[:2], *(1,) * (signal.dim() - 2))
-        self._mask = masks[0] if masks else channels if name in CHANNEL_DROPOUT else tuple(signal.shape)
-
-    def _copied(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor of which the same is known."""
-        copy = tensor.clone()
-        self._versions.alias(copy, tensor)
-        for known in (self.producers, self.laws):
-            if tensor in known:
-                known[copy] = known[tensor]
-        return copy
-
-    def _remove_noise(self, layer: Layer, out: Tensor) -> bool:
-        """Take noise out of the replica that is to have none; return whether that is known to be right.
-
-        Noise that eval mode has, too, is made the same in all replicas.
-        """
-        call, dim = self._call, row_dim(out, self.samples)
-        if call is None or dim is None or layer.kind not in (Kind.DROPOUT, Kind.NOISE):
-            return False
-        if layer.site in self.always:
-            out.copy_(call.alike(out, self.samples, calm=not self.plan.matched))
-            return True
-        if layer.kind is Kind.DROPOUT:
-            return self._remove_dropout(layer, out, dim)
-        quiet = call.quiet(layer)
-        if quiet.shape != out.shape:
-            return False
-        rows = out.shape[dim] // COUNT
-        out.narrow(dim, 0, rows).copy_(quiet.narrow(dim, 0, rows))
-        return call.has_rows(dim, out.shape[dim])
-
-    def _remove_dropout(self, layer: Layer, out: Tensor, dim: int) -> bool:
-        """Take a dropout's noise out of one replica.
-
-        The others are given masks of their own where they share one, or so few that chance might not drop any.
-        """
-        given = self._call.signal if self._call else None
-        if not layer.scaled and layer.p is None:
-            return False
-        if given is None or given.shape != out.shape or self._mask is None:
-            return False
-        keep = 1 - (layer.p or 0.0)
-        noise_free, *trains = given.chunk(COUNT, dim)
-        out.narrow(dim, 0, noise_free.shape[dim]).copy_(noise_free if layer.scaled else noise_free * keep)
-        mask = (*(1,) * (out.dim() - len(self._mask)), *self._mask)
-        one_for_all = mask[dim] == 1 and noise_free.shape[dim] > 1
-        shared = one_for_all or math.prod(mask) < out.numel()
-        rare = self.samples * min(keep, 1 - keep) < _SEEN
-        if not shared or not layer.p or keep <= 0 or not (one_for_all or rare):
-            return not one_for_all
-        shape = [size if d != dim else noise_free.shape[dim] for d, size in enumerate(mask)]
-        for number, (part, noise) in enumerate(zip(trains, noises(shape, dim, keep, out), strict=True), 1):
-            noisy = part * noise if layer.scaled else part * noise * keep
-            out.narrow(dim, number * noise_free.shape[dim], noise_free.shape[dim]).copy_(noisy)
-        return not one_for_all  # which makes means differ from batch to batch, and no norm stores that
-
-    def _repeat(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Make a call with a dropout inside once more without it, for the replica that is to have no noise."""
-        place = hidden_rate(name, args)
-        off = {"dropout_p": 0.0} if "dropout_p" in kwargs else {}
-        args, kwargs = self._versions.quiet((args, kwargs))
-        quiet = func(*(0.0 if i == place else a for i, a in enumerate(args)), **(kwargs | off))
-        for noisy, other in zip(tensors(result), tensors(quiet), strict=True):
-            noise_free, wanted = noise_free_rows(noisy, self.samples), noise_free_rows(other, self.samples)
-            if noise_free is not None and wanted is not None:
-                noise_free.copy_(wanted)
-        self._measure(self.layers[-1], tensors(result)[0])
+_MOST_COPIES, _ROWS = 32, 1024  # of an example that replicas run on one after the other; rows at norms, wanted of them
+_mapped = partial(map_tensors, objects=True)
+_PLAN = SamplingPlan()
+_NEEDS = "what it needs in train mode, such as targets, must be in the example"
 
 
 def sample(
@@ -340,20 +42,22 @@ def sample(
     *,
     norms: Mapping[str, Norm],
     known: Mapping[str, Stored],
-    plan: SamplingPlan = SamplingPlan(),
+    plan: SamplingPlan = _PLAN,
     always: Collection[Site] = (),
+    in_turn: bool = False,
 ) -> tuple[ReplicaRecorder, LayerGraph]:
     """Send replicas of random inputs through a model, which is the caller's to restore.
 
     Args:
         model: the model, its modes set as for a recording.
         run: makes one forward pass, given inputs such as `inputs`.
-        inputs: an example, whose floating tensors give shapes only.
+        inputs: an example, whose floating tensors give shapes only, except those that say how inputs are connected.
         graph: the model's graph for it, which limits the number of samples.
         norms: the norms with running statistics, by path.
         known: what is known of other layers, by name.
         plan: the rest.
         always: call sites of noise that eval mode has, too.
+        in_turn: run replicas one after the other, on inputs of the example's own sizes, in place of one large batch.
 
     Returns:
         What the pass showed, and the graph that it recorded.
@@ -361,25 +65,64 @@ def sample(
     Raises:
         TraceError: the pass raised, such as for a model that takes batches of one size only.
     """
-    sizes = [len(t) for t in tensors(inputs) if t.dim()]
-    size = sizes[0] if sizes else 1
-    samples = _samples(graph, size, plan)
     seed_all(plan.seed)
-    recorder = ReplicaRecorder(model, samples=samples, norms=norms, known=known, plan=plan, always=always)
-    replicated = map_tensors(lambda t: replicated_like(t, size, samples).to(device_of(model)), inputs)
-    rows = COUNT * samples
-    recorder.inputs = map_tensors(
-        lambda t: t[:samples].clone() if t.dim() and len(t) == rows else t.clone(), replicated
+    method = _sample_in_turn if in_turn else _sample_at_once
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return method(model, run, inputs, graph, norms=norms, known=known, plan=plan, always=always)
+
+
+def _sample_at_once(
+    model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph, *, plan: SamplingPlan, **known: Any
+) -> tuple[ReplicaRecorder, LayerGraph]:
+    """One pass, in whose batch the replicas lie one after the other."""
+    given = tensors(inputs)
+    size = next((len(t) for t in given if t.dim()), 1)
+    samples = _samples(graph, size, plan)
+    kept = structures_among(given)
+    rows = torch.randint(max(size, 1), (samples,)) if kept else torch.arange(samples)
+    recorder = ReplicaRecorder(model, samples=samples, plan=plan, **known)
+    replicated = _mapped(
+        lambda t: replicated_like(t, size, rows, kept=id(t) in kept).to(device_of(model)),
+        inputs,
     )
+    whole = COUNT * samples
+    recorder.inputs = _mapped(lambda t: t[:samples].clone() if t.dim() and len(t) == whole else t.clone(), replicated)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return recorder, recorder.run(run, replicated)
+        return recorder, recorder.run(run, replicated)
     except Exception as error:
         raise TraceError(
-            f"in train mode, with {rows} random inputs in one batch, {recorder.explain(error)}; what it needs in train "
-            "mode, such as targets, must be in the example, and it must take batches of any size"
+            f"in train mode, with {whole} random inputs in one batch, {recorder.explain(error)}; {_NEEDS}, and it must "
+            "take batches of any size"
         ) from error
+
+
+def _sample_in_turn(
+    model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph, *, plan: SamplingPlan, **known: Any
+) -> tuple[ReplicaRecorder, LayerGraph]:
+    """A pass for every replica of every copy of the example, in step."""
+    copies, kept = _copies(graph, plan), structures_among(tensors(inputs), in_turn=True)
+    drawn = [_mapped(lambda t: t if id(t) in kept else drawn_like(t), inputs) for _ in range(copies)]
+    turns = Turns(COUNT * copies)
+    lanes = [LaneRecorder(model, lane, turns, plan=plan, **known) for lane in range(turns.count)]
+    lanes[0].inputs = _mapped(torch.clone, drawn[0])
+    try:
+        own = [_mapped(torch.clone, drawn[lane % copies]) for lane in range(turns.count)]
+        return lanes[0], run_in_turn(lanes, run, own)
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"in train mode, on random inputs of the example's sizes, {lanes[turns.running].explain(error)}; {_NEEDS}, "
+            "with the indices, edges, masks and lengths of real inputs"
+        ) from error
+
+
+def _copies(graph: LayerGraph, plan: SamplingPlan) -> int:
+    """How many copies of the example show enough of every norm."""
+    rows = min((math.prod(x.shape) / max(x.shape[1], 1) for x in graph.of(Kind.NORM) if len(x.shape) > 1), default=1.0)
+    affordable = plan.elements / COUNT / max(sum(math.prod(layer.shape) for layer in graph), 1)
+    return max(1, min(math.ceil(_ROWS / max(rows, 1.0)), int(affordable), _MOST_COPIES))
 
 
 def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
@@ -396,10 +139,3 @@ def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
     while any(length % (COUNT * samples) == 0 for length in lengths):
         samples += 1
     return samples
-
-
-def _takes(x: Tensor, samples: int, stored: Stored) -> bool:
-    """Whether x is a signal of replicas with as many channels as are known, that can be written to."""
-    rows = x.dim() > 1 and len(x) % (COUNT * samples) == 0 and x.is_floating_point()
-    expanded = any(size > 1 and not stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return rows and not expanded and x.shape[1] == len(stored.mean)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from evenkeel.errors import ModelError
 from evenkeel.graph.kinds import Kind
-from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.buffers import is_as_written
@@ -21,21 +20,17 @@ from evenkeel.model.flags import set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.prediction.anchors import Stored, distrust, stored_before, unanchored_dropouts
+from evenkeel.prediction.anchors import Stored, distrust, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
-from evenkeel.prediction.mode_agreement import always_noisy, contradictions
+from evenkeel.prediction.doubts import Doubt, bounds_before, doubt_of, is_opaque, loose_dropouts
+from evenkeel.prediction.mode_agreement import agreement, always_noisy
+from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan, Site
 from evenkeel.prediction.replicas import Channels, pooled
-from evenkeel.prediction.sampling import ReplicaRecorder, SamplingPlan, Site, sample
+from evenkeel.prediction.sampling import sample
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.stored_values import fault_of, initial_left
 
 _UNREACHED = "never reached, or not with samples first and channels second, or with part of the batch"
-_GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may cause
-_EXCEEDED = 0.05  # share of a norm's channels in which noise may exceed what is stored
-_NEARLY_ALL = 0.95  # share of a norm's variance that noise may have
-_ROUNDING = 1e-5  # share of it that may be no noise at all
-_NOISY = (Kind.DROPOUT, Kind.NOISE)
-_SMALL = 0.005  # log ratio of a shift that needs no cause
 
 
 @dataclass(frozen=True)
@@ -46,13 +41,20 @@ class Prediction:
         graph: the model's layers.
         channels: of every norm reached, by path, what it is fed in train and in eval mode.
         causes: by path, the share of every dropout in what noise does to the norm's input, the largest first.
-        unsure: norms whose figure is a guess or unknown, by path, each with the reason.
+        doubts: norms whose figure is a guess or unknown, by path.
+        bounds: by path, how far in nats dropout can lower a norm's variance once those before it are settled.
     """
 
     graph: LayerGraph
     channels: dict[str, Channels]
     causes: dict[str, Shares]
-    unsure: dict[str, str]
+    doubts: dict[str, Doubt]
+    bounds: dict[str, float]
+
+    @property
+    def unsure(self) -> dict[str, str]:
+        """The doubts' reasons, by path."""
+        return {path: doubt.reason for path, doubt in self.doubts.items()}
 
 
 def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftReport:
@@ -122,11 +124,12 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
 
 
 def _opaque(found: Prediction, norms: Mapping[str, Norm]) -> list[str]:
-    """A line for every operation that is not understood, with the norms that it feeds."""
-    paths: dict[nn.Module | None, str] = {norm: path for path, norm in norms.items()}
+    """A line for every operation that is not understood, with the norms that it feeds and that are not unsure."""
+    paths: dict[nn.Module | None, str] = {norm: path for path, norm in norms.items() if path not in found.doubts}
     fed = {
         layer: [paths[n.module] for n in found.graph.downstream(layer, until=Kind.NORM) if n.module in paths]
-        for layer in found.graph.of(Kind.OPAQUE)
+        for layer in found.graph
+        if is_opaque(layer)
     }
     return [
         f"{', '.join(to)}: fed by {layer.label}, not understood and run as it is" for layer, to in fed.items() if to
@@ -143,6 +146,7 @@ class PredictionInputs:
         norms: its norms with running statistics, by path.
         run: makes one forward pass.
         inputs: what `run` is given.
+        in_turn: whether replicas run one after the other, on inputs of the example's sizes.
         anchors: the statistics known of other layers, by name.
         distrusted: norms whose statistics are not those of training, by path, each with the reason.
         contradicted: norms that eval mode feeds something else than the noise-free replica, likewise.
@@ -154,6 +158,7 @@ class PredictionInputs:
     norms: Mapping[str, Norm]
     run: Callable[[Any], Any]
     inputs: Any
+    in_turn: bool
     anchors: Mapping[str, Stored]
     distrusted: Mapping[str, str]
     contradicted: Mapping[str, str]
@@ -181,8 +186,8 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     inputs = prepared(example, model)
     always = always_noisy(model, run, inputs, graph)
     with restored(model):
-        contradicted = contradictions(model, run, inputs, graph, norms, always)
-    return PredictionInputs(model, graph, norms, run, inputs, anchors, distrusted, contradicted, always)
+        in_turn, contradicted = agreement(model, run, inputs, graph, norms, always)
+    return PredictionInputs(model, graph, norms, run, inputs, in_turn, anchors, distrusted, contradicted, always)
 
 
 def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
@@ -196,8 +201,8 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     with restored(model):
         set_modes(model, training=True)
         options: dict[str, Any] = {"norms": norms, "known": given.anchors, "plan": plan, "always": given.always}
-        seen, graph = sample(model, given.run, given.inputs, given.graph, **options)
-    channels = {path: pooled([channels for channels, _ in seen.arrivals[path]]) for path in seen.calls}
+        seen, graph = sample(model, given.run, given.inputs, given.graph, in_turn=given.in_turn, **options)
+    channels = {path: pooled([arrival.channels for arrival in seen.arrivals[path]]) for path in seen.calls}
     if not channels:
         raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
     for path, found in channels.items():
@@ -205,10 +210,17 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
             raise ModelError(f"what {path!r} reads is not finite: check weights, running statistics and their dtype")
     shares = _shares(seen, graph, channels)
     unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
-    unanchored = unanchored_dropouts(graph, given.anchors)
-    reasons = {path: _guess(path, shares[path], seen, graph, unanchored) for path in channels}
-    guesses = {path: reason for path, reason in reasons.items() if reason}
-    return Prediction(graph, channels, shares, {**guesses, **given.contradicted, **given.distrusted, **unreached})
+    loose = loose_dropouts(graph, given.anchors)
+    doubts = {
+        path: doubt
+        for path in channels
+        if (doubt := doubt_of(seen.arrivals[path], seen.calls[path], shares[path], seen, graph, loose))
+    }
+    faults = {**given.contradicted, **given.distrusted, **unreached}
+    doubts |= {path: Doubt(reason, wrong=True) for path, reason in faults.items()}
+    before = bounds_before(graph, seen)
+    bounds = {path: before[call.inputs[0]] for path, call in seen.calls.items()}
+    return Prediction(graph, channels, shares, doubts, bounds)
 
 
 def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:
@@ -218,34 +230,3 @@ def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Cha
         for path, found in channels.items()
     }
     return {path: dict(sorted(found.items(), key=lambda item: -item[1])) for path, found in shares.items()}
-
-
-def _guess(
-    path: str, shares: Shares, seen: ReplicaRecorder, graph: LayerGraph, unanchored: Collection[Layer]
-) -> str | None:
-    """Why the prediction for a norm is no more than a guess, if so."""
-    found, _ = seen.arrivals[path][-1]
-    exceeded = torch.stack([exceeded for _, exceeded in seen.arrivals[path]]).any(0)
-    noise = float(found.noise.mean() / found.train_var.mean())
-    reasons = list[str]()
-    if exceeded.sum() > _EXCEEDED * len(exceeded):
-        count = f"{int(exceeded.sum())} of {len(exceeded)}"
-        reasons.append(f"the noise predicted exceeds the variance stored in {count} channels")
-    if noise > _NEARLY_ALL:
-        reasons.append(f"noise is {noise:.0%} of what it stores, and the rest is too small to separate")
-    for layer in graph.upstream(seen.calls[path], until=Kind.NORM):
-        if layer in seen.unresolved:
-            reasons.append(f"the noise of {layer.label} in eval mode is unknown")
-        if layer.kind is Kind.DROPOUT and layer.p is not None and layer.p >= 1:
-            reasons.append(f"{layer.label} drops everything")
-    for layer, share in shares.items() if noise > _ROUNDING else ():
-        what = f"{share:.0%} of what noise does to it comes from {layer.label}"
-        if share > _GUESSED and (layer in seen.unresolved or (layer.kind not in _NOISY and not layer.p)):
-            reasons.append(f"{what}, whose eval output is unknown")
-        if share > _GUESSED and layer in unanchored and abs(_departure(found)) > _SMALL:
-            reasons.append(f"{what}, on a signal whose variance no norm fixes")
-    return reasons[0] if reasons else None
-
-
-def _departure(found: Channels) -> float:
-    return math.log(float(found.eval_var.mean() / found.train_var.mean()))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.graph.kinds import Kind
+from evenkeel.graph.kinds import PRODUCTS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.init.initialization import init_
 from evenkeel.linting.dropout_module import dropout_like
@@ -185,7 +185,8 @@ class EditPlan:
     def _only_drops(self, path: str) -> bool:
         """Whether all that a module does is drop, all of which is to be removed."""
         inside = [layer for layer in self.graph if layer.path == path or layer.path.startswith(f"{path}.")]
-        return all(layer.kind in _PASSING and (not layer.drops or layer in self.gone) for layer in inside)
+        passing = all(layer.kind in _PASSING and layer.function not in PRODUCTS for layer in inside)
+        return passing and all(not layer.drops or layer in self.gone for layer in inside)
 
 
 def _rate(noise: Layer | nn.Module) -> float | None:

@@ -28,7 +28,7 @@ _MOST_CONCATENATED = 1 << 16  # elements of one concatenated map, beyond which i
 
 def _pooled(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
     x, name = inputs[0], layer.function.removesuffix("_with_indices")
-    if name in kinds.UNPREDICTED_POOLS:
+    if name in kinds.UNPREDICTED_POOLS or len(inputs) > 1:
         return x.after_unknown(layer.shape)
     windows = _windows(layer, name, x.shape, bordered=bordered)
     share = math.prod(layer.shape) / math.prod(x.shape)
@@ -207,8 +207,8 @@ def _joining(layer: Layer, inputs: list[Signal], shares: Tensor, *, bordered: bo
 
 
 def _gated(layer: Layer, inputs: list[Signal], *, bordered: bool) -> Signal:
-    if layer.function in kinds.DIVISIONS:
-        return inputs[0].after_unknown(layer.shape)
+    if layer.function in kinds.DIVISIONS | kinds.PRODUCTS:
+        return max(inputs, key=lambda signal: signal.power).after_unknown(layer.shape)
     if len(inputs) == 2 and inputs[0] is inputs[1]:
         return replace(activated(inputs[0], torch.square), shape=layer.shape)
     return multiplied(inputs[0], inputs[1], layer.shape)

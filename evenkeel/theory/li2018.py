@@ -245,6 +245,36 @@ def shift_through_weights(
     return _shift(dropout_noise(p), mean, variance, d, cos2, rho)
 
 
+def shift_through_layer_norm(p: Number, *, noise_gain: Number = 1.0) -> Number:
+    """The shift behind dropout, a LayerNorm and weights: at least 1 where the weights favour the signal.
+
+    A LayerNorm (so a GroupNorm or RMSNorm) gives each sample one strength, signal and noise together: in train mode
+    only 1 - n of the variance that it hands on is signal, in eval mode all of it, n = s2 / (1 + s2) = p for inputs of
+    mean 0. Weights that pass `noise_gain` times as much of the noise as of the signal make of it
+
+        Delta = 1 / (1 - p + p noise_gain).
+
+    It is 1 for random weights. Weights that read a signal of rank r among d features pass r / d of the noise, which is
+    in all directions: the statistics stored are then too small, not too large as `shift_through_weights` has it.
+
+    Args:
+        p: probability to drop, 0 <= p < 1; a number or a tensor of any shape.
+        noise_gain: what the weights pass of the noise, relative to what they pass of the signal, >= 0; likewise.
+
+    Returns:
+        Delta = Var_eval / Var_train at a norm behind the weights.
+
+    Raises:
+        EvenkeelError: p is out of range, or noise_gain is negative or not finite.
+
+    >>> shift_through_layer_norm(0.5), round(shift_through_layer_norm(0.5, noise_gain=16 / 256), 2)
+    (1.0, 1.88)
+    """
+    dropout_noise(p)
+    require("noise_gain", noise_gain, _finite(noise_gain, 0.0), "a gain is at least 0 and finite")
+    return 1 / (1 - p + p * noise_gain)
+
+
 def uout_shift(
     beta: Number,
     *,

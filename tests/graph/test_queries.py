@@ -9,7 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.graph.queries import chunked, is_global_average, is_on_parameters, norms_behind, source_of, stays_on
+from evenkeel.graph.queries import (
+    chunked,
+    is_global_average,
+    is_on_parameters,
+    norms_behind,
+    rescaling_between,
+    source_of,
+    stays_on,
+)
 from evenkeel.graph.tracing import record
 
 
@@ -109,3 +117,18 @@ def test_dropout_on_a_parameter_reads_no_input():
     model = Made(lambda m, x: F.dropout(x, 0.1) * F.dropout(m.weight.exp(), 0.2), weight=weight)
     graph = ek.trace(model, torch.zeros(2, 4))
     assert {d.p: is_on_parameters(graph, d) for d in graph.of(ek.Kind.DROPOUT)} == {0.1: False, 0.2: True}
+
+
+@pytest.mark.parametrize("between", [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8), nn.BatchNorm1d(8), nn.ReLU()])
+@pytest.mark.parametrize("residual", [False, True])
+def test_norms_of_single_samples_between_two_layers_are_found(between, residual):
+    def run(m, x):
+        x = m.drop(x)
+        y = m.weights(m.between(x))
+        return m.last(x + y if residual else y)
+
+    model = Made(run, drop=nn.Dropout(0.1), between=between, weights=nn.Linear(8, 8), last=nn.BatchNorm1d(8))
+    graph = ek.trace(model, torch.zeros(2, 8))
+    found = rescaling_between(graph, graph["drop"], graph["last"])
+    assert (found is graph["between"]) is isinstance(between, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+    assert rescaling_between(graph, graph["weights"], graph["last"]) is None

@@ -542,7 +542,6 @@ class ThroughNumpy(torch.autograd.Function):
 
 UNKNOWN = {
     "torch.fft": (lambda m, x: m.fc(torch.fft.fft(x).real), "i ? . W o"),
-    "two signals multiplied": (lambda m, x: m.fc(x @ x.T @ x), "i . ? ? W o"),
     "attention": (lambda m, x: m.fc(F.scaled_dot_product_attention(x, x, x)), "i ? W o"),
     "numpy": (lambda m, x: m.fc(torch.from_numpy(np.tanh(m.fc(x).detach().numpy()))), None),
     "numpy in a function": (lambda m, x: m.fc(ThroughNumpy.apply(m.fc(x))), None),
@@ -1005,7 +1004,14 @@ def test_sums_over_neighbours_are_pools():
     model = model_of(aggregate, fc=linear(), drop=nn.Dropout(0.5), norm=nn.BatchNorm1d(4))
     graph = ek.trace(model, (torch.ones(5, 4), torch.tensor([0, 1, 2, 1, 0])))
     assert next(layer.kind for layer in graph.upstream(graph["norm"])) is ek.Kind.POOL
-    assert str(ek.trace(model_of(lambda m, a, b: torch.max(a, b)), (X, X))) == "i i ? o"
+    assert str(ek.trace(model_of(lambda m, a, b: torch.max(a, b)), (X, X))) == "i i P o"
+
+
+def test_products_of_signals_are_gates_and_extremes_of_them_pools():
+    graph = ek.trace(model_of(lambda m, x: m.fc(torch.maximum(x, x @ x.T @ x)), fc=linear()), X)
+    assert str(graph) == "i . x x P W o"
+    single = ek.trace(model_of(lambda m, x: torch.maximum(x, torch.zeros(()))), X)
+    assert str(single) == "i P o"
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,14 @@ def test_of_the_three_rules_on_norms_each_dropout_breaks_one(layers, codes):
     assert [code for code, _ in found(nn.Sequential(linear(), *layers), guideline="li2018")] == codes
 
 
+@pytest.mark.parametrize("between", [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8)])
+def test_through_a_layer_norm_the_finding_says_that_the_sign_may_turn(between):
+    model = nn.Sequential(nn.Dropout(0.5), between, linear(), norm(), linear())
+    (finding,) = examine(Context(model, X), wanted("li2018", (), ()))
+    assert "through weights. 1 in between rescales signal and noise together" in finding.message
+    assert "the norm may store too little" in finding.message
+
+
 # EK101
 
 

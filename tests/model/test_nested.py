@@ -121,3 +121,26 @@ def test_map_tensors_enters_frozen_dataclasses_and_leaves_other_objects():
     assert map_tensors(lambda t: t + 1, other) is other
     assert map_tensors(lambda t: t + 1, Sample) is Sample
     assert map_tensors(lambda t: t + 1, torch.Size([2])) == torch.Size([2])
+
+
+class Graph:
+    """An object that holds tensors as a graph's batch does: by name, and in a store."""
+
+    def __init__(self):
+        self.x, self.store, self.name = X, OrderedDict(index=Y, deeper={"y": Y}, count=3), "graph"
+
+
+def test_objects_are_entered_where_asked_for_and_copied():
+    graph = Graph()
+    assert map_tensors(lambda t: t + 1, {"g": graph})["g"] is graph
+    mapped = map_tensors(lambda t: t + 1, {"g": graph}, objects=True)["g"]
+    assert type(mapped) is Graph and mapped is not graph and mapped.name == "graph"
+    for found, expected in zip(tensors(mapped), tensors(graph), strict=True):
+        assert torch.equal(found, expected + 1)
+    assert type(mapped.store) is OrderedDict and mapped.store["count"] == 3
+    assert graph.x is X and graph.store["index"] is Y and graph.store["deeper"]["y"] is Y
+
+
+def test_modules_and_objects_without_tensors_are_left_as_they_are():
+    for value in (torch.nn.Linear(2, 2), object(), Graph, len):
+        assert map_tensors(lambda t: t + 1, [value], objects=True)[0] is value

@@ -8,7 +8,7 @@ from torch import nn
 
 import evenkeel as ek
 from evenkeel.model.norms import norms_of
-from evenkeel.prediction.anchors import Stored, distrust, is_untrained, stored_before, unanchored_dropouts
+from evenkeel.prediction.anchors import Stored, distrust, is_untrained, stored_before
 
 
 def trained(model, width=4):
@@ -87,19 +87,29 @@ def test_untrained_means_as_built_whether_or_not_batches_are_counted():
     assert not is_untrained(norm), "it may have been trained on standardized data"
 
 
-def test_a_dropout_is_anchored_by_a_norm_before_it_or_known_from_the_one_after():
-    model = trained(
-        nn.Sequential(
-            nn.Dropout(0.1),
-            nn.Linear(4, 4),
-            nn.Dropout(0.2),
+class Beside(nn.Module):
+    """Channels from a norm, from a dropout on an embedding, and from one before another rearrangement."""
+
+    def __init__(self, dim=1):
+        super().__init__()
+        self.first, self.embedding, self.drop, self.last = (
             nn.BatchNorm1d(4),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Linear(4, 4),
+            nn.Embedding(5, 3),
+            nn.Dropout1d(0.2),
+            nn.BatchNorm1d(7),
         )
-    )
-    graph = ek.trace(model, torch.zeros(2, 4))
-    known = stored_before(graph, {model[3]})
-    assert [layer.name for layer in graph if layer in unanchored_dropouts(graph, known)] == ["0"]
-    assert {layer.name for layer in unanchored_dropouts(graph, {})} == {"0", "2"}
+        self.dim = dim
+
+    def forward(self, x, ids):
+        return self.last(torch.cat([self.first(x), self.drop(self.embedding(ids).transpose(1, 2))], dim=self.dim))
+
+
+@pytest.mark.parametrize("dim", [1, -2])
+def test_dropouts_beside_others_are_known_from_their_channels_of_the_norm_after(dim):
+    model = trained(Beside(dim))
+    model.last.running_var.copy_(torch.arange(1.0, 8.0))
+    graph = ek.trace(model, (torch.zeros(2, 4, 6), torch.zeros(2, 6, dtype=torch.long)))
+    known = stored_before(graph, {model.last})
+    assert list(known) == ["transpose"]
+    expected = Stored(model.last.running_mean[4:].double(), torch.arange(5.0, 8.0).double()).before(0.25)
+    assert torch.equal(known["transpose"].variance, expected.variance)

@@ -99,7 +99,7 @@ def test_only_statistics_are_written():
 class Reused(nn.Module):
     def __init__(self):
         super().__init__()
-        self.linear, self.norm, self.last = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+        self.linear, self.norm, self.last = nn.Linear(8, 64), nn.BatchNorm1d(64), nn.BatchNorm1d(64)
 
     def forward(self, x):
         x = self.norm(self.linear(x))

@@ -13,8 +13,9 @@ from evenkeel.graph.tracing import record
 from evenkeel.model.flags import set_modes
 from evenkeel.model.norms import norms_of
 from evenkeel.model.restoring import restored
+from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.replicas import COUNT
-from evenkeel.prediction.sampling import SamplingPlan, sample
+from evenkeel.prediction.sampling import sample
 
 
 class Custom(nn.Module):
@@ -215,8 +216,8 @@ def test_settled_norms_hand_on_standardized_signals_without_noise():
     for settled in (False, True):
         norms = norms_of(model)
         sampler, _, outputs = sampled(model, torch.zeros(2, 6), norms=norms, settled=norms.values() if settled else ())
-        noise_free, ((moments, _),) = outputs.chunk(COUNT)[0], sampler.arrivals["3"]
-        wanted = model[3].weight.square() if settled else model[3].weight.square() * moments.eval_var / 3
+        noise_free, (arrival,) = outputs.chunk(COUNT)[0], sampler.arrivals["3"]
+        wanted = model[3].weight.square() if settled else model[3].weight.square() * arrival.channels.eval_var / 3
         assert torch.allclose(noise_free.var(0).double(), wanted.double(), rtol=0.02)
         if settled:
             assert torch.allclose(noise_free.mean(0), model[3].bias, atol=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from statistics import fmean, stdev
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 import evenkeel as ek
 from evenkeel.io.datasets import load_data
 from evenkeel.prediction.random_inputs import random_field
+from evenkeel.theory.li2018 import shift_through_layer_norm
 
 RATES = st.sampled_from([0.1, 0.3, 0.5])
 
@@ -296,23 +298,70 @@ def test_noise_of_training_is_predicted_and_named(name):
     assert layer in row.dropouts and layer.name in {found.name for found in measured.dropouts}
 
 
+class Through(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.drop, self.second, self.function = (
+            nn.BatchNorm1d(8),
+            nn.Dropout(0.5),
+            nn.BatchNorm1d(8),
+            function,
+        )
+
+    def forward(self, x):
+        return self.second(self.function(self.drop(self.first(x))))
+
+
 def test_operations_that_are_not_understood_are_run_and_named():
-    class Attending(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.drop, self.second = nn.BatchNorm1d(8), nn.Dropout(0.5), nn.BatchNorm1d(8)
-
-        def forward(self, x):
-            x = self.drop(self.first(x))
-            return self.second(torch.einsum("nc,nd->nc", x, x))
-
     torch.manual_seed(0)
-    model = train_(Attending(), (8,))
+    model = train_(Through(torch.asinh), (8,))
     report = ek.predict_shift(model, torch.zeros(1, 8))
-    (note,) = report.notes
-    assert note.startswith("second: fed by einsum (test_shift_prediction.py:") and "not understood" in note
-    assert report.unsure == {}
-    assert report[1].ratio < 0.4 and measured(model, (8,))[0]["second"] < math.log(0.4)
+    assert list(report.unsure) == ["second"]
+    assert re.match(r"it rests on asinh \(.*, which noise passes and which is not understood", report.unsure["second"])
+    done = ek.correct_(model, torch.zeros(1, 8))
+    assert list(done.untouched) == ["second"] and not done.unsure
+    done.undo()
+    done = ek.correct_(model, torch.zeros(1, 8), unsure="write")
+    assert [row.path for row in done] == ["first", "second"] and list(done.unsure) == ["second"]
+
+
+OPERATIONS = {
+    "product of signals": lambda x: torch.einsum("nc,nd->nc", x.tanh(), x.softmax(1)),
+    "maximum": lambda x: torch.maximum(x, x.roll(1, 1)),
+    "minimum of a stack": lambda x: torch.stack([x, x.flip(1)]).amin(0),
+    "power": lambda x: x.abs().pow(x.sigmoid()),
+    "masked": lambda x: x.masked_fill(x < -1, -1.0),
+    "standardized": lambda x: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1),
+    "spectrum": lambda x: torch.fft.rfft(x).abs().repeat(1, 2)[:, :8],
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_that_make_no_noise_are_passed_as_they_are(name):
+    torch.manual_seed(0)
+    model = train_(Through(OPERATIONS[name]), (8,))
+    report = ek.predict_shift(model, torch.zeros(1, 8))
+    assert "not understood" not in str(report)
+    assert math.log(report[1].ratio) == pytest.approx(measured(model, (8,))[0]["second"], abs=0.1)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_through_a_layer_norm_the_shift_turns_round_as_simulation_shows(p):
+    """Weights that read a signal of rank 16 among 128 features, behind dropout and a LayerNorm."""
+    torch.manual_seed(0)
+    embed, read = nn.Linear(16, 128, bias=False), nn.Linear(128, 16, bias=False)
+    embed.weight.data = torch.linalg.qr(torch.randn(128, 16))[0] * 3
+    read.weight.data = embed.weight.data.T.clone()
+    first, last = nn.BatchNorm1d(128, affine=False, momentum=None), nn.BatchNorm1d(16, affine=False, momentum=None)
+    model = nn.Sequential(embed, first, nn.Dropout(p), nn.LayerNorm(128), read, last)
+    with torch.no_grad():
+        for _ in range(6):
+            model(random_field((2048, 16)))
+    true, row = measured(model, (16,))[0]["5"], ek.predict_shift(model, torch.zeros(1, 16))[1]
+    assert math.log(row.ratio) == pytest.approx(true, abs=0.04) and true > 0.7 * p
+    assert row.ratio == pytest.approx(shift_through_layer_norm(p, noise_gain=16 / 128), rel=0.08)
+    assert [r.path for r in ek.correct_(model, torch.zeros(1, 16))] == ["1", "5"]
+    assert abs(measured(model, (16,))[0]["5"]) < 0.05
 
 
 def test_norms_by_function_are_norms_too():

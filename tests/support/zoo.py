@@ -506,7 +506,7 @@ class CustomFunction(nn.Module):
         return self.fc(StraightThrough.apply(self.fc(x)))
 
 
-@zoo("i W W ? A ? W o", (2, 3, 4))
+@zoo("i W W x A x W o", (2, 3, 4))
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()

@@ -19,6 +19,7 @@ from evenkeel.theory.li2018 import (
     noise_variance,
     shift_before_norm,
     shift_ratio,
+    shift_through_layer_norm,
     shift_through_weights,
     uout_noise,
     uout_shift,
@@ -380,3 +381,24 @@ def test_refusals_give_the_number_and_the_remedy(name):
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.25, 0.5])
 def test_equal_noise_goes_both_ways(p):
     assert equal_noise_p(equal_noise_beta(p)) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(("p", "printed"), [(0.1, 1.10), (0.3, 1.39), (0.5, 1.88)])
+def test_through_a_layer_norm_weights_that_read_the_signal_turn_the_shift_round(p, printed):
+    """A signal of rank 16 among 256 features; weights that read it, and random ones."""
+    basis, _ = torch.linalg.qr(normal(256, 16))
+    x = normal(4000, 16, seed=1) @ basis.T * 4
+    eval_mode, train_mode = (F.layer_norm(t, (256,)) for t in (x, dropped(x, p)))
+    aligned, random = basis.T, normal(16, 256, seed=2)
+    for weight, expected in ((aligned, shift_through_layer_norm(p, noise_gain=16 / 256)), (random, 1.0)):
+        found = (eval_mode @ weight.T).var(0).mean() / (train_mode @ weight.T).var(0).mean()
+        assert float(found) == pytest.approx(float(expected), rel=0.04)
+    assert shift_through_layer_norm(p, noise_gain=16 / 256) == pytest.approx(printed, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "options", [{"p": 1.0}, {"p": -0.1}, {"p": 0.5, "noise_gain": -1.0}, {"p": 0.5, "noise_gain": math.inf}]
+)
+def test_shift_through_layer_norm_refuses_what_cannot_be(options):
+    with pytest.raises(ek.EvenkeelError):
+        shift_through_layer_norm(**options)

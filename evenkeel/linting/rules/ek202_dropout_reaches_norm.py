@@ -9,6 +9,12 @@ themselves, and the dropout inside attention and between the layers of an LSTM, 
 How much it is depends on the weights, least in wide layers, so read the predicted shift before you act: Wide ResNets
 do well with .1 to .3 here.
 
+Through a LayerNorm, GroupNorm or RMSNorm it turns round: it gives signal and noise together one strength, so that the
+signal is weaker in training. Behind weights that favour the signal the norm then stores too little, not too much:
+`Var_eval / Var_train = 1 / (1 - p + p g)`, g being what the weights pass of the noise relative to the signal, 1 if they
+are random. With a signal of rank 16 among 256 features, and weights that read it, it is 1.10, 1.39 and 1.88 at p = .1,
+.3 and .5, where without the LayerNorm it is .99, .97 and .94.
+
 ## Who disagrees
 kim2023 prescribes this very place in residual branches, after the last norm and before the last weight layer, where
 the shortcut dilutes the shift. chen2019 has a dropout before each weight layer, at the small rate of .05.
@@ -26,6 +32,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from evenkeel.graph.queries import rescaling_between
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.placement import in_words
@@ -40,9 +47,15 @@ def dropout_reaches_norm(context: Context) -> Iterator[Finding]:
     for reach in context.reaches:
         if not reach.direct and not reach.must_stay:
             dropout, norm = reach.dropout, reach.norms[0]
+            between = rescaling_between(context.graph, dropout, norm)
+            turned = (
+                ""
+                if between is None
+                else f" {between.name} in between rescales signal and noise together: the norm may store too little."
+            )
             yield Finding.at(
                 dropout,
-                f"{in_words(dropout)} reaches the norm {norm.name} through weights.",
+                f"{in_words(dropout)} reaches the norm {norm.name} through weights.{turned}",
                 reach.advice,
                 *reach.edits,
                 norm=norm.path,

@@ -1,0 +1,74 @@
+"""Settled predictions: what norms read once those before them are corrected, and which of them must not be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+
+from evenkeel.graph.kinds import Kind
+from evenkeel.model.norms import Norm
+from evenkeel.prediction.doubts import Doubt, departure, excess
+from evenkeel.prediction.replica_recorder import SamplingPlan
+from evenkeel.prediction.shift_prediction import Prediction, PredictionInputs, predict
+
+_DISAGREEMENT = 0.1  # in nats, between the ratios that two seeds give
+_ELEMENTS = 1 << 26  # of the sample that a prediction is compared with
+
+
+def settle(given: PredictionInputs, plan: SamplingPlan, *, unproven: bool) -> Prediction:
+    """Predict what norms read once those before them that can be corrected are, and the others are as they were.
+
+    Args:
+        given: of the model.
+        plan: how to sample; what is settled is found.
+        unproven: whether norms whose prediction cannot be proven are corrected, too.
+
+    Returns:
+        The prediction; its doubts are those of norms that a second seed, or their bound, contradicts as well.
+    """
+    settled, left, compared = set(given.norms.values()), dict[str, Doubt](), False
+    while True:
+        now = replace(plan, settled=settled)
+        found = predict(given, now)
+        beyond = {path: doubt for path, doubt in _beyond(found, given, settled).items() if not _is_wrong(found, path)}
+        doubts = found.doubts | beyond | left  # what was left once, those behind it were predicted with
+        left = {path: doubt for path, doubt in doubts.items() if doubt.wrong or not unproven}
+        if not compared and settled.isdisjoint(given.norms[path] for path in left):
+            compared, scattered = True, _scattered(found, given, now)
+            doubts, left = doubts | scattered, left | scattered
+        if settled.isdisjoint(given.norms[path] for path in left):
+            return replace(found, doubts=doubts)
+        settled = settled - {given.norms[path] for path in left}
+
+
+def _is_wrong(found: Prediction, path: str) -> bool:
+    return path in found.doubts and found.doubts[path].wrong
+
+
+def _beyond(found: Prediction, given: PredictionInputs, settled: Collection[Norm]) -> dict[str, Doubt]:
+    """Norms whose variance is predicted to change by more than the dropouts before it can change it."""
+    doubts: dict[str, Doubt] = {}
+    for path, bound in found.bounds.items():
+        before = [
+            x.module
+            for call in found.graph.of(Kind.NORM)
+            if call.module is given.norms[path]
+            for x in found.graph.upstream(call, until=Kind.NORM)
+            if x.stores
+        ]
+        if all(norm in settled for norm in before) and (reason := excess(found.channels[path], bound)):
+            doubts[path] = Doubt(reason, wrong=True)
+    return doubts
+
+
+def _scattered(found: Prediction, given: PredictionInputs, plan: SamplingPlan) -> dict[str, Doubt]:
+    """Norms to be corrected of which another seed says something else."""
+    other = predict(given, replace(plan, seed=plan.seed + 1, elements=min(plan.elements, _ELEMENTS)))
+    doubts: dict[str, Doubt] = {}
+    for path, channels in found.channels.items():
+        ratios = [departure(channels), departure(other.channels[path])]
+        if given.norms[path] in plan.settled and abs(ratios[0] - ratios[1]) > _DISAGREEMENT:
+            first, second = (f"x{math.exp(ratio):.2f}" for ratio in ratios)
+            doubts[path] = Doubt(f"seeds disagree: its variance changes by {first} or {second}", wrong=True)
+    return doubts
