@@ -49,33 +49,39 @@ def measure(model: FieldModel, checkpoints: Path | None) -> Row:
     torch.manual_seed(0)
     built = attempt(row, "built", model.build)
     if built is not None:
-        row.pop("built")
         net, example = built
-        attempt(row, "graph", lambda: read(ek.trace(net, example)))
-        if "graph" in row:
-            row |= row.pop("graph")
-            data = batches_like(example)
-            settled = attempt(row, "settled", lambda: settle_(net, data))
-            row.pop("settled", None)
-            attempt(row, "findings", lambda: findings(net, example, model.anew))
-            attempt(row, "fix", lambda: fixes(net, example, row.get("findings", [])))
-            if settled is not None:
-                attempt(row, "measured", lambda: ratios(ek.variance_shift(net, data, forward=run)))
-            attempt(row, "predicted", lambda: ratios(ek.predict_shift(net, example)))
-            attempt(row, "trained", lambda: trained(model, checkpoints))
-    if row.get("trained", row) is None:
-        row.pop("trained")
+        graph = attempt(row, "read", lambda: ek.trace(net, example))
+        if graph is not None:
+            row |= read(graph)
+            fill_(row, model, graph, checkpoints)
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row
 
 
+def fill_(row: Row, model: FieldModel, graph: ek.LayerGraph, checkpoints: Path | None) -> None:
+    """Take the steps that need a graph, and write into the row what each returns, if it returns anything."""
+    net, data = graph.model, batches_like(graph.example)
+    assert net is not None
+    steps: dict[str, Callable[[], Row | list[Row] | None]] = {
+        "settled": lambda: settle_(net, data),
+        "findings": lambda: findings(net, graph, model.anew),
+        "fix": lambda: fixes(net, graph, row.get("findings", [])),
+        "measured": lambda: None if "not settled" in row else ratios(ek.variance_shift(net, data, forward=run)),
+        "predicted": lambda: ratios(ek.predict_shift(net, graph)),
+        "trained": lambda: trained(model, checkpoints),
+    }
+    for name, step in steps.items():
+        found = attempt(row, name, step)
+        if found is not None:
+            row[name] = found
+
+
 def attempt(row: Row, name: str, step: Callable[[], Any]) -> Any:
-    """Write what a step returns into the row under its name, or under "not ..." why there is nothing."""
+    """What a step returns; nothing, and in the row under "not ..." the reason, if it raises or takes too long."""
     try:
         with patient(PATIENCE), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            row[name] = step()
-            return row[name]
+            return step()
     except (Exception, OutOfTimeError) as error:
         row[f"not {name}"] = reason(error)
         return None
@@ -180,9 +186,9 @@ def shortest(graph: ek.LayerGraph, start: ek.Layer, end: ek.Layer) -> str:
 # What lint and fix say
 
 
-def findings(net: nn.Module, example: Any, anew: str) -> list[Row]:
+def findings(net: nn.Module, graph: ek.LayerGraph, anew: str) -> list[Row]:
     """All findings but chen2019's, which nearly every network has; of a block written anew, where it was published."""
-    context = Context(net, example)
+    context = Context(net, graph)
     return [
         {
             "guideline": f.guideline,
@@ -203,17 +209,18 @@ def shortened(file: str) -> str:
     return file[len(max(roots, key=len)) + 1 :] if roots else Path(file).name
 
 
-def fixes(net: nn.Module, example: Any, found: list[Row]) -> Row:
+def fixes(net: nn.Module, graph: ek.LayerGraph, found: list[Row]) -> Row:
     """What fix makes of the guidelines on placement that have findings: how many are mended, and why not the others."""
     result: Row = {}
     for guideline in GUIDELINES[1:]:
         if any(f["guideline"] == guideline and f["code"] != "EK104" for f in found):
-            attempt(result, guideline, lambda guideline=guideline: fixed(net, example, guideline))
+            mended = attempt(result, guideline, lambda guideline=guideline: fixed(net, graph, guideline))
+            result |= {guideline: mended} if mended else {}
     return result
 
 
-def fixed(net: nn.Module, example: Any, guideline: ek.Guideline) -> Row:
-    report = ek.fix(net, example, guideline=guideline).evenkeel_fix
+def fixed(net: nn.Module, graph: ek.LayerGraph, guideline: ek.Guideline) -> Row:
+    report = ek.fix(net, graph, guideline=guideline).evenkeel_fix
     assert isinstance(report, ek.FixReport)
     return {
         "fixed": len(report) - len(report.left),
@@ -241,7 +248,7 @@ def run(net: nn.Module, batch: Any) -> Any:
     return net(*batch) if isinstance(batch, tuple) else net(batch)
 
 
-def settle_(net: nn.Module, data: list[Any], passes: int = 1) -> bool:
+def settle_(net: nn.Module, data: list[Any], passes: int = 1) -> None:
     """Store what long training with dropout on would store: the plain mean over the batches."""
     torch.manual_seed(0)
     norms = norms_of(net).values()
@@ -259,7 +266,6 @@ def settle_(net: nn.Module, data: list[Any], passes: int = 1) -> bool:
             norm.momentum = momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.fill_(UPDATES)
-    return True
 
 
 def ratios(report: ek.ShiftReport) -> Row:

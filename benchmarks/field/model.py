@@ -83,17 +83,15 @@ def _transpose(x: torch.Tensor) -> torch.Tensor:
 
 def dense(inputs: int, *sizes: int, order: str = "WNAD", p: float) -> nn.Sequential:
     """Linear blocks in an order such as "WNAD", one a size."""
+    before, _, behind = order.partition("W")
     layers: list[nn.Module] = []
     for size in sizes:
-        for letter in order:
-            seen = "W" not in order[: order.index(letter)]  # what comes before the weights has the input's width
-            layers.append(
-                {
-                    "W": lambda i=inputs, o=size: nn.Linear(i, o),
-                    "N": lambda n=inputs if seen else size: nn.BatchNorm1d(n),
-                    "A": nn.ReLU,
-                    "D": lambda: nn.Dropout(p),
-                }[letter]()
-            )
+        layers += [layer_of(letter, inputs, p) for letter in before]
+        layers += [nn.Linear(inputs, size), *(layer_of(letter, size, p) for letter in behind)]
         inputs = size
     return nn.Sequential(*layers)
+
+
+def layer_of(letter: str, width: int, p: float) -> nn.Module:
+    """The layer that a letter of an order stands for."""
+    return {"N": nn.BatchNorm1d(width), "A": nn.ReLU(), "D": nn.Dropout(p)}[letter]

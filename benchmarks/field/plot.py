@@ -23,7 +23,7 @@ def draw(rows: dict[str, Row], path: Path) -> None:
         for name, row in rows.items()
         if any(dots := uneven(row, "measured")) | any(strokes := uneven(row, "predicted"))
     ]
-    shown.sort(key=lambda line: (list(DOMAINS).index(domain_of[line[0]]), -min(*line[1], *line[2], 1.0)), reverse=True)
+    shown.sort(key=lambda line: (list(DOMAINS).index(domain_of[line[0]]), min(*line[1], *line[2], 1.0)), reverse=True)
     figure = Figure(figsize=(8, 1 + 0.16 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for height, (name, dots, strokes) in enumerate(shown):
@@ -34,10 +34,12 @@ def draw(rows: dict[str, Row], path: Path) -> None:
     axes.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=6)
     axes.set_ylim(-1, len(shown))
     axes.set_xscale("log")
-    ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("variance in eval mode over variance stored in training: measured (dot), predicted (stroke)")
+    axes.set_xlabel(
+        "variance in eval mode over variance stored in training: measured (dot), predicted (stroke)", fontsize=7
+    )
     handles = [
         axes.scatter([], [], s=16, color=color, label=TITLES[d]) for d, color in zip(DOMAINS, COLORS, strict=True)
     ]
