@@ -159,7 +159,8 @@ def _weights(layers: Iterable[Layer]) -> int:
 
 def _is_hourglass(layers: tuple[Layer, ...], histories: _Histories) -> bool:
     """Whether all goes through a convolution or pool whose map is smaller than those at both ends of the layers."""
-    size, dims = min(_positions(layers[0].inputs[0]), _positions(layers[-1])), len(layers[-1].shape)
+    start = next(iter(layers[0].inputs), layers[0])  # a branch may begin with an input of its own
+    size, dims = min(_positions(start), _positions(layers[-1])), len(layers[-1].shape)
     maps = (x for x in layers if (x.kind is Kind.POOL or x.function in CONVOLUTIONS) and len(x.shape) == dims)
     return any(_positions(x) < size and not _is_bypassed(x, layers, histories) for x in maps)
 

@@ -121,6 +121,23 @@ def test_signals_of_two_inputs_are_no_branch():
     assert branches_of(ek.trace(Two(), (torch.zeros(shape), torch.zeros(shape)))) == ()
 
 
+def test_a_branch_may_begin_with_an_input_of_its_own():
+    """As where frames beyond a sequence's length are left out."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.n = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)
+
+        def forward(self, x, lengths):
+            beyond = torch.arange(x.shape[2])[None, None] >= lengths[:, None, None]
+            return x + self.w(self.n(x).masked_fill(beyond, 0.0))
+
+    graph = ek.trace(Masked(), (torch.zeros(2, 4, 8), torch.tensor([8, 5])))
+    (branch,) = branches_of(graph)
+    assert graph["n"] in branch.layers and graph["w"] in branch.layers
+
+
 def test_the_innermost_branch_counts():
     graph = ek.trace(CASES["nested"][0], torch.zeros(2, 4, 8, 8))
     branches = branches_of(graph)
