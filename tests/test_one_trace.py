@@ -41,7 +41,7 @@ def trained():
 # Each verb, and how many passes it needs beside the trace: in eval mode to check, with replicas, over normal inputs.
 VERBS = {
     "predict_shift": (lambda net, x: ek.predict_shift(net, x).to_dict(), 3),
-    "correct_": (lambda net, x: ek.correct_(net, x).to_dict(), 3),
+    "correct_": (lambda net, x: ek.correct_(net, x).to_dict(), 4),  # two seeds
     "init_": (lambda net, x: ek.init_(net, x, seed=0).to_dict(), 0),
     "check_signals": (lambda net, x: ek.check_signals(net, x, draws=2).samples, 4),
     "lint li2018": (lambda net, x: [f.to_dict() for f in ek.lint(net, x, guideline="li2018")], 3),

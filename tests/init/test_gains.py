@@ -239,10 +239,10 @@ def test_words_of_a_dropout_whose_rate_is_not_known():
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
-            self.head = nn.Linear(4, 4)
+            self.head, self.level = nn.Linear(4, 4), nn.Parameter(torch.tensor(0.5))
 
         def forward(self, x):
-            return self.head(x * (torch.rand_like(x) > 0.5))
+            return self.head(x * (torch.rand_like(x) > self.level))
 
     graph = ek.trace(Masked(), torch.zeros(2, 4))
     assert words(graph, graph["head"]) == ("mul p=?, input", "output")
