@@ -151,15 +151,16 @@ def farthest(shift: Row) -> float | None:
 
 
 def precision(rows: dict[str, Row]) -> list[str]:
-    """How many findings a person has read, and what of them."""
+    """How many findings were judged, and what of them."""
     verdicts = Counter(finding["verdict"] for row in rows.values() for finding in row.get("findings", []))
     total = sum(verdicts.values())
     judged = verdicts["right"] + verdicts["wrong"]
-    share = f": {100 * verdicts['right'] / judged:.0f} % of those read" if judged else ""
+    share = f": {100 * verdicts['right'] / judged:.0f} % of those judged" if judged else ""
     return [
-        f"- Of {total} findings, {verdicts['right']} were read and found right, {verdicts['wrong']} wrong{share}; "
-        f"{verdicts['unread']} are unread. Right means that the rule says what it is meant to say of that layer, not "
-        "that the model is worse for it; of EK102, that its factor is within 1.5 of what is measured at that norm."
+        f"- Of {total} findings, {verdicts['right']} were judged right, {verdicts['wrong']} wrong{share}; "
+        f"{verdicts['unread']} are not judged. They were judged once, by the order and the layer that they name, not "
+        "by reading every library's source again. Right means that the rule says what it is meant to say of that "
+        "layer, not that the model is worse for it; of EK102, that its factor is within 1.5 of what is measured there."
     ]
 
 

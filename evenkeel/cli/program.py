@@ -294,7 +294,7 @@ def repair(
     if data is None:
         unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--prior": prior}
         _refuse_unused(unused if held_out else {**unused, "--data-dir": data_dir, **preprocessing})
-        shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT), judging)
+        shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT), judging, unsure=unsure.value)
     else:
         given = _load(data, input_shape, data_dir, download, batch_size, preprocessing)
         options = {

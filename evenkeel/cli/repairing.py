@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -38,7 +38,7 @@ def reestimated(
     Args:
         model: the model, changed in place.
         given: the data.
-        options: of `reestimate_`: max_batches, tolerance and prior.
+        options: of `reestimate_`: max_batches, tolerance, prior and unsure.
         judging: held-out batches on which the loss must get lower, if any.
         other_data: whether the data may be others than those of training.
 
@@ -69,9 +69,9 @@ def reestimated(
 
 
 def corrected(
-    model: nn.Module, example: Tensor, judging: Iterable[Any] | None
+    model: nn.Module, example: Tensor, judging: Iterable[Any] | None, *, unsure: Literal["leave", "write"]
 ) -> tuple[RenderableType, dict[str, Any]]:
-    """Repair a model without data: what to print, and the same as plain data.
+    """Repair a model without data: what to print, and the same as plain data; `unsure` is as for `correct_`.
 
     Raises:
         EvenkeelError: nothing can be corrected, or the repair does not help on held-out batches, if there are any.
@@ -81,7 +81,7 @@ def corrected(
     scores = [None if judging is None else evaluate(model, judging)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)
-        done = correct_(model, graph)
+        done = correct_(model, graph, unsure=unsure)
     if not len(done):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")

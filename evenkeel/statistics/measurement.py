@@ -418,7 +418,7 @@ def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed], *, pooled
 def _merged(calls: Sequence[Fed], pooled: bool) -> Statistics | None:
     population = Population(pooled=pooled)
     population.add((0, statistics) for statistics, _ in calls)
-    population.merge()
+    population.pool()
     return Statistics(population.count, population.mean, population.variance) if calls else None
 
 

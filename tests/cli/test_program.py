@@ -255,6 +255,10 @@ def test_norms_that_were_never_updated_are_repaired_only_if_told(folder, capsys)
     assert not (folder / "new.pt").exists()
     code, out, _ = run(capsys, *arguments, "--unsure", "write")
     assert code == 0 and "x1.00 after" in out
+    without_data = ("--weights", "net.pt", "--input", "1x8x8", "--out", "new.pt", "--unsure", "write", "--json")
+    code, out, _ = run(capsys, "repair", "mynets:net", *without_data)
+    assert code == 0 and json.loads(out)["rows"]
+    assert run(capsys, *arguments, "--unsure", "maybe")[0] == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.0])
