@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -48,14 +48,19 @@ def show(figure: Mapping[str, float], form: str = ".2f") -> str:
 
 
 def run_parts(parser: argparse.ArgumentParser, parts: Mapping[str, Part], out: Path) -> None:
-    """Run the parts asked for, and replace their figures in the file of results as soon as each is done."""
+    """Run the parts asked for, and replace their figures in the file of results as soon as each is done.
+
+    A part returns its figures, or yields them row by row, each of which is kept when it is done.
+    """
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="what to run; the rest is kept")
     parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     for name in options.parts:
         print(f"\n{parts[name].__doc__}", flush=True)
         found = parts[name](options)
-        known = json.loads(options.out.read_text()) if options.out.exists() else {}
-        versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        with atomic_write(options.out) as temporary:
-            temporary.write_text(json.dumps(known | versions | {name: found}, indent=1) + "\n")
+        for one in found if isinstance(found, Iterator) else [found]:
+            known = json.loads(options.out.read_text()) if options.out.exists() else {}
+            versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+            figures = known.get(name, {}) | dict([one]) if isinstance(found, Iterator) else one
+            with atomic_write(options.out) as temporary:
+                temporary.write_text(json.dumps(known | versions | {name: figures}, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """What re-estimation costs, and how right its statistics are: fvcore, torch and evenkeel, interleaved in one run.
 
-    python -m benchmarks.reestimation [--parts cost reach memory truth] [--rounds 5] [--data-dir DIR] [--nets FOLDER]
+    python -m benchmarks.reestimation [--parts cost reach memory truth] [--rows ROW ...] [--rounds 5] [--data-dir DIR]
+        [--nets FOLDER]
 
 Times are ratios within a round, the median over rounds with the range of the middle half. CIFAR-10 is read from
 --data-dir (or EVENKEEL_DATA); the nets of the parts reach and truth are trained once and kept in --nets.
@@ -33,6 +34,7 @@ from evenkeel.model.norms import norms_of
 from evenkeel.output.progress import Bar
 
 Batches = Sequence[Any]
+Rows = Iterator[tuple[str, Any]]  # each with its figures
 
 
 def resnet18() -> nn.Module:
@@ -95,24 +97,23 @@ ROWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 }
 
 
-def run_cost(options: argparse.Namespace) -> dict[str, Any]:
+def run_cost(options: argparse.Namespace) -> Rows:
     """(a) Time of one pass over that of a bare eval-mode forward pass on the same batches."""
-    table: dict[str, Any] = {}
-    for row, (build, shape, count) in ROWS.items():
+    for row in options.rows:
+        build, shape, count = ROWS[row]
         torch.manual_seed(0)
         model, batches = build(), [torch.randn(shape) for _ in range(count)]
         runs = {name: partial(run, model, batches) for name, run in (BARE | CONTESTANTS).items()}
-        table[row] = compare(runs, options.rounds)
-        per_batch = 1000 * table[row]["seconds"]["bare forward"] / count
+        figures = compare(runs, options.rounds)
+        per_batch = 1000 * figures["seconds"]["bare forward"] / count
         print(f"{row}: bare forward {per_batch:.2f} ms a batch")
         for name in CONTESTANTS:
-            print(f"  {name:24} x{show(table[row][name])}", flush=True)
-    return table
+            print(f"  {name:24} x{show(figures[name])}", flush=True)
+        yield row, figures
 
 
-def run_reach(options: argparse.Namespace) -> dict[str, Any]:
+def run_reach(options: argparse.Namespace) -> Rows:
     """(b) Images and time to the test error of a full pass, on trained nets: tolerance=0.01 stops by itself."""
-    table: dict[str, Any] = {}
     for name, net in NETS.items():
         training, test = net.load(options.data_dir, count=469)
         trained = net.trained(0, options.data_dir, options.nets)
@@ -131,9 +132,6 @@ def run_reach(options: argparse.Namespace) -> dict[str, Any]:
                 row["seconds"].append(taken)
                 row["time"].append(taken / base)
                 row["off by points"].append(100 * (evaluate(model, test).error - target))
-        table[name] = {"error of a full pass": target} | {
-            contestant: {figure: spread(values) for figure, values in row.items()} for contestant, row in rows.items()
-        }
         print(f"{name}: test error {target:.2%} after a full pass of {sum(len(y) for _, y in training)} images")
         for contestant, row in rows.items():
             off = row["off by points"]
@@ -142,7 +140,8 @@ def run_reach(options: argparse.Namespace) -> dict[str, Any]:
                 f"off by {min(off):+.2f} to {max(off):+.2f} points",
                 flush=True,
             )
-    return table
+        found = {who: {figure: spread(values) for figure, values in row.items()} for who, row in rows.items()}
+        yield name, {"error of a full pass": target} | found
 
 
 REACH: dict[str, Contestant] = {
@@ -267,6 +266,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="of the part cost; others are kept")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
     parser.add_argument("--nets", type=Path, default=Path("data/nets"), help="folder of trained nets")
     run_parts(parser, PARTS, Path("results/reestimation.json"))
