@@ -101,7 +101,7 @@ def test_efficientnet_shows_its_stochastic_depth():
 
 class Hidden(nn.Module):
     def forward(self, x):
-        return x.cumsum(1)
+        return x @ torch.linalg.pinv(x) @ x
 
 
 @pytest.mark.parametrize(
