@@ -102,7 +102,7 @@ def run_cost(options: argparse.Namespace) -> Rows:
     for row in options.rows:
         build, shape, count = ROWS[row]
         torch.manual_seed(0)
-        model, batches = build(), [torch.randn(shape) for _ in range(count)]
+        model, batches = build(), [(torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)) for _ in range(count)]
         runs = {name: partial(run, model, batches) for name, run in (BARE | CONTESTANTS).items()}
         figures = compare(runs, options.rounds)
         per_batch = 1000 * figures["seconds"]["bare forward"] / count

@@ -23,7 +23,13 @@ from evenkeel.model.norms import Norm, has_running_statistics, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.prediction.anchors import distrust
 from evenkeel.prediction.replica_recorder import SamplingPlan
-from evenkeel.prediction.shift_prediction import Prediction, predict, prediction_inputs
+from evenkeel.prediction.shift_prediction import (
+    Prediction,
+    PredictionInputs,
+    inherited_shifts,
+    predict,
+    prediction_inputs,
+)
 from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
 
 
@@ -114,10 +120,20 @@ class Context:
         if not self.norms:
             return None
         try:
-            return predict(prediction_inputs(self.model, self.graph, self.norms), SamplingPlan())
+            return predict(self._prediction_inputs, SamplingPlan())
         except EvenkeelError as error:
             self.unpredicted.append(str(error))
             return None
+
+    @cached_property
+    def _prediction_inputs(self) -> PredictionInputs:
+        return prediction_inputs(self.model, self.graph, self.norms)
+
+    @cached_property
+    def _inherited(self) -> dict[str, float]:
+        if self.prediction is None:
+            return {}
+        return inherited_shifts(self._prediction_inputs, SamplingPlan(), self.prediction)
 
     @cached_property
     def norms(self) -> dict[str, Norm]:
@@ -146,6 +162,11 @@ class Context:
 
     def shift(self, norm: str) -> float | None:
         """The variance that a norm reads in eval mode over that in train mode; None if that would be a guess."""
-        guessed = self.prediction is None or (norm in self.prediction.unsure and norm not in self.distrusted)
-        found = None if guessed or self.prediction is None else self.prediction.channels.get(norm)
-        return float(found.eval_var.mean() / found.train_var.mean()) if found else None
+        prediction = self.prediction
+        if prediction is None or norm not in prediction.channels:
+            return None
+        return None if norm in prediction.unsure and norm not in self.distrusted else prediction.ratio(norm)
+
+    def inherited(self, norm: str) -> float | None:
+        """The factor of a norm's shift that comes through norms upstream; None if the shift would be a guess."""
+        return None if self.shift(norm) is None else self._inherited[norm]

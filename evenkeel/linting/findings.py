@@ -11,6 +11,8 @@ from typing import Any
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.edits import Edit
 
+_NAMED = 0.03  # how far from 1 an inherited factor is worth naming
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -27,6 +29,7 @@ class Finding:
         file, line: where the model's source makes the call, if a source line makes it.
         norm: path of the norm that it shows most at, if any.
         shift: predicted there: variance in eval mode over variance in train mode; 1 is even, None is unknown.
+        inherited: the factor of the shift that comes through norms upstream, by theirs; the rest is of dropout since.
 
     >>> finding = Finding("drop", "dropout p=0.5 feeds bn.", "Move it.", code="EK201", guideline="li2018", shift=0.5)
     >>> print(finding)
@@ -43,6 +46,7 @@ class Finding:
     line: int | None = None
     norm: str | None = None
     shift: float | None = None
+    inherited: float | None = None
 
     @classmethod
     def at(cls, layer: Layer, message: str, advice: str, *edits: Edit, norm: str | None = None) -> Finding:
@@ -66,17 +70,24 @@ class Finding:
             "advice": self.advice,
             "norm": self.norm,
             "shift": self.shift,
+            "inherited": self.inherited,
             "edits": [str(edit) for edit in self.edits],
         }
 
     def __str__(self) -> str:
         where = f" ({self.where})" if self.where else ""
-        shift = (
-            ""
-            if self.shift is None
-            else f" [predicted eval/train {self.shift:.2f}{f' at {self.norm}' if self.norm else ''}]"
-        )
-        return f"{self.code} {self.path}{where}: {self.message} {self.advice}{shift}"
+        return f"{self.code} {self.path}{where}: {self.message} {self.advice}{self._predicted}"
+
+    @property
+    def _predicted(self) -> str:
+        """The shift in words, and what of it is inherited if that shows."""
+        if self.shift is None:
+            return ""
+        parts = ""
+        if self.inherited is not None and abs(self.inherited - 1) > _NAMED:
+            own = self.shift / self.inherited
+            parts = f": x{own:.2f} by dropout since the norms before, x{self.inherited:.2f} through them"
+        return f" [predicted eval/train {self.shift:.2f}{f' at {self.norm}' if self.norm else ''}{parts}]"
 
 
 class Findings(list[Finding]):

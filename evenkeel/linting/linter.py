@@ -84,7 +84,7 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
     with unwrapped(model) as plain:
         context = Context(plain, example)
         found = [
-            finding if finding.norm is None else replace(finding, shift=context.shift(finding.norm))
+            finding if finding.norm is None else _predicted(finding, finding.norm, context)
             for finding in examine(context, settings)
         ]
         notes = stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
@@ -92,6 +92,12 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
         reasons = "; ".join(context.unpredicted)
         warnings.warn(UnpredictedWarning(f"findings may be missing, or lack their shift: {reasons}"), stacklevel=3)
     return Findings(found, notes)
+
+
+def _predicted(finding: Finding, norm: str, context: Context) -> Finding:
+    """A finding with the shift at its norm; where dropout is the finding, with what of it is inherited, too."""
+    inherited = context.inherited(norm) if finding.guideline == "li2018" else None
+    return replace(finding, shift=context.shift(norm), inherited=inherited)
 
 
 def examine(context: Context, settings: Settings) -> list[Finding]:

@@ -95,6 +95,7 @@ def _result(finding: Finding, index: int, root: Path) -> dict[str, Any]:
         "partialFingerprints": prints,
         "properties": {
             "shift": finite(finding.shift),
+            "inherited": finite(finding.inherited),
             "norm": finding.norm,
             "guideline": finding.guideline,
             "edits": [str(edit) for edit in finding.edits],

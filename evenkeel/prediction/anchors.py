@@ -38,6 +38,16 @@ class Stored:
     mean: Tensor
     variance: Tensor
 
+    @classmethod
+    def of(cls, norm: Norm) -> Stored:
+        """What a norm stores: its buffers themselves."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        return cls(norm.running_mean, norm.running_var)
+
+    def double(self) -> Stored:
+        """The same as float64."""
+        return Stored(self.mean.double(), self.variance.double())
+
     def before(self, noise: float) -> Stored:
         """The statistics of x, given those of x times independent noise of mean 1 and variance `noise`.
 
@@ -100,9 +110,7 @@ def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Sto
         norm = layer.module
         if not isinstance(norm, Norm) or norm not in trusted:
             continue
-        assert norm.running_mean is not None and norm.running_var is not None
-        stored = Stored(norm.running_mean.double(), norm.running_var.double())
-        found |= _stored_before(chunked(layer) or layer.inputs[0], stored)
+        found |= _stored_before(chunked(layer) or layer.inputs[0], Stored.of(norm).double())
     return found
 
 

@@ -18,7 +18,7 @@ from evenkeel.model.batches import device_of
 from evenkeel.prediction.anchors import Stored
 from evenkeel.prediction.arrivals import Arrival
 from evenkeel.prediction.replica_recorder import ReplicaRecorder, arrived, fits, is_multiple
-from evenkeel.prediction.replicas import COUNT, Channels, Energies, channels_of, energies_of
+from evenkeel.prediction.replicas import COUNT, Channels, Energies, as_trained, channels_of, energies_of
 
 
 class _Abandoned(BaseException):
@@ -138,6 +138,9 @@ class LaneRecorder(ReplicaRecorder):
 
     def _match_(self, x: Tensor, stored: Stored) -> Arrival:
         return self._together(x, lambda all_: arrived(all_, stored), written=True)
+
+    def _as_trained(self, x: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
+        return self._together(x, lambda all_: as_trained(all_, stored.mean, stored.variance), written=False)
 
     def _together(self, x: Tensor, act: Callable[[Tensor], Any], *, written: bool) -> Any:
         """What a function makes of the replicas of all lanes, one after the other."""

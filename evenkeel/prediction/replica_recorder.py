@@ -21,7 +21,7 @@ from evenkeel.graph.kinds import (
 )
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.recorder import Recorder
-from evenkeel.model.buffers import write_
+from evenkeel.model.buffers import is_as_written, write_
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.prediction.anchors import Stored, is_untrained
@@ -33,6 +33,7 @@ from evenkeel.prediction.replicas import (
     COUNT,
     Channels,
     Energies,
+    as_trained,
     channels_of,
     energies_of,
     match_,
@@ -113,6 +114,7 @@ class ReplicaRecorder(Recorder):
         # Their buffers are what a call is known by, whichever module makes it.
         self._norms = {id(norm.running_var): (path, norm) for path, norm in norms.items()}
         self._untrained = {norm for norm in norms.values() if is_untrained(norm)}
+        self._repaired = {norm for norm in norms.values() if is_as_written(norm, "running_var")}
         self._call: NoisyCall | None = None  # the call that runs, if it has noise, or is given a noisy parameter
         self._mask: tuple[int, ...] | None = None  # the shape of the noise that it was fed
         self._versions = MaskVersions(samples)
@@ -203,6 +205,9 @@ class ReplicaRecorder(Recorder):
     def _match_(self, x: Tensor, stored: Stored) -> Arrival:
         return arrived(x, stored)
 
+    def _as_trained(self, x: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
+        return as_trained(x, stored.mean, stored.variance)
+
     def _arrive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed.
 
@@ -216,9 +221,11 @@ class ReplicaRecorder(Recorder):
         (path, norm), rows, first = entry, len(x), 0
         if (whole := whole_of(x, source)) is not None:
             (x, first), source = whole, source.inputs[0]
-        stored = _stored_by(norm)
+        stored = Stored.of(norm)
         if not self._takes(x, stored):
             return
+        if norm in self._repaired and self.plan.matched:
+            self._undo_repair(norm, x, stored)
         begun = (path, source) in self._begun or (path, source) in self._seen
         if not self.plan.matched:
             if not begun or whole is None:
@@ -235,6 +242,13 @@ class ReplicaRecorder(Recorder):
         if not pending.missing:
             self.arrivals.setdefault(path, []).append(pending.arrival)
         self._arrived = pending, max(self._noise_free_count(len(x)) - first, 0)
+
+    def _undo_repair(self, norm: Norm, x: Tensor, stored: Stored) -> None:
+        """Have a repaired norm store what training left there, as far as the replicas tell."""
+        self._repaired.discard(norm)
+        mean, variance = self._as_trained(x, stored)
+        write_(stored.mean, mean.to(stored.mean))
+        write_(stored.variance, variance.to(stored.variance))
 
     def _stored_now(self, x: Tensor, stored: Stored) -> Arrival:
         """What a norm is fed that has stored nothing yet: it stores that."""
@@ -344,11 +358,6 @@ class ReplicaRecorder(Recorder):
 def is_multiple(layer: Layer) -> bool:
     """Whether a dropout returns, in eval mode, a known multiple of what it is fed."""
     return layer.kind is Kind.DROPOUT and (layer.scaled or layer.p is not None)
-
-
-def _stored_by(norm: Norm) -> Stored:
-    assert norm.running_mean is not None and norm.running_var is not None
-    return Stored(norm.running_mean, norm.running_var)
 
 
 def arrived(x: Tensor, stored: Stored) -> Arrival:

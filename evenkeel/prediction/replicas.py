@@ -133,7 +133,7 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor, found: Channels | None = N
         The moments, and of each channel whether the noise is more than all that is stored.
     """
     found, (mean, variance) = found or channels_of(x), (t.double().clone() for t in (mean, variance))
-    error = 1 / math.sqrt(len(x) / COUNT * math.sqrt(x[0, 0].numel()))  # relative, of a variance; neighbours are alike
+    error = _error(x)
     noise, shared = _noise(found, variance, error), _shared(found, error)
     signal = _signal(variance, noise, shared, error)
     silent = found.eval_var <= _SILENT * variance  # the random inputs do not vary the channel, as the data did
@@ -142,6 +142,18 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor, found: Channels | None = N
     _rescale_(x, found, Channels(mean, variance, eval_mean, eval_var, signal, found.crossed), silent)
     crossed = (_alike(found, signal, silent) * eval_var).sqrt()
     return Channels(mean, variance, eval_mean, eval_var, signal, crossed), noise > variance
+
+
+def as_trained(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and variance that training stored of a signal, from those that eval mode feeds a repaired norm.
+
+    `V = Var_eval shared / noise_free + N`: as for `match_`, the other way round.
+    """
+    found, error, mean, variance = channels_of(x), _error(x), mean.double(), variance.double()
+    noise, shared = _noise(found, variance, error), _shared(found, error)
+    silent = found.eval_var <= _SILENT * variance
+    trained = variance * torch.where(silent, 1.0, shared / found.eval_var.clamp_min(1e-300)) + noise
+    return mean - _shift(found, trained, error), trained
 
 
 def _rescale_(x: Tensor, found: Channels, wanted: Channels, silent: Tensor) -> None:
@@ -180,6 +192,11 @@ def _alike(found: Channels, signal: Tensor, silent: Tensor) -> Tensor:
         0, 1
     )  # their correlation's square
     return squared * signal.masked_fill(silent, 0)
+
+
+def _error(x: Tensor) -> float:
+    """The relative standard error of a channel's variance in a signal, in which neighbours are alike."""
+    return 1 / math.sqrt(len(x) / COUNT * math.sqrt(x[0, 0].numel()))
 
 
 def _noise(found: Channels, variance: Tensor, error: float) -> Tensor:

@@ -48,7 +48,7 @@ def _is_wrong(found: Prediction, path: str) -> bool:
 
 def _beyond(found: Prediction, given: PredictionInputs, settled: Collection[Norm]) -> dict[str, Doubt]:
     """Norms whose variance is predicted to change by more than the dropouts before it can change it."""
-    doubts: dict[str, Doubt] = {}
+    doubts, repaired = dict[str, Doubt](), given.repaired
     for path, bound in found.bounds.items():
         before = [
             x.module
@@ -57,7 +57,9 @@ def _beyond(found: Prediction, given: PredictionInputs, settled: Collection[Norm
             for x in found.graph.upstream(call, until=Kind.NORM)
             if x.stores
         ]
-        if all(norm in settled for norm in before) and (reason := excess(found.channels[path], bound)):
+        if all(norm in settled or norm in repaired for norm in before) and (
+            reason := excess(found.channels[path], bound)
+        ):
             doubts[path] = Doubt(reason, wrong=True)
     return doubts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,8 @@ from evenkeel.prediction.sampling import sample
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.stored_values import fault_of, initial_left
 
+_EVEN = 0.005  # log ratio up to which a norm passes nothing on
+_LEAST = 1e-12  # of a ratio
 _UNREACHED = "never reached, or not with samples first and channels second, or with part of the batch"
 
 
@@ -55,6 +57,12 @@ class Prediction:
     def unsure(self) -> dict[str, str]:
         """The doubts' reasons, by path."""
         return {path: doubt.reason for path, doubt in self.doubts.items()}
+
+    def ratio(self, path: str) -> float:
+        """The variance that a norm reads in eval mode over that in train mode."""
+        found = self.channels[path]
+        evaluated, trained = float(found.eval_var.mean()), float(found.train_var.mean())
+        return evaluated / trained if trained else (math.inf if evaluated else 1.0)
 
 
 def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftReport:
@@ -84,7 +92,9 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
 
     Returns:
         A `ShiftReport` like that of `variance_shift`, each row with `causes`: the dropouts, and their share in percent
-        of what noise does to the norm's input, the largest first. Norms for which something had to be guessed are in
+        of what noise does to the norm's input, the largest first; and with `parts`: "dropout", the shift that would be
+        left if all norms upstream were corrected, caused by dropout since these, and "inherited", the rest, which
+        comes through them (Huang et al. 2022 saw it add up). Norms for which something had to be guessed are in
         `unsure`, by path, each with the reason; operations that no table knows (OPAQUE), which are run as they are,
         are named in the notes.
 
@@ -105,22 +115,29 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
         with restored(plain) if faults else nullcontext():
             for path in faults:
                 norms[path].reset_running_stats()
-            found = predict(prediction_inputs(plain, graph, norms), SamplingPlan(seed=seed))
+            given, plan = prediction_inputs(plain, graph, norms), SamplingPlan(seed=seed)
+            found = predict(given, plan)
+            inherited = inherited_shifts(given, plan, found)
         unsure = found.unsure | foreign_norms(plain) | faults
-        repaired = {path for path, norm in norms.items() if is_as_written(norm, "running_var")}
+        repaired = {p: float(Stored.of(norm).variance.mean()) for p, norm in norms.items() if norm in given.repaired}
     rows = [
         ShiftRow(
             path,
-            math.nan if path in faults else float(channels.train_var.mean()),
-            float((channels.train_var if path in repaired else channels.eval_var).mean()),
+            math.nan if path in faults else repaired.get(path, float(channels.train_var.mean())),
+            repaired.get(path, float(channels.eval_var.mean())),
             feeding(found.graph, norms[path]),
             () if path in repaired else tuple((layer, 100 * share) for layer, share in found.causes[path].items()),
+            parts={} if path in faults or path in repaired else _parts(found.ratio(path), inherited[path]),
             initial_left=initial_left(norms[path]),
             bad=faults.get(path, ""),
         )
         for path, channels in found.channels.items()
     ]
     return ShiftReport(rows, _opaque(found, norms), unsure=unsure)
+
+
+def _parts(ratio: float, inherited: float) -> dict[str, float]:
+    return {"inherited": inherited, "dropout": ratio / inherited}
 
 
 def _opaque(found: Prediction, norms: Mapping[str, Norm]) -> list[str]:
@@ -164,6 +181,11 @@ class PredictionInputs:
     contradicted: Mapping[str, str]
     always: frozenset[Site]
 
+    @property
+    def repaired(self) -> set[Norm]:
+        """The norms that store what `reestimate_` or `correct_` wrote: eval mode feeds them that."""
+        return {norm for norm in self.norms.values() if is_as_written(norm, "running_var")}
+
 
 def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> PredictionInputs:
     """Read what predictions of a model need, and check it against one pass in eval mode.
@@ -193,11 +215,14 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
 def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     """Predict what every norm reads in train and in eval mode; the model is restored.
 
+    Norms behind repaired ones are fed by these as they are by now.
+
     Raises:
         ModelError: no norm is reached, or weights or statistics are not finite.
         TraceError: the forward pass raised.
     """
     model, norms = given.model, given.norms
+    plan = replace(plan, settled={*plan.settled, *given.repaired})
     with restored(model):
         set_modes(model, training=True)
         options: dict[str, Any] = {"norms": norms, "known": given.anchors, "plan": plan, "always": given.always}
@@ -221,6 +246,34 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     before = bounds_before(graph, seen)
     bounds = {path: before[call.inputs[0]] for path, call in seen.calls.items()}
     return Prediction(graph, channels, shares, doubts, bounds)
+
+
+def inherited_shifts(given: PredictionInputs, plan: SamplingPlan, found: Prediction) -> dict[str, float]:
+    """By path, the factor of each norm's shift that comes through norms upstream, because these are off; 1 if none is.
+
+    Args:
+        given: of the model.
+        plan: how `found` was sampled.
+        found: the prediction.
+
+    Returns:
+        The ratio over that of a second, smaller prediction, in which all norms store what eval mode feeds them.
+    """
+    paths: dict[nn.Module | None, str] = {
+        norm: path for path, norm in given.norms.items() if path in found.channels and norm not in given.repaired
+    }
+    shifted = {norm for norm, path in paths.items() if abs(math.log(max(found.ratio(path), _LEAST))) > _EVEN}
+    behind = {
+        paths[call.module]
+        for call in given.graph.of(Kind.NORM)
+        if call.module in paths and any(x.module in shifted for x in given.graph.upstream(call))
+    }
+    if not behind:
+        return dict.fromkeys(found.channels, 1.0)
+    corrected = predict(given, replace(plan, settled=set(given.norms.values()), elements=plan.elements // 4))
+    ratios = {path: (found.ratio(path), corrected.ratio(path)) for path in behind}
+    known = {path: whole / own for path, (whole, own) in ratios.items() if 0 < whole < math.inf and 0 < own < math.inf}
+    return dict.fromkeys(found.channels, 1.0) | known
 
 
 def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:

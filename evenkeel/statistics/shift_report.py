@@ -19,6 +19,8 @@ _COLUMNS = ("norm", "running var", "eval var", "eval/train")
 _MEASURED = (*_COLUMNS, "channels", "mean off", "made of")
 _PREDICTED = (*_COLUMNS, "folded", "fed by dropouts")
 _CAUSED = (*_COLUMNS, "folded", "caused by dropouts")
+_INHERITED = (*_COLUMNS, "own", "inherited", "caused by dropouts")
+_NAMED = 0.005  # log ratio of an inherited part that a table shows
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ class ShiftRow:
             before, nearest first.
         causes: of a predicted shift, the dropouts and other noise that cause it, however far upstream, and their share
             in percent.
-        moved: of a measured shift, as are all that follow: how far the mean in eval mode is from the one stored, in
-            stored standard deviations, averaged over channels.
+        parts: the factors that the ratio is the product of: "inherited" (from norms upstream, by their shifts) and
+            "dropout" (its noise since these, gone in eval mode); of a measured shift also "initial" (what is left of
+            the variance 1 that the norm was built with) and "stored" (statistics of other data, batches or weights),
+            and "dropout" is then of some of the samples, with dropout on.
+        moved: of a measured shift: how far the mean in eval mode is from the one stored, in stored standard
+            deviations, averaged over channels.
         moved_most: the same of the channel where it is farthest.
-        spread: smallest and largest ratio of a channel, with the norm's eps on both sides.
-        parts: the factors that the ratio is the product of: "inherited" (from norms upstream, by their shifts),
-            "dropout" (its noise, gone in eval mode), "initial" (what is left of the variance 1 that the norm was built
-            with) and "stored" (statistics of other data, batches or weights); "dropout" was measured on some of the
-            samples, with dropout on.
+        spread: of a measured shift, smallest and largest ratio of a channel, with the norm's eps on both sides.
         initial_left: how much of the initial statistics is left, 0 to 1; None if updates were not counted.
         bad: what the norm stores that cannot be (NaN, infinite or negative), in words; nothing if all can.
         why: what the shift is made of, in words.
@@ -55,10 +57,10 @@ class ShiftRow:
     eval_var: float
     dropouts: tuple[Layer, ...] = ()
     causes: tuple[tuple[Layer, float], ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
     moved: float | None = None
     moved_most: float | None = None
     spread: tuple[float, float] | None = None
-    parts: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
     initial_left: float | None = None
     bad: str = ""
     why: str = ""
@@ -185,18 +187,28 @@ class ShiftReport(Report[ShiftRow]):
 
     def _cells(self) -> Cells:
         even = f"median x{self.median:.2f}, worst x{self.worst:.2f} at {self.worst_row.path}  (x1.00 is even)"
-        measured = any(row.parts or row.why for row in self.rows)
-        columns = _MEASURED if measured else _CAUSED if any(row.causes for row in self.rows) else _PREDICTED
+        columns = self._columns()
         rows = [
-            (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", *_last(r, measured))
+            (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", *_last(r, columns))
             for r in sorted(self.rows, key=lambda row: not row.bad)
         ]
         return Cells(columns, rows, [even, *self.notes], words=(columns[0], columns[-1]))
 
+    def _columns(self) -> tuple[str, ...]:
+        if any(row.why or row.moved is not None for row in self.rows):
+            return _MEASURED
+        if any(abs(math.log(row.parts.get("inherited", 1.0))) > _NAMED for row in self.rows):
+            return _INHERITED
+        return _CAUSED if any(row.causes for row in self.rows) else _PREDICTED
 
-def _last(row: ShiftRow, measured: bool) -> tuple[str, ...]:
+
+def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
     """The last cells of a row."""
-    if not measured:
+    if columns is _INHERITED:
+        return *(
+            f"x{row.parts[name]:.2f}" if name in row.parts else "" for name in ("dropout", "inherited")
+        ), row.fed_by
+    if columns is not _MEASURED:
         return f"x{row.folded:.2f}", row.fed_by
     spread = "" if row.spread is None else f"{row.spread[0]:.2f}-{row.spread[1]:.2f}"
     return spread, "" if row.moved is None else f"{row.moved:.2f}", row.why

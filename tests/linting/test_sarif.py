@@ -151,7 +151,13 @@ def test_a_result_says_what_the_finding_says():
     said = result(FINDING)
     assert (said["ruleId"], said["ruleIndex"]) == ("EK201", 1)
     assert said["message"]["text"] == "layer1.0.drop: dropout p=0.5 feeds layer1.0.bn. Move it."
-    assert said["properties"] == {"shift": 0.8, "norm": "layer1.0.bn", "guideline": "li2018", "edits": []}
+    assert said["properties"] == {
+        "shift": 0.8,
+        "inherited": None,
+        "norm": "layer1.0.bn",
+        "guideline": "li2018",
+        "edits": [],
+    }
     (location,) = said["locations"]
     assert location["physicalLocation"] == {
         "artifactLocation": {"uri": "net.py", "uriBaseId": "%SRCROOT%"},

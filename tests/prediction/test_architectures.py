@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import evenkeel as ek
 from evenkeel.io.datasets import load_data
 
-C = 24
+C = 16
 
 
 def flat(*layers: nn.Module) -> nn.Module:
@@ -160,7 +160,7 @@ QUICK = ("perceptron, ReLU", "branches' larger", "transformer")
 def trained(build: Callable[[], nn.Module]) -> tuple[nn.Module, torch.Tensor]:
     """A net trained for a moment, with statistics of the whole data, dropout on; and the data."""
     train = load_data("digits").train
-    x, y = (torch.cat(parts)[:1000] for parts in zip(*train, strict=True))
+    x, y = (torch.cat(parts)[:600] for parts in zip(*train, strict=True))
     torch.manual_seed(0)
     body = build()
     body(x[:8])

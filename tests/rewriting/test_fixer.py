@@ -56,6 +56,7 @@ NETS = {
     "hand-written PreResNet, basic": (lambda: PreResNet(PreActBasic), 16, {"li2018": 5, "kim2023": 4}),
     "hand-written PreResNet, bottleneck": (lambda: PreResNet(PreActBottleneck), 16, {"li2018": 3, "kim2023": 4}),
 }
+COMPILED = ("timm regnety_002", "hand-written WRN", "hand-written PreResNet, bottleneck")
 
 
 def check_laws(model: nn.Module, fixed: nn.Module, x: torch.Tensor) -> None:
@@ -111,9 +112,10 @@ def test_the_eval_law_on_nets_in_use(name):
         if expected.get(guideline):
             assert codes(fixed, x, guideline) == []
             check_laws(model, fixed, x)
-            check_compiled(model, fixed, x)
         else:
             assert torch.equal(evaluated(fixed, x), evaluated(model, x))
+    if name in COMPILED:
+        check_compiled(model, ek.fix(model.train(), graph, guideline="kim2023"), x)
 
 
 @pytest.mark.parametrize("guideline", PLACEMENT)
@@ -125,11 +127,11 @@ def test_a_net_without_dropout_stays_as_it_is(guideline, form):
     assert repr(fixed) == repr(model)
 
 
-# By hypothesis: 200 residual nets, in four parts that can run side by side
+# By hypothesis: 100 residual nets, in two parts that can run side by side
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(2))
 def test_the_laws_on_residual_nets(part):
     @seed(part)
     @settings(max_examples=50, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes: the spec is printed
@@ -143,9 +145,16 @@ def test_the_laws_on_residual_nets(part):
             assert codes(fixed, after, guideline) == []
             check_laws(model, fixed, x)
         assert str(ek.trace(ek.fix(fixed, after, guideline=guideline), x)) == str(after)
-        check_compiled(model, fixed, x)
 
     check()
+
+
+@pytest.mark.slow
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
+@given(spec=specs)
+def test_what_is_fixed_compiles(spec):
+    model, x = spec.build(), spec.example()
+    check_compiled(model, ek.fix(model.train(), x, guideline="li2018"), x)
 
 
 # What looks like one dropout moved, and would be none or two
