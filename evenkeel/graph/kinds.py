@@ -73,7 +73,8 @@ _FUNCTIONS: dict[Kind, str] = {
         split_with_sizes unsafe_chunk unsafe_split tensor_split unbind narrow select index_select getitem take_along_dim
         gather roll flip pad constant_pad_nd channel_shuffle pixel_shuffle pixel_unshuffle unfold fold as_strided
         rot90 identity nan_to_num copy positive masked_select meshgrid diagonal pack_padded_sequence
-        pad_packed_sequence""",
+        pad_packed_sequence fake_quantize_per_tensor_affine fake_quantize_per_channel_affine
+        fused_moving_avg_obs_fake_quant""",
 }
 _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
 
@@ -106,6 +107,8 @@ UNPREDICTED_POOLS = frozenset(
 )
 # Rearrangements after which samples do not lie one after the other.
 REORDERINGS = frozenset("pack_padded_sequence pad_packed_sequence".split())
+# Rearrangements that round, to the steps of a quantized signal.
+QUANTIZING = frozenset(name for name in _FUNCTIONS[Kind.PASS].split() if "fake_quant" in name)
 # Joins that subtract, gates that divide, and those of both that take their operands in reverse.
 SUBTRACTIONS = frozenset("sub subtract rsub isub".split())
 DIVISIONS = frozenset("div divide true_divide truediv rdiv rtruediv itruediv".split())

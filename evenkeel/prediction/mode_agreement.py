@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import TraceError, brief
-from evenkeel.graph.kinds import REORDERINGS, Kind, function_name, kind_of_function
+from evenkeel.graph.kinds import QUANTIZING, REORDERINGS, Kind, function_name, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.queries import stays_on
 from evenkeel.graph.recorder import Recorder
@@ -24,7 +24,7 @@ from evenkeel.prediction.random_inputs import takes_turns
 from evenkeel.prediction.replica_recorder import SamplingPlan, Site
 from evenkeel.prediction.sampling import sample
 
-_ROUNDING = 1e-3  # relative difference of signals that should be the same
+_ROUNDING, _COARSE = 1e-3, 0.03  # relative difference of signals that should be the same; of few bits each
 
 
 class _NormWatch(Recorder):
@@ -146,18 +146,19 @@ def contradictions(
             return dict.fromkeys(
                 norms, f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
             )
-    found = {path: _contradiction(calls, watch.fed.get(path, [])) for path, calls in expected.fed.items()}
+    near = _COARSE if any(layer.function in QUANTIZING for layer in graph) else _ROUNDING
+    found = {path: _contradiction(calls, watch.fed.get(path, []), near) for path, calls in expected.fed.items()}
     return {path: reason for path, reason in found.items() if reason}
 
 
-def _contradiction(expected: list[Tensor], found: list[Tensor]) -> str | None:
+def _contradiction(expected: list[Tensor], found: list[Tensor], near: float) -> str | None:
     if not found:
         return "not reached in eval mode"
     if [x.shape for x in expected] != [y.shape for y in found]:
         if len({x.shape[1:] for x in (*expected, *found)}) > 1 or sum(map(len, expected)) != sum(map(len, found)):
             return "eval mode calls it otherwise than train mode does"
         expected, found = [torch.cat(expected)], [torch.cat(found)]  # chunks of a batch of another size
-    tolerance = _ROUNDING if expected[0].dtype.itemsize >= 4 else 30 * _ROUNDING
+    tolerance = near if expected[0].dtype.itemsize >= 4 else _COARSE
     for x, y in zip(expected, found, strict=True):
         apart, size = (t.double().square().mean().sqrt() for t in (x - y, y))
         if not apart <= tolerance * size:
