@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from evenkeel.graph.kinds import CONVOLUTIONS, Kind
+from evenkeel.graph.kinds import CONVOLUTIONS, TRANSPOSES, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 _SHORTCUT_WEIGHTS = 1  # a projection; what has more on both sides is two branches
@@ -159,10 +159,19 @@ def _weights(layers: Iterable[Layer]) -> int:
 
 def _is_hourglass(layers: tuple[Layer, ...], histories: _Histories) -> bool:
     """Whether all goes through a convolution or pool whose map is smaller than those at both ends of the layers."""
-    start = next(iter(layers[0].inputs), layers[0])  # a branch may begin with an input of its own
-    size, dims = min(_positions(start), _positions(layers[-1])), len(layers[-1].shape)
-    maps = (x for x in layers if (x.kind is Kind.POOL or x.function in CONVOLUTIONS) and len(x.shape) == dims)
+    dims = len(layers[-1].shape)
+    maps = [x for x in layers if (x.kind is Kind.POOL or x.function in CONVOLUTIONS) and len(x.shape) == dims]
+    size = min(map(_positions, _ends(layers, maps)))
     return any(_positions(x) < size and not _is_bypassed(x, layers, histories) for x in maps)
+
+
+def _ends(layers: tuple[Layer, ...], maps: Sequence[Layer]) -> tuple[Layer, Layer]:
+    """What layers begin and end with, as maps see it: where dimensions change places before them, or behind."""
+    turns = [layers.index(x) for x in layers if x.function in TRANSPOSES] if maps else []
+    first, last = (layers.index(maps[0]), layers.index(maps[-1])) if maps else (0, len(layers))
+    begin = maps[0] if any(turn < first for turn in turns) else layers[0]
+    end = maps[-1] if any(turn > last for turn in turns) else layers[-1]
+    return next(iter(begin.inputs), begin), end  # a branch may begin with an input of its own
 
 
 def _is_bypassed(middle: Layer, layers: tuple[Layer, ...], histories: _Histories) -> bool:

@@ -107,6 +107,8 @@ UNPREDICTED_POOLS = frozenset(
 )
 # Rearrangements after which samples do not lie one after the other.
 REORDERINGS = frozenset("pack_padded_sequence pad_packed_sequence".split())
+# Rearrangements that change the order of dimensions.
+TRANSPOSES = frozenset("permute transpose t T mT H mH adjoint movedim moveaxis swapaxes swapdims".split())
 # Rearrangements that round, to the steps of a quantized signal.
 QUANTIZING = frozenset(name for name in _FUNCTIONS[Kind.PASS].split() if "fake_quant" in name)
 # Joins that subtract, gates that divide, and those of both that take their operands in reverse.

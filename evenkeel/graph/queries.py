@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evenkeel.graph.kinds import AVERAGES, BATCH_NORMS, PARTS, Kind
+from evenkeel.graph.kinds import AVERAGES, BATCH_NORMS, PARTS, PRODUCTS, RECURRENT, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
@@ -49,7 +49,7 @@ def stays_on(layer: Layer) -> bool:
 def right_before(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
     """The dropouts that act on a norm's input with no weight layer in between."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
-    found = [x for one in calls for x in graph.upstream(one, until=lambda x: x.kind in (Kind.NORM, Kind.WEIGHT))]
+    found = [x for one in calls for x in graph.upstream(one, until=lambda x: x.kind is Kind.NORM or mixes(x))]
     return tuple(dict.fromkeys(x for x in found if x.kind is Kind.DROPOUT or (x.p and x.kind is Kind.GATE)))
 
 
@@ -59,13 +59,23 @@ def norms_behind(graph: LayerGraph, layer: Layer, *, through_weights: bool = Fal
     Args:
         graph: the graph.
         layer: where to begin.
-        through_weights: whether to look behind weight layers, too.
+        through_weights: whether to look behind weight layers and products of two signals, too.
     """
 
     def ends(behind: Layer) -> bool:
-        return behind.stores or (behind.kind is Kind.WEIGHT and not through_weights)
+        return behind.stores or (mixes(behind) and not through_weights)
 
     return tuple(behind for behind in graph.downstream(layer, until=ends) if behind.stores)
+
+
+def mixes(layer: Layer) -> bool:
+    """Whether a layer sums over features: a weight layer, or a product of two signals, such as attention's."""
+    return layer.kind is Kind.WEIGHT or layer.function in PRODUCTS
+
+
+def has_weights(layer: Layer) -> bool:
+    """Whether a layer has weights: a weight layer, or a recurrent one."""
+    return layer.kind is Kind.WEIGHT or layer.function in RECURRENT
 
 
 def rescaling_between(graph: LayerGraph, layer: Layer, norm: Layer) -> Layer | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.queries import is_on_parameters, norms_behind
+from evenkeel.graph.queries import has_weights, is_on_parameters, norms_behind
 from evenkeel.layers.uout import Uout
 from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Edit, Insert, Move, Remove
@@ -56,7 +56,7 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
     harmless = {layer for layer in noisy if not norms_behind(graph, layer, through_weights=True)}
     taken = {
         weight
-        for weight in graph.of(Kind.WEIGHT)
+        for weight in filter(has_weights, graph)
         if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
     }
     found: list[DropoutReach] = []
@@ -80,8 +80,8 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
 
 def _heads(graph: LayerGraph, dropout: Layer) -> list[Layer]:
     """The last weight layers that a dropout reaches, if they are behind all norms."""
-    weights = [layer for layer in graph.downstream(dropout) if layer.kind is Kind.WEIGHT]
-    last = [w for w in weights if not any(layer.kind is Kind.WEIGHT for layer in graph.downstream(w))]
+    weights = [layer for layer in graph.downstream(dropout) if has_weights(layer)]
+    last = [w for w in weights if not any(map(has_weights, graph.downstream(w)))]
     return [weight for weight in last if not norms_behind(graph, weight)]
 
 

@@ -16,7 +16,7 @@ IC layer (chen2019) is norm, then dropout, and the next norm comes behind a weig
 ## Known limits
 Uout is exempt, being made for this place. So is stochastic depth, which none of the papers treats. Norms without
 running statistics (LayerNorm, GroupNorm) do not shift, nor do frozen ones, in eval mode in a model in train mode.
-Where no weight layer follows the last norm, see EK203. Recurrent layers do not count as weights. Noise that is no
+Where no weight layer follows the last norm, see EK203. Noise that is no
 dropout (added, or a sample in a signal's place, as in a variational autoencoder) shifts norms, too, if it is off in
 eval mode, but belongs where it is: `variance_shift`, `predict_shift` and EK102 name it.
 
