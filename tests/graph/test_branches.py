@@ -178,3 +178,24 @@ def test_torchvision(name, count, picture, pre):
         letters = "".join(layer.kind.value for layer in branch.layers if layer.kind.value not in "Dc")
         assert letters == picture
         assert branch.is_pre_activation is pre
+
+
+@pytest.mark.parametrize(("features", "length"), [(32, 8), (8, 32)])
+def test_convolutions_along_tokens_are_a_branch_however_long_they_are(features, length):
+    """As in a conformer, where maps are transposed tokens: what looks smaller is another dimension."""
+
+    def run(m, x):
+        return x + m.last(m.norm(m.first(m.before(x).transpose(1, 2)))).transpose(1, 2)
+
+    layers = {"before": nn.LayerNorm(features), "norm": nn.BatchNorm1d(2 * features)}
+    layers |= {"first": nn.Conv1d(features, 2 * features, 3, padding=1), "last": nn.Conv1d(2 * features, features, 1)}
+    (branch,) = branches_of(ek.trace(Made(run, **layers), torch.zeros(2, length, features)))
+    assert [layer.kind.value for layer in branch.layers] == list("N.WNW.") and not branch.shortcut
+
+
+def test_what_makes_tokens_fewer_and_more_again_is_no_branch():
+    def run(m, x):
+        return x + m.up(m.norm(m.down(x.transpose(1, 2)))).transpose(1, 2)
+
+    layers = {"down": nn.Conv1d(8, 8, 2, 2), "norm": nn.BatchNorm1d(8), "up": nn.ConvTranspose1d(8, 8, 2, 2)}
+    assert branches_of(ek.trace(Made(run, **layers), torch.zeros(2, 16, 8))) == ()

@@ -196,3 +196,37 @@ def test_dropout_on_weights_and_gates_reaches_norms_and_is_not_moved():
         (reach,) = reaches(nn.Sequential(model, norm(), linear()))
         assert (reach.dropout.p, reach.direct, reach.on_parameter, reach.edits) == (0.3, direct, True, ())
         assert "on the parameter to 0" in reach.advice
+
+
+def test_a_product_of_two_signals_counts_as_weights():
+    """It sums over features: of two dropouts, what each leaves of the sum is a matter of the other factor."""
+
+    def product(m, x):
+        return m.last(m.norm(torch.bmm(m.drop(x)[:, None], m.other(x).unflatten(1, (8, 8)))[:, 0]))
+
+    model = Made(product, drop=nn.Dropout(0.3), other=nn.Linear(8, 64), norm=norm(), last=linear())
+    assert [(reach.dropout.name, reach.direct) for reach in reaches(model)] == [("drop", False)]
+    assert [finding.code for finding in ek.lint(model, torch.zeros(2, 8), guideline="li2018")] == ["EK202"]
+    gate = Made(
+        lambda m, x: m.last(m.norm(m.drop(x) * m.other(x))),
+        drop=nn.Dropout(0.3),
+        other=linear(),
+        norm=norm(),
+        last=linear(),
+    )
+    assert [reach.direct for reach in reaches(gate)] == [True]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_behind_the_last_norm_is_a_head(kind):
+    def run(m, x):
+        return m.read(m.norm(m.weights(m.drop(x)))[:, None])[0]
+
+    model = Made(run, drop=nn.Dropout(0.3), weights=linear(), norm=norm(), read=kind(8, 8, batch_first=True))
+    (reach,) = reaches(model)
+    assert not reach.must_stay and [type(edit) for edit in reach.edits] == [Move]
+    assert reach.edits[0].target.name.startswith("read")
+    fixed = ek.fix(model, torch.zeros(2, 8), guideline="li2018")
+    assert ek.lint(fixed, torch.zeros(2, 8), guideline="li2018") == []
+    x = torch.randn(4, 8)
+    assert all(map(torch.equal, (model.eval()(x),), (fixed.eval()(x),)))

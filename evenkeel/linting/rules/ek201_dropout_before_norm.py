@@ -15,10 +15,10 @@ IC layer (chen2019) is norm, then dropout, and the next norm comes behind a weig
 
 ## Known limits
 Uout is exempt, being made for this place. So is stochastic depth, which none of the papers treats. Norms without
-running statistics (LayerNorm, GroupNorm) do not shift, nor do frozen ones, in eval mode in a model in train mode.
-Where no weight layer follows the last norm, see EK203. Noise that is no
-dropout (added, or a sample in a signal's place, as in a variational autoencoder) shifts norms, too, if it is off in
-eval mode, but belongs where it is: `variance_shift`, `predict_shift` and EK102 name it.
+running statistics (LayerNorm, GroupNorm) do not shift, nor do frozen ones, in eval mode in a model in train mode. Where
+no weight layer follows the last norm, see EK203. Noise that is no dropout (added, or a sample in a signal's place, as
+in a variational autoencoder) shifts norms, too, if it is off in eval mode, but belongs where it is: `variance_shift`,
+`predict_shift` and EK102 name it.
 
 ## References
 Li et al. 2018, section 3, case (a), equations 7 and 8; figure 4 shows about x2 at drop rate .5.

@@ -2,7 +2,8 @@
 
 ## What it does
 Finds dropouts with a weight layer, and behind it a norm with running statistics: also dropout on the weights
-themselves, and the dropout inside attention and between the layers of an LSTM, GRU or RNN.
+themselves, and the dropout inside attention and between the layers of an LSTM, GRU or RNN. A product of two signals
+that sums over features, such as attention's, counts as a weight layer.
 
 ## Why it matters
 `Var_train(w x) = Var_eval(w x) + p / (1 - p) sum_i w_i^2 E x_i^2`: the norm stores the sum and meets the first term.
