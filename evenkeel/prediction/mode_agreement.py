@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import TraceError, brief
 from evenkeel.graph.kinds import QUANTIZING, REORDERINGS, Kind, function_name, kind_of_function
-from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.queries import stays_on
 from evenkeel.graph.recorder import Recorder
 from evenkeel.graph.tracing import record
@@ -22,7 +23,7 @@ from evenkeel.model.restoring import restored
 from evenkeel.prediction.noisy_call import NoisyCall
 from evenkeel.prediction.random_inputs import takes_turns
 from evenkeel.prediction.replica_recorder import SamplingPlan, Site
-from evenkeel.prediction.sampling import sample
+from evenkeel.prediction.sampling import Sampled, sample
 
 _ROUNDING, _COARSE = 1e-3, 0.03  # relative difference of signals that should be the same; of few bits each
 
@@ -61,21 +62,15 @@ class _NormWatch(Recorder):
         return copy
 
 
-def always_noisy(model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph) -> frozenset[Site]:
-    """The call sites of noise that eval mode has, too: it is part of the signal, and shifts nothing.
-
-    Args:
-        model: the model.
-        run: makes one forward pass, given inputs such as `inputs`.
-        inputs: what the graph was made of.
-        graph: the model's graph in train mode.
-    """
-    if not any(_may_stay_on(layer) for layer in graph):
+def always_noisy(given: Sampled) -> frozenset[Site]:
+    """The call sites of noise that eval mode has, too: it is part of the signal, and shifts nothing."""
+    if not any(_may_stay_on(layer) for layer in given.graph):
         return frozenset()
     try:
-        return frozenset(layer.site for layer in record(model, run, inputs, training=False) if stays_on(layer))
+        recorded = record(given.model, given.run, given.inputs, training=False)
     except TraceError:
         return frozenset()  # which `contradictions` will say
+    return frozenset(layer.site for layer in recorded if stays_on(layer))
 
 
 def _may_stay_on(layer: Layer) -> bool:
@@ -83,14 +78,7 @@ def _may_stay_on(layer: Layer) -> bool:
     return layer.kind is Kind.NOISE or (layer.drops and not plain)
 
 
-def agreement(
-    model: nn.Module,
-    run: Callable[[Any], Any],
-    inputs: Any,
-    graph: LayerGraph,
-    norms: Mapping[str, Norm],
-    always: Collection[Site] = (),
-) -> tuple[bool, dict[str, str]]:
+def agreement(given: Sampled) -> tuple[bool, dict[str, str]]:
     """How replicas are to be run, and where eval mode contradicts them (see `contradictions`).
 
     Returns:
@@ -100,53 +88,35 @@ def agreement(
     Raises:
         TraceError: the model runs neither way.
     """
-    if not takes_turns(tensors(inputs)) and not any(layer.function in REORDERINGS for layer in graph):
+    if not takes_turns(tensors(given.inputs)) and not any(layer.function in REORDERINGS for layer in given.graph):
         try:
-            return False, contradictions(model, run, inputs, graph, norms, always)
+            return False, contradictions(replace(given, in_turn=False))
         except TraceError:
             pass  # perhaps only because of the sizes
-    return True, contradictions(model, run, inputs, graph, norms, always, in_turn=True)
+    return True, contradictions(replace(given, in_turn=True))
 
 
-def contradictions(
-    model: nn.Module,
-    run: Callable[[Any], Any],
-    inputs: Any,
-    graph: LayerGraph,
-    norms: Mapping[str, Norm],
-    always: Collection[Site] = (),
-    *,
-    in_turn: bool = False,
-) -> dict[str, str]:
+def contradictions(given: Sampled) -> dict[str, str]:
     """Norms that eval mode feeds something else than the replica without noise has there, each with the reason.
 
-    So are found dropout that stays on, samples that mix, and whatever else is not what the replicas make of it.
-
-    Args:
-        model: the model, whose parameters are the caller's to restore.
-        run: makes one forward pass, given inputs such as `inputs`.
-        inputs: as for `sample`.
-        graph: the model's graph for it.
-        norms: the norms with running statistics, by path.
-        always: call sites of noise that is known to stay on.
-        in_turn: as for `sample`.
+    So are found dropout that stays on, samples that mix, and whatever else is not what the replicas make of it. The
+    model's parameters are the caller's to restore.
     """
+    model, norms = given.model, given.norms
     with restored(model, parameters=False):
         set_modes(model, training=True)
-        plan = SamplingPlan(elements=1, fewest=2, matched=False)
-        options: dict[str, Any] = {"norms": norms, "known": {}, "plan": plan, "always": always}
-        expected, _ = sample(model, run, inputs, graph, in_turn=in_turn, **options)
-    watch = _NormWatch(model, norms, always)
+        expected, _ = sample(given, SamplingPlan(elements=1, fewest=2, matched=False))
+    watch = _NormWatch(model, norms, given.always)
     with restored(model, parameters=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.eval()
         try:
-            watch.run(run, expected.inputs)
+            watch.run(given.run, expected.inputs)
         except Exception as error:
             return dict.fromkeys(
                 norms, f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
             )
-    near = _COARSE if any(layer.function in QUANTIZING for layer in graph) else _ROUNDING
+    near = _COARSE if any(layer.function in QUANTIZING for layer in given.graph) else _ROUNDING
     found = {path: _contradiction(calls, watch.fed.get(path, []), near) for path, calls in expected.fed.items()}
     return {path: reason for path, reason in found.items() if reason}
 

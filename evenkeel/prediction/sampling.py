@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,33 +33,43 @@ _POSITIONS = 16  # of a signal, that make up for few samples
 _MOST_COPIES, _ROWS = 32, 1024  # of an example that replicas run on one after the other; rows at norms, wanted of them
 _mapped = partial(map_tensors, objects=True)
 _PLAN = SamplingPlan()
+_NOTHING: Mapping[str, Stored] = MappingProxyType({})
 _NEEDS = "what it needs in train mode, such as targets, must be in the example"
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What is sampled, however often.
+
+    Attributes:
+        model: the model, without wrappers.
+        graph: its layers, which limit the number of samples.
+        norms: its norms with running statistics, by path.
+        run: makes one forward pass, given inputs such as `inputs`.
+        inputs: an example, whose floating tensors give shapes only, except those that say how inputs are connected.
+        always: call sites of noise that eval mode has, too.
+        in_turn: whether replicas run one after the other, on inputs of the example's own sizes, in place of one large
+            batch.
+    """
+
+    model: nn.Module
+    graph: LayerGraph
+    norms: Mapping[str, Norm]
+    run: Callable[[Any], Any]
+    inputs: Any
+    always: frozenset[Site] = frozenset()
+    in_turn: bool = False
+
+
 def sample(
-    model: nn.Module,
-    run: Callable[[Any], Any],
-    inputs: Any,
-    graph: LayerGraph,
-    *,
-    norms: Mapping[str, Norm],
-    known: Mapping[str, Stored],
-    plan: SamplingPlan = _PLAN,
-    always: Collection[Site] = (),
-    in_turn: bool = False,
+    given: Sampled, plan: SamplingPlan = _PLAN, known: Mapping[str, Stored] = _NOTHING
 ) -> tuple[ReplicaRecorder, LayerGraph]:
     """Send replicas of random inputs through a model, which is the caller's to restore.
 
     Args:
-        model: the model, its modes set as for a recording.
-        run: makes one forward pass, given inputs such as `inputs`.
-        inputs: an example, whose floating tensors give shapes only, except those that say how inputs are connected.
-        graph: the model's graph for it, which limits the number of samples.
-        norms: the norms with running statistics, by path.
-        known: what is known of other layers, by name.
+        given: the model, its modes set as for a recording, and how it is run.
         plan: the rest.
-        always: call sites of noise that eval mode has, too.
-        in_turn: run replicas one after the other, on inputs of the example's own sizes, in place of one large batch.
+        known: what is known of other layers, by name.
 
     Returns:
         What the pass showed, and the graph that it recorded.
@@ -66,30 +78,28 @@ def sample(
         TraceError: the pass raised, such as for a model that takes batches of one size only.
     """
     seed_all(plan.seed)
-    method = _sample_in_turn if in_turn else _sample_at_once
+    method = _sample_in_turn if given.in_turn else _sample_at_once
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return method(model, run, inputs, graph, norms=norms, known=known, plan=plan, always=always)
+        return method(given, plan, norms=given.norms, always=given.always, known=known)
 
 
-def _sample_at_once(
-    model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph, *, plan: SamplingPlan, **known: Any
-) -> tuple[ReplicaRecorder, LayerGraph]:
+def _sample_at_once(given: Sampled, plan: SamplingPlan, **options: Any) -> tuple[ReplicaRecorder, LayerGraph]:
     """One pass, in whose batch the replicas lie one after the other."""
-    given = tensors(inputs)
-    size = next((len(t) for t in given if t.dim()), 1)
-    samples = _samples(graph, size, plan)
-    kept = structures_among(given)
+    examples = tensors(given.inputs)
+    size = next((len(t) for t in examples if t.dim()), 1)
+    samples = _samples(given.graph, size, plan)
+    kept = structures_among(examples)
     rows = torch.randint(max(size, 1), (samples,)) if kept else torch.arange(samples)
-    recorder = ReplicaRecorder(model, samples=samples, plan=plan, **known)
+    recorder = ReplicaRecorder(given.model, samples=samples, plan=plan, **options)
     replicated = _mapped(
-        lambda t: replicated_like(t, size, rows, kept=id(t) in kept).to(device_of(model)),
-        inputs,
+        lambda t: replicated_like(t, size, rows, kept=id(t) in kept).to(device_of(given.model)),
+        given.inputs,
     )
     whole = COUNT * samples
     recorder.inputs = _mapped(lambda t: t[:samples].clone() if t.dim() and len(t) == whole else t.clone(), replicated)
     try:
-        return recorder, recorder.run(run, replicated)
+        return recorder, recorder.run(given.run, replicated)
     except Exception as error:
         raise TraceError(
             f"in train mode, with {whole} random inputs in one batch, {recorder.explain(error)}; {_NEEDS}, and it must "
@@ -97,18 +107,16 @@ def _sample_at_once(
         ) from error
 
 
-def _sample_in_turn(
-    model: nn.Module, run: Callable[[Any], Any], inputs: Any, graph: LayerGraph, *, plan: SamplingPlan, **known: Any
-) -> tuple[ReplicaRecorder, LayerGraph]:
+def _sample_in_turn(given: Sampled, plan: SamplingPlan, **options: Any) -> tuple[ReplicaRecorder, LayerGraph]:
     """A pass for every replica of every copy of the example, in step."""
-    copies, kept = _copies(graph, plan), structures_among(tensors(inputs), in_turn=True)
-    drawn = [_mapped(lambda t: t if id(t) in kept else drawn_like(t), inputs) for _ in range(copies)]
+    copies, kept = _copies(given.graph, plan), structures_among(tensors(given.inputs), in_turn=True)
+    drawn = [_mapped(lambda t: t if id(t) in kept else drawn_like(t), given.inputs) for _ in range(copies)]
     turns = Turns(COUNT * copies)
-    lanes = [LaneRecorder(model, lane, turns, plan=plan, **known) for lane in range(turns.count)]
+    lanes = [LaneRecorder(given.model, lane, turns, plan=plan, **options) for lane in range(turns.count)]
     lanes[0].inputs = _mapped(torch.clone, drawn[0])
     try:
         own = [_mapped(torch.clone, drawn[lane % copies]) for lane in range(turns.count)]
-        return lanes[0], run_in_turn(lanes, run, own)
+        return lanes[0], run_in_turn(lanes, given.run, own)
     except TraceError:
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,9 +24,9 @@ from evenkeel.prediction.anchors import Stored, distrust, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
 from evenkeel.prediction.doubts import Doubt, bounds_before, doubt_of, is_opaque, loose_dropouts
 from evenkeel.prediction.mode_agreement import agreement, always_noisy
-from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan, Site
+from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan
 from evenkeel.prediction.replicas import Channels, pooled
-from evenkeel.prediction.sampling import sample
+from evenkeel.prediction.sampling import Sampled, sample
 from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.stored_values import fault_of, initial_left
 
@@ -158,28 +158,26 @@ class PredictionInputs:
     """What every prediction of one model needs, however often it is made.
 
     Attributes:
-        model: the model, without wrappers.
-        graph: its layers.
-        norms: its norms with running statistics, by path.
-        run: makes one forward pass.
-        inputs: what `run` is given.
-        in_turn: whether replicas run one after the other, on inputs of the example's sizes.
+        sampled: the model, and how it is run.
         anchors: the statistics known of other layers, by name.
         distrusted: norms whose statistics are not those of training, by path, each with the reason.
         contradicted: norms that eval mode feeds something else than the noise-free replica, likewise.
-        always: call sites of noise that eval mode has, too.
     """
 
-    model: nn.Module
-    graph: LayerGraph
-    norms: Mapping[str, Norm]
-    run: Callable[[Any], Any]
-    inputs: Any
-    in_turn: bool
+    sampled: Sampled
     anchors: Mapping[str, Stored]
     distrusted: Mapping[str, str]
     contradicted: Mapping[str, str]
-    always: frozenset[Site]
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The model's layers."""
+        return self.sampled.graph
+
+    @property
+    def norms(self) -> Mapping[str, Norm]:
+        """The model's norms with running statistics, by path."""
+        return self.sampled.norms
 
     @property
     def repaired(self) -> set[Norm]:
@@ -205,11 +203,11 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     run, example = runner(model, graph.example)
     distrusted = distrust(graph, norms)
     anchors = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
-    inputs = prepared(example, model)
-    always = always_noisy(model, run, inputs, graph)
+    sampled = Sampled(model, graph, norms, run, prepared(example, model))
+    sampled = replace(sampled, always=always_noisy(sampled))
     with restored(model):
-        in_turn, contradicted = agreement(model, run, inputs, graph, norms, always)
-    return PredictionInputs(model, graph, norms, run, inputs, in_turn, anchors, distrusted, contradicted, always)
+        in_turn, contradicted = agreement(sampled)
+    return PredictionInputs(replace(sampled, in_turn=in_turn), anchors, distrusted, contradicted)
 
 
 def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
@@ -221,12 +219,11 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
         ModelError: no norm is reached, or weights or statistics are not finite.
         TraceError: the forward pass raised.
     """
-    model, norms = given.model, given.norms
+    model, norms = given.sampled.model, given.norms
     plan = replace(plan, settled={*plan.settled, *given.repaired})
     with restored(model):
         set_modes(model, training=True)
-        options: dict[str, Any] = {"norms": norms, "known": given.anchors, "plan": plan, "always": given.always}
-        seen, graph = sample(model, given.run, given.inputs, given.graph, in_turn=given.in_turn, **options)
+        seen, graph = sample(given.sampled, plan, given.anchors)
     channels = {path: pooled([arrival.channels for arrival in seen.arrivals[path]]) for path in seen.calls}
     if not channels:
         raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")

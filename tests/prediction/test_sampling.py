@@ -15,7 +15,7 @@ from evenkeel.model.norms import norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.replicas import COUNT
-from evenkeel.prediction.sampling import sample
+from evenkeel.prediction.sampling import Sampled, sample
 
 
 class Custom(nn.Module):
@@ -125,8 +125,8 @@ def sampled(model, example, **options):
     with restored(model):
         set_modes(model, training=True)
         plan = SamplingPlan(**{name: options.pop(name) for name in ("elements", "settled", "stats") if name in options})
-        options = {"norms": {}, "known": {}, "plan": plan} | options
-        recorder, _ = sample(model, run, (example,), graph, **options)
+        known = options.pop("known", {})
+        recorder, _ = sample(Sampled(model, graph, options.pop("norms", {}), run, (example,), **options), plan, known)
     handle.remove()
     return recorder, *outputs[0]
 
@@ -248,7 +248,7 @@ def test_inputs_that_are_no_floats_are_drawn_from_the_example():
     graph = record(model, run, example)
     with restored(model):
         set_modes(model, training=True)
-        sampler, _ = sample(model, run, example, graph, norms={}, known={})
+        sampler, _ = sample(Sampled(model, graph, {}, run, example))
     ids, factor = seen[-1]
     assert len(ids) == COUNT * sampler.samples and set(ids.flatten().tolist()) == {1, 2, 3}
     assert factor == 2
