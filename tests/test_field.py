@@ -112,7 +112,7 @@ def test_ways_of_a_long_model_go_from_dropouts_to_their_norms():
 
 def test_settled_statistics_are_those_of_passes_with_dropout_on():
     net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=0.3))
-    data = measurement.batches_like(torch.zeros(4096, 8))
+    data = measurement.batches_like(nn.Identity(), torch.zeros(4096, 8))
     measurement.settle_(net, data)
     assert net[1].momentum == 0.3
     ratio = ek.variance_shift(net, data, forward=measurement.run)[0].ratio
@@ -127,7 +127,7 @@ def test_momenta_come_back_when_a_pass_raises():
 
 
 def test_batches_keep_what_are_no_floats():
-    words, data = torch.arange(6), measurement.batches_like((torch.zeros(2, 3), torch.arange(6)))
+    words, data = torch.arange(6), measurement.batches_like(nn.Bilinear(1, 1, 1), (torch.zeros(2, 3), torch.arange(6)))
     assert len({float(x.sum()) for x, _ in data}) == len(data)
     assert all(torch.equal(index, words) for _, index in data)
 
@@ -166,3 +166,15 @@ def test_a_checkpoint_named_as_the_model_is_predicted(tmp_path):
     torch.save(net.state_dict(), tmp_path / "x.pt")
     assert measurement.trained(model, tmp_path)["predicted"]["ratios"]["1"] == pytest.approx(0.5, abs=0.02)
     assert measurement.trained(model, None) is None
+
+
+def test_batches_are_larger_where_the_net_takes_that():
+    torch.manual_seed(0)
+    maps = measurement.batches_like(nn.BatchNorm2d(3), torch.zeros(2, 3, 16, 16))
+    assert {tuple(x.shape) for x in maps} == {(32, 3, 16, 16)} and maps[0].std() == pytest.approx(1)
+    rows = maps[0][..., 1:] - maps[0][..., :-1]
+    assert rows.std() < 0.9  # smooth, where white noise has 1.4
+    fixed = measurement.batches_like(nn.Unflatten(0, (2, 1)), torch.zeros(2, 3))
+    assert {tuple(x.shape) for x in fixed} == {(2, 3)} and len(fixed) == 8
+    (tokens, *_) = measurement.batches_like(nn.Embedding(9, 2), torch.tensor([[1, 2], [3, 3]]))
+    assert tokens.shape == (32, 2) and {*map(tuple, tokens.tolist())} == {(1, 2), (3, 3)}

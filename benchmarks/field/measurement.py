@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import signal
 import sys
@@ -10,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from benchmarks.zoo import OutOfTimeError, Row
 from evenkeel.graph.queries import norms_behind
 from evenkeel.io.checkpoints import Checkpoint
 from evenkeel.linting.context import Context
+from evenkeel.linting.findings import joined
 from evenkeel.linting.linter import examine, wanted
-from evenkeel.model.nested import map_tensors
+from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import norms_of
+from evenkeel.model.restoring import restored
 
 GUIDELINES: tuple[ek.Guideline, ...] = ("hendrycks2016", "li2018", "kim2023")
-BATCHES = 8  # of random data; enough that the spread over batches is a few percent of a ratio
+BATCHES = 4  # of random data, twice as many of small ones: the spread over batches is a few percent of a ratio
+SAMPLES, ELEMENTS = 32, 1 << 20  # of a batch, as far as the net takes it: of few, train mode stores too little
 UPDATES = 1000  # that norms are said to have had: a plain mean holds nothing of the initial statistics
 LONG = 160  # characters of a picture that is still read
 PATIENCE = 120  # seconds a step
@@ -60,8 +64,9 @@ def measure(model: FieldModel, checkpoints: Path | None) -> Row:
 
 def fill_(row: Row, model: FieldModel, graph: ek.LayerGraph, checkpoints: Path | None) -> None:
     """Take the steps that need a graph, and write into the row what each returns, if it returns anything."""
-    net, data = graph.model, batches_like(graph.example)
+    net = graph.model
     assert net is not None
+    data = batches_like(net, graph.example)
     steps: dict[str, Callable[[], Row | list[Row] | None]] = {
         "settled": lambda: settle_(net, data),
         "findings": lambda: findings(net, graph, model.anew),
@@ -199,7 +204,7 @@ def findings(net: nn.Module, graph: ek.LayerGraph, anew: str) -> list[Row]:
             "norm": f.norm,
         }
         for guideline in GUIDELINES
-        for f in examine(context, wanted(guideline, (), ()))
+        for f in joined(examine(context, wanted(guideline, (), ())))
     ]
 
 
@@ -231,14 +236,50 @@ def fixed(net: nn.Module, graph: ek.LayerGraph, guideline: ek.Guideline) -> Row:
 # The shift of its norms
 
 
-def batches_like(example: Any, seed: int = 0) -> list[Any]:
-    """Batches like the example, with other random values where it has floats, the same for both modes."""
+def batches_like(net: nn.Module, example: Any, seed: int = 0) -> list[Any]:
+    """Batches like the example, of more samples if the net takes them, the same for both modes; floats are random."""
     generator = torch.Generator().manual_seed(seed)
+    given = tensors(example)
+    size = len(given[0]) if given and given[0].dim() else 1
+    together = sum(t.numel() for t in given) / max(size, 1)
+    wanted = max(size, min(SAMPLES, int(ELEMENTS / max(together, 1))))
 
-    def drawn(tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+    def batch(samples: int) -> Any:
+        def drawn(tensor: Tensor) -> Tensor:
+            shape = (samples, *tensor.shape[1:]) if tensor.dim() and len(tensor) == size else tensor.shape
+            if tensor.is_floating_point():
+                return noise(shape, generator)
+            rows = torch.randint(size, (samples,), generator=generator)
+            return tensor[rows] if shape != tensor.shape else tensor
 
-    return [map_tensors(drawn, example) for _ in range(BATCHES)]
+        return map_tensors(drawn, example)
+
+    if wanted > size and not takes(net, batch(wanted)):
+        wanted = size
+    return [batch(wanted) for _ in range(BATCHES * max(1, min(SAMPLES // wanted, 2)))]
+
+
+def takes(net: nn.Module, batch: Any) -> bool:
+    """Whether the net runs on a batch; it is restored."""
+    with restored(net), torch.no_grad():
+        try:
+            run(net.train(), batch)
+        except Exception:  # whatever it raises, of another size than its own
+            return False
+    return True
+
+
+def noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Noise of variance 1: of maps with as much power in every octave, as in photographs; else white."""
+    white = torch.randn(tuple(shape), generator=generator)
+    sizes = shape[2:]
+    if len(sizes) < 2 or math.prod(sizes) < 2:
+        return white
+    dims = tuple(range(2, len(shape)))
+    squares = [f.square() for f in map(torch.fft.fftfreq, sizes[:-1])] + [torch.fft.rfftfreq(sizes[-1]).square()]
+    radius = torch.stack(torch.meshgrid(*squares, indexing="ij")).sum(0).sqrt().clamp_min(1 / max(sizes))
+    maps = torch.fft.irfftn(torch.fft.rfftn(white, dim=dims) / radius ** (len(sizes) / 2), s=sizes, dim=dims)
+    return maps / maps.std()
 
 
 def run(net: nn.Module, batch: Any) -> Any:

@@ -39,9 +39,10 @@ How to read it:
 - **Predicted, measured**: the variance at a norm in eval mode over the one stored in training, at the norm where it is
   farthest from 1. Stored is what passes over random data with dropout on give; predicted is `predict_shift`, from
   weights and statistics alone; measured is `variance_shift`, on the same data with dropout off. A "?" marks a
-  prediction that names norms that it is not sure of. The data are white noise, while `predict_shift` takes inputs to be
-  smooth: behind pooling the two differ for that, too. Norms that see few values a batch read up to .1 below 1 without
-  any dropout (MobileNetV2).
+  prediction that names norms that it is not sure of. Maps are noise with as much power in every octave, as
+  photographs have about; all else is white, while `predict_shift` takes inputs to be smooth: behind pooling the two
+  differ for that, too. Batches are of up to 32 samples; norms that see few values of one read below 1 without any
+  dropout.
 - **Trained**: the same of trained weights, where there are any: predicted / measured. All their norms are listed below.
 - **Traps** are hendrycks2016's rules. EK102 reads the statistics, so it repeats the shift. chen2019 is left out: nearly
   every network has findings.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -103,6 +103,27 @@ class Findings(list[Finding]):
     def __init__(self, findings: Iterable[Finding] = (), notes: Iterable[str] = ()) -> None:
         super().__init__(findings)
         self.notes = tuple(notes)
+
+
+def joined(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings, those that one line makes of one norm again and again, as a loop over time does, as one each.
+
+    >>> drop = Finding("drop", "dropout feeds bn.", "Move it.", file="net.py", line=3)
+    >>> [finding.message for finding in joined([drop, replace(drop, path="drop#2"), replace(drop, path="drop#3")])]
+    ['dropout feeds bn. So do 2 more calls there.']
+    """
+    alike: dict[object, list[Finding]] = {}
+    for number, finding in enumerate(findings):
+        place = (finding.file, finding.line) if finding.file else number
+        same = (finding.code, place, finding.path.partition("#")[0], finding.norm, finding.message)
+        alike.setdefault(same, []).append(finding)
+    return [first if not more else _with_more(first, more) for first, *more in alike.values()]
+
+
+def _with_more(first: Finding, more: Sequence[Finding]) -> Finding:
+    calls = "So does 1 more call there." if len(more) == 1 else f"So do {len(more)} more calls there."
+    edits = tuple(edit for finding in (first, *more) for edit in finding.edits)
+    return replace(first, message=f"{first.message} {calls}", edits=edits)
 
 
 def summary(findings: Sequence[Finding]) -> str:

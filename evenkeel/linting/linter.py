@@ -11,7 +11,7 @@ from torch import nn
 
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
 from evenkeel.linting.context import Context
-from evenkeel.linting.findings import Finding, Findings
+from evenkeel.linting.findings import Finding, Findings, joined
 from evenkeel.linting.rule import GUIDELINES, Guideline
 from evenkeel.linting.rules import ALL
 from evenkeel.linting.rules.ek104_op_not_understood import unseen_parts
@@ -85,7 +85,7 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
         context = Context(plain, example)
         found = [
             finding if finding.norm is None else _predicted(finding, finding.norm, context)
-            for finding in examine(context, settings)
+            for finding in joined(examine(context, settings))
         ]
         notes = stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
     if context.unpredicted:

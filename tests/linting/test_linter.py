@@ -578,3 +578,34 @@ def test_what_is_scripted_outside_of_the_tree_is_a_finding_by_itself(guideline):
         assert [finding.code for finding in found] == ["EK104"] * bool(words)
         assert all(words in finding.message and "test_linter.py" in finding.where for finding in found)
         assert ek.lint(model, torch.zeros(2, 4), guideline=guideline, ignore=["EK104"]) == []
+
+
+def test_a_loop_over_time_is_one_finding_and_fix_still_mends_every_call():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            steps = [F.dropout(step, 0.3, self.training) for step in self.first(x).unbind(1)]
+            return self.last(self.norm(torch.stack(steps, 2)).transpose(1, 2))
+
+    model, x = Loop(), torch.zeros(2, 5, 8)
+    (finding,) = ek.lint(model, x, guideline="li2018", ignore=["EK202"])
+    assert finding.code == "EK201" and finding.message.endswith("So do 4 more calls there.") and len(finding.edits) == 5
+    assert len(examine(Context(model, x), wanted("li2018", (), ()))) == 5
+
+
+def test_calls_of_one_line_at_several_norms_stay_apart():
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+            self.norms = nn.ModuleList(nn.BatchNorm1d(8) for _ in range(4))
+
+        def forward(self, x):
+            for weight, norm in zip(self.weights, self.norms, strict=True):
+                x = norm(F.dropout(weight(x), 0.3, self.training))
+            return x @ torch.ones(8, 8)
+
+    assert len(ek.lint(Stacked(), torch.zeros(2, 8), guideline="li2018")) == 4
