@@ -247,7 +247,8 @@ class ReplicaRecorder(Recorder):
         """Have a repaired norm store what training left there, as far as the replicas tell."""
         self._repaired.discard(norm)
         mean, variance = self._as_trained(x, stored)
-        write_(stored.mean, mean.to(stored.mean))
+        if is_as_written(norm, "running_mean"):
+            write_(stored.mean, mean.to(stored.mean))
         write_(stored.variance, variance.to(stored.variance))
 
     def _stored_now(self, x: Tensor, stored: Stored) -> Arrival:

@@ -119,7 +119,8 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
             found = predict(given, plan)
             inherited = inherited_shifts(given, plan, found)
         unsure = found.unsure | foreign_norms(plain) | faults
-        repaired = {p: float(Stored.of(norm).variance.mean()) for p, norm in norms.items() if norm in given.repaired}
+        written = given.repaired
+        repaired = {path: float(Stored.of(norm).variance.mean()) for path, norm in norms.items() if norm in written}
     rows = [
         ShiftRow(
             path,
@@ -256,8 +257,9 @@ def inherited_shifts(given: PredictionInputs, plan: SamplingPlan, found: Predict
     Returns:
         The ratio over that of a second, smaller prediction, in which all norms store what eval mode feeds them.
     """
+    repaired = given.repaired
     paths: dict[nn.Module | None, str] = {
-        norm: path for path, norm in given.norms.items() if path in found.channels and norm not in given.repaired
+        norm: path for path, norm in given.norms.items() if path in found.channels and norm not in repaired
     }
     shifted = {norm for norm, path in paths.items() if abs(math.log(max(found.ratio(path), _LEAST))) > _EVEN}
     behind = {
