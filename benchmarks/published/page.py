@@ -45,7 +45,9 @@ def tables(name: str, row: dict[str, Any]) -> str:
     findings = ", ".join(f"`{finding}`" for finding in row["findings"]) or "none"
     said = [f"- order of layers: `{row['order']}`", f"- findings of `lint` by Li et al. (2018): {findings}"]
     said += [f"- `correct_` left `{path}`: {why}" for path, why in row["untouched"].items()]
-    said += [f"- `variance_shift` on these data: {row['other_data'] or 'they may be those of training'}"]
+    said += [
+        f"- `variance_shift` on these data: {row['other_data'] or 'nothing says that they are not those of training'}"
+    ]
     return "\n".join([*said, "", *norm_table(row["norms"]), "", *score_table(name, row), ""])
 
 

@@ -28,7 +28,7 @@ from torch.nn.functional import adaptive_max_pool2d, relu, softmax
 from benchmarks.published.study import Batch, Figure, Study, Task, outputs, required
 from evenkeel.errors import EvenkeelError
 
-RATE, SECONDS, CLIPS, MELS, FRAMES, STEP = 48_000, 3, 16, 48, 15, 4
+RATE, SECONDS, CLIPS, MELS, FRAMES, STEP = 48_000, 2, 16, 48, 15, 4
 WINDOW, HOP, BINS, HIGHEST = 960, 480, 4096, 20_000
 POOLS = ((24, 7), (12, 5), (6, 3))
 KINDS = ("noise", "clipping", "lowpass", "loss")
@@ -143,7 +143,7 @@ def numpy_types() -> list[Any]:
 
 
 def read_clips(folder: Path) -> list[np.ndarray[Any, Any]]:
-    """The first three seconds of some clips, one a speaker as far as there are, at 48 kHz."""
+    """The first two seconds of some clips, one a speaker as far as there are, at 48 kHz."""
     from scipy.signal import resample_poly
 
     if importlib.util.find_spec("soundfile") is None:
@@ -208,6 +208,6 @@ STUDY = Study(
     example,
     load,
     {"pairs": Figure("pairs in order, %", 1), "clean": Figure("opinion of clean speech", 0, 2)},
-    splits=5,
+    splits=4,
     passes=2,
 )
