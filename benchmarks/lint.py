@@ -88,8 +88,11 @@ def without_rates_(model: nn.Module) -> None:
     """Set every drop rate to 0, as if the model had been built so."""
     for module in model.modules():
         for name in RATES:
-            if isinstance(getattr(module, name, None), float):
+            rate = getattr(module, name, None)
+            if isinstance(rate, float):
                 setattr(module, name, 0.0)
+            elif isinstance(rate, list):  # one a layer, as in PyG's MLP
+                setattr(module, name, [0.0] * len(rate))
 
 
 def totals(rows: dict[str, Row]) -> Row:
