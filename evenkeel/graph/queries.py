@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evenkeel.graph.kinds import AVERAGES, BATCH_NORMS, PARTS, PRODUCTS, RECURRENT, Kind
+from evenkeel.graph.kinds import AVERAGES, BATCH_NORMS, PARTS, PRODUCTS, RECURRENT, REORDERINGS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 
 
@@ -74,8 +74,9 @@ def mixes(layer: Layer) -> bool:
 
 
 def has_weights(layer: Layer) -> bool:
-    """Whether a layer has weights: a weight layer, or a recurrent one."""
-    return layer.kind is Kind.WEIGHT or layer.function in RECURRENT
+    """Whether a layer has weights, and dropout can stand before it: a weight layer, or a recurrent one, not packed."""
+    packed = any(source.function in REORDERINGS for source in layer.inputs)
+    return layer.kind is Kind.WEIGHT or (layer.function in RECURRENT and not packed)
 
 
 def rescaling_between(graph: LayerGraph, layer: Layer, norm: Layer) -> Layer | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 _MARK = "evenkeel_written"  # attribute of modules: by buffer, the sum of what was written
 _COUNT = "num_batches_tracked"  # buffer whose value then is in the mark, too
+_SHARE, _ALL = "share", 0.95  # of what is stored, that was written; from which on it counts as all
 
 
 def write_(tensor: Tensor, value: Tensor) -> None:
@@ -32,8 +33,14 @@ class Held:
     marks: Mapping[nn.Module, dict[str, float] | None] = field(default_factory=dict)
 
 
-def write_buffers_(values: Mapping[tuple[nn.Module, str], Tensor]) -> Held:
+def write_buffers_(
+    values: Mapping[tuple[nn.Module, str], Tensor], shares: Mapping[nn.Module, float] | None = None
+) -> Held:
     """Write values into modules' buffers in place, mark the modules as written, and return what was there.
+
+    Args:
+        values: by module and name.
+        shares: how much of a module's values is new, where they are a blend with what was there.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
@@ -53,7 +60,9 @@ def write_buffers_(values: Mapping[tuple[nn.Module, str], Tensor]) -> Held:
         written = {name: _sum(getattr(module, name)) for owner, name in values if owner is module}
         count = getattr(module, _COUNT, None)
         counted = {} if count is None else {_COUNT: float(count)}
-        module.__dict__[_MARK] = (held.marks[module] or {}) | written | counted
+        share = {_SHARE: shares[module]} if shares and shares.get(module, 1.0) < _ALL else {}
+        former = {name: value for name, value in (held.marks[module] or {}).items() if name != _SHARE}
+        module.__dict__[_MARK] = former | written | counted | share
     return held
 
 
@@ -68,15 +77,20 @@ def put_back_(held: Held) -> None:
 
 
 def is_as_written(module: nn.Module, *names: str) -> bool:
-    """Whether a module's buffers hold what `write_buffers_` wrote there, these names among them.
+    """Whether a module's buffers hold what `write_buffers_` wrote there, these names among them, and no blend.
 
     `copy.deepcopy` and pickle keep the mark; a state dict does not.
     """
+    return _SHARE not in (getattr(module, _MARK, None) or {}) and _is_unchanged(module, *names)
+
+
+def _is_unchanged(module: nn.Module, *names: str) -> bool:
+    """The same, of a blend, too."""
     mark: dict[str, float] | None = getattr(module, _MARK, None)
     return mark is not None and all(
         math.isclose(_sum(getattr(module, name)), written, rel_tol=1e-3, abs_tol=1e-6)
         for name, written in (dict.fromkeys(names, math.nan) | mark).items()
-        if name != _COUNT
+        if name not in (_COUNT, _SHARE)
     )
 
 
@@ -89,18 +103,20 @@ def written_left(norm: nn.Module, name: str) -> float:
     >>> written_left(norm, "running_var")
     0.5
     """
-    if is_as_written(norm, name):
-        return 1.0
     mark: dict[str, float] = getattr(norm, _MARK, None) or {}
+    share = mark.get(_SHARE, 1.0)
+    if _is_unchanged(norm, name):
+        return share
     count, momentum = getattr(norm, _COUNT, None), getattr(norm, "momentum", 0)
     if name not in mark or _COUNT not in mark or count is None or float(count) <= mark[_COUNT] or momentum == 0:
         return 0.0
-    return mark[_COUNT] / float(count) if momentum is None else (1 - momentum) ** (float(count) - mark[_COUNT])
+    left = mark[_COUNT] / float(count) if momentum is None else (1 - momentum) ** (float(count) - mark[_COUNT])
+    return share * left
 
 
 def marks_of(model: nn.Module) -> dict[str, dict[str, float]]:
-    """What `is_as_written` goes by, of all modules whose buffers are as written, by path: to be saved with them."""
-    return {path: dict(getattr(module, _MARK)) for path, module in _modules(model).items() if is_as_written(module)}
+    """What `is_as_written` goes by, by path: of all modules whose buffers are as written, or a blend; to be saved."""
+    return {path: dict(getattr(module, _MARK)) for path, module in _modules(model).items() if _is_unchanged(module)}
 
 
 def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
@@ -117,7 +133,7 @@ def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
     for path, mark in marks.items():
         if path in modules:
             modules[path].__dict__[_MARK] = {
-                name: value for name, value in mark.items() if hasattr(modules[path], name)
+                name: value for name, value in mark.items() if name == _SHARE or hasattr(modules[path], name)
             }
 
 

@@ -27,7 +27,7 @@ from evenkeel.statistics.stored_values import (
 from evenkeel.theory.li2018 import dropout_noise
 
 WRITTEN = "as reestimate_ or correct_ wrote it since training: the noise of dropout is out already"
-_MIXED = 0.25  # of what was written: with more of it left, to take all noise out would take out too much
+_MIXED = 0.1  # of what was written: with more of it left, to take all noise out would take out too much
 _LEAST = 1e-3  # of what a norm stores: what its dropout was fed at least, where a moving average says less
 
 
@@ -86,6 +86,11 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
         elif (left := initial_left(norm) or 0.0) > MUCH and counted(norm) not in misleading:
             reasons[path] = f"stale: {left:.0%} of the initial statistics is left after {history_of(norm)}"
     return reasons
+
+
+def is_repaired(norm: nn.Module) -> bool:
+    """Whether a norm stores what `reestimate_` or `correct_` wrote, or mostly that."""
+    return written_left(norm, "running_var") >= 0.5
 
 
 def is_untrained(norm: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from evenkeel.graph.recorder import Recorder
 from evenkeel.model.buffers import is_as_written, write_
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
-from evenkeel.prediction.anchors import Stored, is_untrained
+from evenkeel.prediction.anchors import Stored, is_repaired, is_untrained
 from evenkeel.prediction.arrivals import Arrival, Pending, whole_of
 from evenkeel.prediction.mask_versions import MaskVersions
 from evenkeel.prediction.noisy_call import NoisyCall
@@ -114,7 +114,7 @@ class ReplicaRecorder(Recorder):
         # Their buffers are what a call is known by, whichever module makes it.
         self._norms = {id(norm.running_var): (path, norm) for path, norm in norms.items()}
         self._untrained = {norm for norm in norms.values() if is_untrained(norm)}
-        self._repaired = {norm for norm in norms.values() if is_as_written(norm, "running_var")}
+        self._repaired = set(filter(is_repaired, norms.values()))
         self._call: NoisyCall | None = None  # the call that runs, if it has noise, or is given a noisy parameter
         self._mask: tuple[int, ...] | None = None  # the shape of the noise that it was fed
         self._versions = MaskVersions(samples)

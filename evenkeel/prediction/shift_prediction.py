@@ -15,12 +15,11 @@ from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
-from evenkeel.model.buffers import is_as_written
-from evenkeel.model.flags import set_modes
+from evenkeel.model.flags import FROZEN, set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.prediction.anchors import Stored, distrust, stored_before
+from evenkeel.prediction.anchors import Stored, distrust, is_repaired, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
 from evenkeel.prediction.doubts import Doubt, bounds_before, doubt_of, is_opaque, loose_dropouts
 from evenkeel.prediction.mode_agreement import agreement, always_noisy
@@ -32,6 +31,7 @@ from evenkeel.statistics.stored_values import fault_of, initial_left
 
 _EVEN = 0.005  # log ratio up to which a norm passes nothing on
 _LEAST = 1e-12  # of a ratio
+_OUTDATED = "repaired, and a norm before it is off: what it is fed now is not known without data"
 _UNREACHED = "never reached, or not with samples first and channels second, or with part of the batch"
 
 
@@ -118,8 +118,9 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
             given, plan = prediction_inputs(plain, graph, norms), SamplingPlan(seed=seed)
             found = predict(given, plan)
             inherited = inherited_shifts(given, plan, found)
-        unsure = found.unsure | foreign_norms(plain) | faults
         written = given.repaired
+        outdated = {path: _OUTDATED for path in behind_shifted(given, found) if norms[path] in written}
+        unsure = found.unsure | outdated | foreign_norms(plain) | faults
         repaired = {path: float(Stored.of(norm).variance.mean()) for path, norm in norms.items() if norm in written}
     rows = [
         ShiftRow(
@@ -182,8 +183,8 @@ class PredictionInputs:
 
     @property
     def repaired(self) -> set[Norm]:
-        """The norms that store what `reestimate_` or `correct_` wrote: eval mode feeds them that."""
-        return {norm for norm in self.norms.values() if is_as_written(norm, "running_var")}
+        """The norms that store what `reestimate_` or `correct_` wrote, or mostly that: eval mode feeds them that."""
+        return set(filter(is_repaired, self.norms.values()))
 
 
 def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> PredictionInputs:
@@ -257,22 +258,29 @@ def inherited_shifts(given: PredictionInputs, plan: SamplingPlan, found: Predict
     Returns:
         The ratio over that of a second, smaller prediction, in which all norms store what eval mode feeds them.
     """
-    repaired = given.repaired
-    paths: dict[nn.Module | None, str] = {
-        norm: path for path, norm in given.norms.items() if path in found.channels and norm not in repaired
-    }
-    shifted = {norm for norm, path in paths.items() if abs(math.log(max(found.ratio(path), _LEAST))) > _EVEN}
-    behind = {
-        paths[call.module]
-        for call in given.graph.of(Kind.NORM)
-        if call.module in paths and any(x.module in shifted for x in given.graph.upstream(call))
-    }
+    behind = behind_shifted(given, found) - {path for path, norm in given.norms.items() if norm in given.repaired}
     if not behind:
         return dict.fromkeys(found.channels, 1.0)
-    corrected = predict(given, replace(plan, settled=set(given.norms.values()), elements=plan.elements // 4))
+    settled = {norm for path, norm in given.norms.items() if given.distrusted.get(path) != FROZEN}
+    corrected = predict(given, replace(plan, settled=settled, elements=plan.elements // 4))
     ratios = {path: (found.ratio(path), corrected.ratio(path)) for path in behind}
     known = {path: whole / own for path, (whole, own) in ratios.items() if 0 < whole < math.inf and 0 < own < math.inf}
     return dict.fromkeys(found.channels, 1.0) | known
+
+
+def behind_shifted(given: PredictionInputs, found: Prediction) -> set[str]:
+    """The norms, by path, that a norm which is off comes before; frozen ones act alike in both modes."""
+    repaired = given.repaired
+    paths: dict[nn.Module | None, str] = {norm: path for path, norm in given.norms.items() if path in found.channels}
+    shifted = {
+        norm
+        for norm, path in paths.items()
+        if norm not in repaired
+        and given.distrusted.get(path) != FROZEN
+        and abs(math.log(max(found.ratio(path), _LEAST))) > _EVEN
+    }
+    calls = (call for call in given.graph.of(Kind.NORM) if call.module in paths)
+    return {paths[call.module] for call in calls if any(x.module in shifted for x in given.graph.upstream(call))}
 
 
 def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:

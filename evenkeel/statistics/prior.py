@@ -66,6 +66,10 @@ class Prior:
         result.pool()
         return result
 
+    def share_of_new(self, path: str, population: Population, samples: float) -> float:
+        """How much of what a norm is to store is new, 0 to 1."""
+        return samples / (samples + self.samples_of(path, population, samples)) if self.is_used and samples else 1.0
+
     def samples_of(self, path: str, population: Population, samples: float) -> float:
         """How many samples the statistics found in a norm count for."""
         if self._weights is not None:

@@ -178,7 +178,10 @@ def reestimate_(
         for path, p in found.items()
     }
     chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
-    held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats])
+    shares: dict[nn.Module, float] = {
+        free[path]: blend.share_of_new(path, p, measurement.samples) for path, p in found.items()
+    }
+    held = _write({free[path]: population for path, population in populations.items()}, _STORED[stats], shares)
     changes = [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in found]
     stretch = "" if graph is None else stretched(graph, free, changes)
     no_say = _NO_SAY if prior == "auto" and math.isnan(largest(errors.values())) else ""
@@ -304,7 +307,7 @@ def _scored(
     return done
 
 
-def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Held:
+def _write(populations: dict[Norm, Population], names: Sequence[str], shares: Mapping[nn.Module, float]) -> Held:
     """Write the populations' statistics into the norms, all or none of them; return what was there before."""
     values: dict[tuple[nn.Module, str], Tensor] = {
         (norm, name): (population.mean if name == "running_mean" else population.variance).to(getattr(norm, name).dtype)
@@ -314,7 +317,7 @@ def _write(populations: dict[Norm, Population], names: Sequence[str]) -> Held:
     for (norm, name), value in values.items():
         if not value.isfinite().all():
             raise BatchError(f"{name} of {norm} reaches {float(value.abs().max())}: it overflows {value.dtype}")
-    return write_buffers_(values)
+    return write_buffers_(values, shares)
 
 
 def _divide(model: nn.Module, *, leave: bool) -> tuple[dict[str, Norm], dict[str, str]]:

@@ -24,8 +24,8 @@ _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often,
 _MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
 _MOST_PASSES = 12
 # Doubts above which all data are run once more: if the first samples were not like the others, and if they were, when
-# what is left is as large as what any sample leaves; of few samples that is more, in errors of a sample's variance.
-_NEAR, _NEAR_SHUFFLED, _NEAR_FEW = 3e-3, 2e-2, 1.5
+# what is left is as large as what any sample leaves.
+_NEAR, _NEAR_SHUFFLED = 3e-3, 2e-2
 _ALIKE = 4.0  # squared, and in standard errors of samples drawn at random, how far the first ones may be from all
 _END: Any = object()
 
@@ -103,7 +103,7 @@ def settle(
     source = None if ranks.largest(source is None) else source
     doubts: dict[str, Doubt] = {}
     while not is_done or ranks.largest(measurement.is_doubted):
-        doubts = _adjust(measurement, held, store, _FIRST if passes == 1 else _MANY)
+        doubts = _adjust(measurement, held, store, _FIRST if passes == 1 or near > _NEAR else _MANY)
         is_near = max((found.channels for found in doubts.values()), default=0.0) <= near
         if (is_near and not ranks.largest(measurement.is_doubted)) or measurement.is_random:
             break
@@ -179,8 +179,7 @@ def _first_pass(
     groups.close()
     is_alike = _is_alike(at_first, measurement.populations, count)
     is_part = is_part or (max_batches is not None and max_batches < length(batches))
-    of_sample = math.sqrt(2 / max(measurement.samples, 2))
-    return is_all, is_part, max(_NEAR_SHUFFLED, _NEAR_FEW * of_sample) if is_alike else _NEAR
+    return is_all, is_part, _NEAR_SHUFFLED if is_alike else _NEAR
 
 
 def _is_alike(first: Mapping[str, Population], everything: Mapping[str, Population], count: int) -> bool:

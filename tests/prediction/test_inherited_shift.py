@@ -97,3 +97,42 @@ def test_what_is_left_out_at_first_is_corrected_as_well_later():
     for row in ek.variance_shift(twice, [data]):
         assert row.ratio == pytest.approx(1, abs=0.1), row.path
     assert torch.allclose(norm.running_var, once.get_submodule(done[-1].path).running_var, rtol=0.1)
+
+
+def test_what_was_repaired_is_not_called_even_behind_a_norm_that_is_off_again():
+    model, data = trained(0.4, 0.4, 0)
+    repaired = copy.deepcopy(model)
+    first, second, third = [row.path for row in ek.correct_(repaired, data[:2])][-3:]
+    norm, found = repaired.get_submodule(second), model.get_submodule(second)
+    norm.running_mean.copy_(found.running_mean), norm.running_var.copy_(found.running_var)
+    unsure = ek.predict_shift(repaired, data[:2]).unsure
+    assert "a norm before it is off" in unsure[third] and "out already" in unsure[first] and second not in unsure
+
+
+def test_nothing_is_inherited_through_a_frozen_norm():
+    model, data = trained(0.4, 0.4, 0)
+    model[6].eval()
+    model[10].reset_running_stats()
+    with torch.no_grad():
+        for _ in range(8):
+            model(data)
+    (row,) = [row for row in ek.predict_shift(model, data[:2]) if row.path == "10"]
+    assert row.parts["inherited"] == 1 and row.ratio < 0.8
+
+
+def test_a_blend_is_no_repair():
+    """How much of what is stored is new is known, so that not all noise is taken for gone."""
+    model, data = trained(0.4, 0.4, 0)
+    clean = copy.deepcopy(model)
+    ek.reestimate_(clean, [data], prior=1)
+    assert all("out already" in reason for reason in ek.predict_shift(clean, data[:2]).unsure.values())
+    mixed = copy.deepcopy(model)
+    done = ek.reestimate_(mixed, [data], prior=len(data))
+    unsure = ek.predict_shift(mixed, data[:2]).unsure
+    assert len(unsure) == 3 and all("50% of what" in reason for reason in unsure.values())
+    assert not ek.correct_(mixed, data[:2]).rows
+    done.undo()
+    assert not any("of what" in reason for reason in ek.predict_shift(mixed, data[:2]).unsure.values())
+    little = copy.deepcopy(model)
+    ek.reestimate_(little, [data], prior=50 * len(data))
+    assert len(ek.correct_(little, data[:2])) == 3
