@@ -73,7 +73,7 @@ def run(verb: Callable[[nn.Module, list[Any]], Any], spec: Spec) -> tuple[list[s
 
 @pytest.mark.slow
 @read_only
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(spec=specs(fails=False))
 def test_a_read_only_verb_leaves_all_as_found(verb, spec):
     changes, _ = run(READ_ONLY[verb], spec)
@@ -82,7 +82,7 @@ def test_a_read_only_verb_leaves_all_as_found(verb, spec):
 
 @pytest.mark.slow
 @read_only
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(spec=specs(fails=True, running_statistics=True))
 def test_so_it_does_when_the_forward_raises_half_way(verb, spec):
     changes, raised = run(READ_ONLY[verb], spec)
@@ -92,7 +92,7 @@ def test_so_it_does_when_the_forward_raises_half_way(verb, spec):
 
 @pytest.mark.slow
 @changing
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(spec=specs(fails=True, running_statistics=True))
 def test_a_verb_that_changes_the_model_changes_nothing_if_it_fails(verb, spec):
     changes, raised = run((CHANGING | DATA_FREE)[verb], spec)
@@ -102,7 +102,7 @@ def test_a_verb_that_changes_the_model_changes_nothing_if_it_fails(verb, spec):
 
 @pytest.mark.slow
 @changing
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(spec=specs(fails=False, running_statistics=True))
 def test_a_verb_that_changes_the_model_changes_statistics_only(verb, spec):
     changes, raised = run((CHANGING | DATA_FREE)[verb], spec)

@@ -11,15 +11,15 @@ import evenkeel as ek
 from evenkeel.prediction.random_inputs import random_field
 
 
-def convolution(p, channels=24):
+def convolution(p, channels=16):
     return nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.Dropout(p)
 
 
 def trained(*rates):
     """A chain of convolutions and norms, with dropout of these rates in between; and data."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), *(layer for p in rates for layer in convolution(p)))
-    data = random_field((128, 3, 12, 12))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *(layer for p in rates for layer in convolution(p)))
+    data = random_field((128, 3, 10, 10))
     for norm in model:
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = None
@@ -64,7 +64,7 @@ def test_what_is_left_once_the_norms_upstream_are_corrected_is_the_part_of_dropo
 
 def test_the_table_and_the_findings_name_it():
     model, data = trained(0.5, 0.5, 0)
-    model.append(nn.Conv2d(24, 2, 1))  # a weight layer behind the last norm: dropout can be moved
+    model.append(nn.Conv2d(16, 2, 1))  # a weight layer behind the last norm: dropout can be moved
     report = ek.predict_shift(model, data[:2])
     assert "inherited" in str(report) and "own" in str(report)
     assert report.to_dict()["rows"][2]["parts"] == pytest.approx(report[2].parts)

@@ -111,7 +111,7 @@ def nets(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(nets())
 def test_the_prediction_law(net):
     model, shape = net

@@ -41,13 +41,8 @@ RATES = {"drop_rate": 0.2, "drop_path_rate": 0.1}
 NETS = {
     "torchvision densenet121": (torchvision("densenet121", drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
     "torchvision efficientnet_b0": (torchvision("efficientnet_b0"), 64, {"kim2023": 1}),
-    "torchvision mobilenet_v3": (torchvision("mobilenet_v3_large"), 64, {}),
-    "torchvision vgg16_bn": (torchvision("vgg16_bn"), 64, {}),
     "torchvision googlenet": (torchvision("googlenet", init_weights=False), 64, {"kim2023": 1}),
-    "torchvision inception_v3": (torchvision("inception_v3", init_weights=False), 299, {"kim2023": 1}),
-    "timm densenet121": (timm("densenet121", drop_rate=0.2), 64, {"kim2023": 1}),
     "timm densenet121 inside": (timm("densenet121", proj_drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
-    "timm wide_resnet50_2": (timm("wide_resnet50_2", **RATES), 64, {"kim2023": 1}),
     "timm resnetv2_50": (timm("resnetv2_50", **RATES), 64, {"kim2023": 1}),
     "timm efficientnet_b0": (timm("efficientnet_b0", **RATES), 64, {"kim2023": 1}),
     "timm regnety_002": (timm("regnety_002", **RATES), 64, {"kim2023": 1}),
