@@ -98,8 +98,9 @@ def correct_(
 
     Args:
         model: the model, changed in place. What is taken out is what training with dropout put in, once: norms that
-            `correct_` or `reestimate_` has written, and that were not trained since, are left as they are; so are those
-            of a checkpoint that `evenkeel repair` wrote. A state dict by itself does not tell.
+            `correct_` or `reestimate_` has written, and that were not trained since, are left as they are, and so are
+            blends by `prior=` of which more than a tenth is new, and those of a checkpoint that `evenkeel repair`
+            wrote. A state dict by itself does not tell.
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
             floating tensors do not.
         stats: which statistics to write: both, or var.

@@ -242,7 +242,7 @@ def _settle_on_held(measurement: Measurement, held: Reservoir, store: Store) -> 
 def _sample(measurement: Measurement, held: Reservoir, fewest: int) -> tuple[list[Group | None], bool]:
     """Samples from all over the stream, grouped; and whether they are all that there are."""
     size, divisible = measurement.ranks.size, measurement.is_divisible
-    count = max(fewest, min(2 * _FIRST, measurement.samples // 10), measurement.samples // _ENOUGH)
+    count = max(fewest, min(4 * _FIRST, measurement.samples // 10), measurement.samples // _ENOUGH)
     count = -(-count // size)
     pieces = held.sample(count, -(-_FEWEST // size), is_divisible=divisible)
     measurement.least, measurement.most = count, _MOST
