@@ -151,3 +151,18 @@ def test_marks_go_by_paths_without_those_of_compilation():
     other._orig_mod.load_state_dict(plain.state_dict())
     mark_(other, marks_of(plain))
     assert is_as_written(other._orig_mod[0])
+
+
+def test_a_blend_keeps_its_share_through_training_marks_and_undo():
+    norm, other = nn.BatchNorm1d(2, momentum=0.5), nn.BatchNorm1d(2)
+    held = write_buffers_({(norm, "running_var"): torch.full((2,), 9.0)}, {norm: 0.4})
+    assert not is_as_written(norm, "running_var") and written_left(norm, "running_var") == 0.4
+    other.load_state_dict(norm.state_dict())
+    mark_(other, marks_of(norm))
+    assert written_left(other, "running_var") == 0.4
+    norm(torch.randn(8, 2))
+    assert written_left(norm, "running_var") == pytest.approx(0.2)
+    put_back_(held)
+    assert written_left(norm, "running_var") == 0
+    write_buffers_({(norm, "running_var"): torch.full((2,), 9.0)}, {norm: 0.99})  # as good as all
+    assert is_as_written(norm, "running_var")
