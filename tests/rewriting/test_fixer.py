@@ -42,7 +42,6 @@ NETS = {
     "torchvision densenet121": (torchvision("densenet121", drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
     "torchvision efficientnet_b0": (torchvision("efficientnet_b0"), 64, {"kim2023": 1}),
     "torchvision googlenet": (torchvision("googlenet", init_weights=False), 64, {"kim2023": 1}),
-    "timm densenet121 inside": (timm("densenet121", proj_drop_rate=0.2), 64, {"li2018": 58, "kim2023": 58}),
     "timm resnetv2_50": (timm("resnetv2_50", **RATES), 64, {"kim2023": 1}),
     "timm efficientnet_b0": (timm("efficientnet_b0", **RATES), 64, {"kim2023": 1}),
     "timm regnety_002": (timm("regnety_002", **RATES), 64, {"kim2023": 1}),
@@ -122,14 +121,14 @@ def test_a_net_without_dropout_stays_as_it_is(guideline, form):
     assert repr(fixed) == repr(model)
 
 
-# By hypothesis: 100 residual nets, in two parts that can run side by side
+# By hypothesis: 60 residual nets, in two parts that can run side by side
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_the_laws_on_residual_nets(part):
     @seed(part)
-    @settings(max_examples=50, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes: the spec is printed
+    @settings(max_examples=30, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes: the spec is printed
     @given(spec=specs)
     def check(spec):
         model, x = spec.build(), spec.example()
