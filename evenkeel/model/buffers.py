@@ -54,13 +54,17 @@ def write_buffers_(
         {(module, name): getattr(module, name).clone() for module, name in values},
         {module: getattr(module, _MARK, None) for module, _ in values},
     )
+    blends = {module: share for module, share in (shares or {}).items() if share < 1}
+    for module, share in blends.items():  # what was there may have been written, too
+        left = min(written_left(module, name) for owner, name in values if owner is module)
+        blends[module] = share + (1 - share) * left
     for (module, name), value in values.items():
         write_(getattr(module, name), value)
     for module in held.marks:
         written = {name: _sum(getattr(module, name)) for owner, name in values if owner is module}
         count = getattr(module, _COUNT, None)
         counted = {} if count is None else {_COUNT: float(count)}
-        share = {_SHARE: shares[module]} if shares and shares.get(module, 1.0) < _ALL else {}
+        share = {_SHARE: blends[module]} if blends.get(module, 1.0) < _ALL else {}
         former = {name: value for name, value in (held.marks[module] or {}).items() if name != _SHARE}
         module.__dict__[_MARK] = former | written | counted | share
     return held

@@ -166,3 +166,14 @@ def test_a_blend_keeps_its_share_through_training_marks_and_undo():
     assert written_left(norm, "running_var") == 0
     write_buffers_({(norm, "running_var"): torch.full((2,), 9.0)}, {norm: 0.99})  # as good as all
     assert is_as_written(norm, "running_var")
+
+
+def test_a_blend_with_what_was_written_before_is_all_written():
+    norm = nn.BatchNorm1d(2)
+    write_buffers_({(norm, "running_var"): torch.full((2,), 9.0)})
+    write_buffers_({(norm, "running_var"): torch.full((2,), 8.0)}, {norm: 0.2})
+    assert is_as_written(norm, "running_var")
+    other = nn.BatchNorm1d(2)
+    for value in (9.0, 8.0):
+        write_buffers_({(other, "running_var"): torch.full((2,), value)}, {other: 0.5})
+    assert written_left(other, "running_var") == pytest.approx(0.75)
