@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.batches import Forward, device_of, each, forward_pass, inputs, length, samples
 from evenkeel.model.nested import map_tensors, tensors
-from evenkeel.model.norm_calls import NormCalls, OnCall
+from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, mixes_batch, pools_batch
-from evenkeel.model.restoring import restored, seed_all
 from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
+from evenkeel.statistics.trials import Trials
 
 _END: Any = object()
 Layout = Callable[[Tensor], Tensor]
@@ -28,15 +27,13 @@ Sizes = tuple[int, int]  # batches and samples
 Parts = Sequence[tuple[int, Statistics]]
 Call = tuple[int, Parts]  # its rank
 Arrivals = dict[str, list[Call]]
-Fed = tuple[Statistics, torch.dtype]
 Seen = Callable[["Measurement", str, Norm], None]
 
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
 MEMORY = 1 << 27  # bytes
-_ALIKE = {torch.float64: 1e-4, torch.float32: 1e-3}  # how near statistics of the same samples are; of others, 0.05
 _CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
-_ALL = 4  # times as many samples as should be in a group that had better be in it all
+_ALL = 4  # times as many samples as should be in a group that had better hold it all; of more, as large a part
 
 
 class Measurement:
@@ -60,7 +57,7 @@ class Measurement:
         batches: number of batches run.
         samples: number of samples in them.
         least: samples that a group of merged batches should hold, as far as the memory allows; more where that is
-            cheap, and all where they are not many more.
+            cheap or a small part of all, and all where they are not many more.
         most: samples that it should not exceed.
         called: paths of the norms whose forward was called.
         entangled: paths of the norms whose statistics are read by anything but their own normalising.
@@ -111,6 +108,7 @@ class Measurement:
         self.is_random = False
         self.is_divisible = False
         self._forward = forward
+        self._trials = Trials(model, norms, forward)
         self._memory = 0 if self.apart else memory
         self._count = count
         self._paths = list(norms)
@@ -211,17 +209,7 @@ class Measurement:
 
     def try_for_noise(self, pieces: Sequence[Piece]) -> None:
         """Find out, from some samples that were run before, whether the model draws at random in eval mode."""
-        found = False
-        if pieces:
-            few = pieces[0].thinned(-(-pieces[0].samples // 2) if self.is_divisible else 1)
-            try:
-                one, other = (self._fed(Group((few,)), seed) for seed in (1, 2))
-            except BatchError:  # what is wrong comes up where it is measured
-                one, other = {}, {}
-            found = any(
-                not _is_alike([one.get(path, [])], other.get(path, []), pooled=pools_batch(self.norms[path]))
-                for path in one.keys() | other.keys()
-            )
+        found = bool(pieces) and self._trials.are_random(pieces[0], is_divisible=self.is_divisible)
         self.is_random = bool(self.ranks.largest(found))
 
     def _pieces(
@@ -322,60 +310,32 @@ class Measurement:
     def _limit(self, piece: Piece) -> float:
         """How many samples a group may hold."""
         if self._size is None:
-            self._size = max(self._bytes_of_a_sample(piece.batch), 1) if self._memory else math.inf
+            self._size = self._bytes_of_a_sample(piece.batch) if self._memory else math.inf
         cheap = min(self._memory, _CHEAP) if device_of(self.model).type == "cpu" else self._memory
-        least = max(self.least, cheap // self._size)
         total = self._expected * piece.samples
+        part = min(total // _ALL, _ALL * self.least) if math.isfinite(total) else 0
+        least = max(self.least, part, cheap // self._size)
         return min(total if total <= _ALL * least else least, self.most, self._memory // self._size)
 
     def _bytes_of_a_sample(self, batch: Any) -> float:
-        """Bytes of the largest input of a norm, tried on one sample; infinite if the model does not take one."""
-        sample = map_tensors(lambda t: (t[:1] if t.ndim else t).clone(), batch)
-        sizes = [t.numel() * t.element_size() for t in tensors(sample)]
+        """Bytes of the largest input of a norm, at least 1; infinite if the model does not take one sample."""
         try:
-            self._try(sample, lambda path, norm, x: sizes.append(x.numel() * x.element_size()))
+            return max(self._trials.bytes_of_a_sample(batch), 1)
         except BatchError as error:
             self._keep_apart(f"one sample alone, {error}")
             return math.inf
-        return max(sizes, default=1)
-
-    def _try(self, batch: Any, on_call: OnCall, seed: int = 0, *, is_restored: bool = True) -> None:
-        """Run some samples, and leave the model, and the random numbers, as they were."""
-        kept = restored(self.model, parameters=False) if is_restored else nullcontext()
-        with kept, NormCalls(self.norms, on_call):
-            seed_all(seed)
-            forward_pass(self.model, batch, 1, self._forward)
 
     def _is_proven(self, group: Group) -> bool:
-        """Whether every norm is fed the same by some samples of some of the group's batches, apart and merged."""
-        count = len(group.held)
-        tried = sorted({0, count // 3, 2 * count // 3, count - 1})
-        few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[i] for i in tried)]
+        """Whether every norm is fed the same by samples of the group's batches, apart and merged."""
         try:
-            with restored(self.model, parameters=False):  # once: it is what takes time
-                alone = [self._fed(Group((piece,)), is_restored=False) for piece in few]
-                together = self._fed(Group(tuple(few)), is_restored=False)
+            path = self._trials.unlike(group)
         except BatchError as error:
             self._keep_apart(f"two samples of each, {error}")
             return False
-        for path in {path for found in (*alone, together) for path in found}:
-            parts, whole = [found.get(path, []) for found in alone], together.get(path, [])
-            if not _is_alike(parts, whole, pooled=pools_batch(self.norms[path])):
-                self._keep_apart(f"merged, they feed norm {path!r} other values than apart")
-                return False
-        self.is_divisible = True
-        return True
-
-    def _fed(self, group: Group, seed: int = 0, *, is_restored: bool = True) -> dict[str, list[Fed]]:
-        """What reaches each norm as samples run that are not counted: statistics, and the kind of number."""
-        found: dict[str, list[Fed]] = {}
-
-        def on_call(path: str, norm: Norm, x: Tensor) -> None:
-            if x.numel():
-                found.setdefault(path, []).append((batch_statistics(x, pooled=pools_batch(norm)), x.dtype))
-
-        self._try(group.batch, on_call, seed, is_restored=is_restored)
-        return found
+        if path is not None:
+            self._keep_apart(f"merged, they feed norm {path!r} other values than apart")
+        self.is_divisible = path is None
+        return self.is_divisible
 
     def _keep_apart(self, reason: str) -> None:
         self.is_divisible = False
@@ -400,26 +360,6 @@ class _Retry(BatchError):
 def _none(_piece: Piece) -> float:
     """How many samples may run together where none may."""
     return 0
-
-
-def _is_alike(alone: Sequence[Sequence[Fed]], together: Sequence[Fed], *, pooled: bool) -> bool:
-    """Whether the same values reached a norm, in whatever order; what is not finite tells nothing."""
-    parts, whole = (_merged([fed for found in calls for fed in found], pooled) for calls in (alone, [together]))
-    if parts is None or whole is None or parts.size != whole.size:
-        return False
-    if not all(t.isfinite().all() for t in (*parts[1:], *whole[1:])):
-        return True
-    near = max(_ALIKE.get(dtype, 0.05) for _, dtype in together)
-    scale = float(whole.variance.mean() + 1e-4 * (whole.mean**2).mean())
-    moved, changed = (float((a - b).abs().max()) for a, b in zip(parts[1:], whole[1:], strict=True))
-    return moved <= near * math.sqrt(scale) and changed <= near * scale
-
-
-def _merged(calls: Sequence[Fed], pooled: bool) -> Statistics | None:
-    population = Population(pooled=pooled)
-    population.add((0, statistics) for statistics, _ in calls)
-    population.pool()
-    return Statistics(population.count, population.mean, population.variance) if calls else None
 
 
 def _not_finite(model: nn.Module) -> str:

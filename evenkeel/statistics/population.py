@@ -88,7 +88,7 @@ class Population:
         if self._open:
             batches = [batch for numbers, *_ in self._open for batch in numbers]
             rows = [torch.cat([n, n * mean, self._squared(n, mean, v)], 1) for _, n, mean, v in self._open]
-            table = _by_batch(batches, torch.cat(rows))
+            table = by_batch(batches, torch.cat(rows))
             n, (means, squares) = table[:, :1], table[:, 1:].tensor_split(2, dim=1)
             mean_squares = squares.mean(1, keepdim=True)
             sums = torch.cat([n**0, n, mean_squares, n**2, n * mean_squares, mean_squares**2], 1).sum(0)
@@ -206,8 +206,8 @@ class Population:
         return max(float(self.variance.mean()), 1e-300)
 
 
-def _by_batch(batches: Sequence[int], rows: Tensor) -> Tensor:
-    """Sum the rows of one batch."""
+def by_batch(batches: Sequence[int], rows: Tensor) -> Tensor:
+    """Sums of the rows of each batch, given the batch of each row; in the order of their numbers."""
     _, index = torch.tensor(batches, device=rows.device).unique(return_inverse=True)
     return rows.new_zeros(int(index.max()) + 1, rows.shape[1]).index_add_(0, index, rows)
 

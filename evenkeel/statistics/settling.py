@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evenkeel.model.batches import length
+from evenkeel.model.buffers import write_
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.population import Population
@@ -18,7 +19,8 @@ from evenkeel.statistics.sweeps import KNOWN, Doubt, Store, distance_between, do
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
 _ENOUGH = 64  # how many times more samples there may be than those that show how statistics change
-_MANY = 1024  # samples that show it where it is harder to know
+_FEW, _MANY = 128, 1024  # samples that show it at first where all are alike, and where it is harder to know
+_PART, _MARGIN = 3, 1.2  # of all samples the part above which all are run again; more than are reckoned to do
 _FEWEST = 8  # batches that these must come from: samples of one may be alike
 _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
 _MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
@@ -26,6 +28,7 @@ _MOST_PASSES = 12
 # Doubts above which all data are run once more: if the first samples were not like the others, and if they were, when
 # what is left is as large as what any sample leaves.
 _NEAR, _NEAR_SHUFFLED = 3e-3, 2e-2
+_AIM = 2e-3  # a doubt that is no larger needs no more samples
 _ALIKE = 4.0  # squared, and in standard errors of samples drawn at random, how far the first ones may be from all
 _END: Any = object()
 
@@ -103,8 +106,11 @@ def settle(
     source = None if ranks.largest(source is None) else source
     doubts: dict[str, Doubt] = {}
     while not is_done or ranks.largest(measurement.is_doubted):
-        doubts = _adjust(measurement, held, store, _FIRST if passes == 1 or near > _NEAR else _MANY)
-        is_near = max((found.channels for found in doubts.values()), default=0.0) <= near
+        if near > _NEAR:
+            doubts = _adjust_by_few(measurement, held, store, near)
+        else:
+            doubts, _ = _adjust(measurement, held, store, _usual(measurement, _FIRST if passes == 1 else _MANY))
+        is_near = _worst(doubts) <= near
         if (is_near and not ranks.largest(measurement.is_doubted)) or measurement.is_random:
             break
         if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
@@ -122,7 +128,7 @@ def settle(
         if is_new and distance_between(measurement.populations, stored) < _SETTLED:
             entangled = set()  # what reads them changes nothing, as a log does
         else:
-            groups, is_all = _sample(measurement, held, _MANY)
+            groups, is_all = _sample(measurement, held, _usual(measurement, _MANY))
             left, restless = step_by_step(measurement, groups, stored, store, is_all=is_all)
     is_random, found = measurement.is_random, measurement.populations
     return Settled(found, passes, doubts, restless, is_part, is_uneven, is_random, used, entangled, left)
@@ -208,13 +214,40 @@ def _pass_again(measurement: Measurement, source: Iterable[Any], max_batches: in
     return True
 
 
-def _adjust(measurement: Measurement, held: Reservoir, store: Store, fewest: int) -> dict[str, Doubt]:
-    """Step 3: move what was measured by the change that storing it makes; how far off that may be, by path."""
-    groups, is_all = _sample(measurement, held, fewest)
+def _adjust_by_few(measurement: Measurement, held: Reservoir, store: Store, near: float) -> dict[str, Doubt]:
+    """Step 3 with few samples, and with as many as the doubts then ask for, where these cost less than a second pass.
+
+    Args:
+        measurement: of all data.
+        held: samples of them, not unlike each other.
+        store: as for `settle`.
+        near: the doubt that will do.
+    """
+    base, total, usual = measurement.populations, measurement.samples, _usual(measurement, _FIRST)
+    stored = [(buffer, buffer.clone()) for norm in measurement.norms.values() for buffer in norm.buffers()]
+    count: float = usual if total <= 2 * usual else max(_FEW, total // _ENOUGH)
+    while True:
+        doubts, used = _adjust(measurement, held, store, int(count))
+        asked = {aim: _MARGIN * used * (_worst(doubts) / aim) ** 2 for aim in (near, _AIM)}
+        count = max(asked[near], min(asked[_AIM], usual))
+        if _worst(doubts) <= _AIM or count <= used or count > total / _PART:
+            return doubts
+        measurement.populations = base
+        for buffer, value in stored:
+            write_(buffer, value)
+
+
+def _adjust(measurement: Measurement, held: Reservoir, store: Store, count: int) -> tuple[dict[str, Doubt], float]:
+    """Step 3: move what was measured by the change that storing it makes in about so many samples.
+
+    Returns:
+        How far off that may be, by path, and how many samples these were.
+    """
+    groups, is_all = _sample(measurement, held, count)
     base, old = measurement.populations, measurement.arrive(groups)
     if is_all:
         settle_on(measurement, groups, store, _MOST_SWEEPS if measurement.is_random else _MOST_ALL, _STILL)
-        return {}
+        return {}, measurement.samples
     latest, result = old, base
     in_parts, unrest = len(groups) > 1 or any(map(is_repeated, old.values())), 0.0
     for _ in range(_MOST_SWEEPS if in_parts and not measurement.is_random else 1):
@@ -227,7 +260,16 @@ def _adjust(measurement: Measurement, held: Reservoir, store: Store, fewest: int
     size = measurement.ranks.largest(sum(group.samples for group in groups if group)) * measurement.ranks.size
     left = math.sqrt(max(1 - size / max(measurement.samples, 1), 0))  # of the data, those that were not among them
     doubts = {path: doubt(old.get(path, ()), latest.get(path, ())) for path in result}
-    return {path: Doubt(max(left * found.channels, unrest), left * found.mean) for path, found in doubts.items()}
+    return {path: Doubt(max(left * d.channels, unrest), left * d.mean) for path, d in doubts.items()}, size
+
+
+def _worst(doubts: Mapping[str, Doubt]) -> float:
+    return max((found.channels for found in doubts.values()), default=0.0)
+
+
+def _usual(measurement: Measurement, fewest: int) -> int:
+    """How many samples most often show how statistics change."""
+    return max(fewest, min(4 * _FIRST, measurement.samples // 10), measurement.samples // _ENOUGH)
 
 
 def _settle_on_held(measurement: Measurement, held: Reservoir, store: Store) -> int:
@@ -239,10 +281,9 @@ def _settle_on_held(measurement: Measurement, held: Reservoir, store: Store) -> 
     return int(measurement.ranks.total(sum(piece.samples for piece in held.pieces)))
 
 
-def _sample(measurement: Measurement, held: Reservoir, fewest: int) -> tuple[list[Group | None], bool]:
-    """Samples from all over the stream, grouped; and whether they are all that there are."""
+def _sample(measurement: Measurement, held: Reservoir, count: int) -> tuple[list[Group | None], bool]:
+    """About so many samples from all over the stream, grouped; and whether they are all that there are."""
     size, divisible = measurement.ranks.size, measurement.is_divisible
-    count = max(fewest, min(4 * _FIRST, measurement.samples // 10), measurement.samples // _ENOUGH)
     count = -(-count // size)
     pieces = held.sample(count, -(-_FEWEST // size), is_divisible=divisible)
     measurement.least, measurement.most = count, _MOST

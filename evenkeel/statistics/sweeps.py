@@ -14,7 +14,7 @@ from torch import Tensor
 from evenkeel.model.norms import Norm
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Arrivals, Call, Measurement
-from evenkeel.statistics.population import Population
+from evenkeel.statistics.population import Population, by_batch
 
 KNOWN = 4  # parts of the data from which the variance between them says enough
 Store = Callable[[str, Population, float], None]  # path, population, of how many samples
@@ -106,7 +106,7 @@ class Change:
 def _with_call(population: Population, call: Call) -> Population:
     result = population.copy()
     result.add(call[1])
-    result.merge()
+    result.pool()
     return result
 
 
@@ -125,10 +125,10 @@ def doubt(old: Sequence[Call], new: Sequence[Call]) -> Doubt:
 
     Infinite where too few batches tell.
     """
-    before, after = _by_number(old), _by_number(new)
-    if len(before) < KNOWN or before.keys() != after.keys():
+    before, after = _numbers(old), _numbers(new)
+    if len(before) < KNOWN or before != after:
         return Doubt(math.inf, math.inf)
-    (n, mean, squares), (_, new_mean, new_squares) = _columns(before), _columns(after)
+    (n, mean, squares), (_, new_mean, new_squares) = _columns(old), _columns(new)
     total = n.sum()
     of_mean = _ratio_error(squares.mean(1, keepdim=True), new_squares.mean(1, keepdim=True), 0.0)
     of_variances = _ratio_error(squares, new_squares, 0.01)  # channels that are all but dead tell little
@@ -146,20 +146,17 @@ def _ratio_error(old: Tensor, new: Tensor, least: float) -> Tensor:
     return error / whole.clamp_min(max(least * float(whole.mean()), 1e-300))
 
 
-def _by_number(calls: Sequence[Call]) -> dict[int, Population]:
-    """What arrived of each batch."""
-    found: dict[int, Population] = {}
-    for _, parts in calls:
-        for number, statistics in parts:
-            found.setdefault(number, Population()).add([(number, statistics)])
-    for population in found.values():
-        population.pool()
-    return found
+def _numbers(calls: Sequence[Call]) -> set[int]:
+    return {number for _, parts in calls for number, statistics in parts if statistics.size}
 
 
-def _columns(batches: Mapping[int, Population]) -> tuple[Tensor, Tensor, Tensor]:
+def _columns(calls: Sequence[Call]) -> tuple[Tensor, Tensor, Tensor]:
     """Of all batches: counts (batches, 1), means (batches, channels), and squares about the mean of all, likewise."""
-    found = [batches[number] for number in sorted(batches)]
-    n = torch.tensor([[p.count] for p in found], dtype=torch.float64, device=found[0].mean.device)
-    mean, variance = torch.stack([p.mean for p in found]), torch.stack([p.variance for p in found])
-    return n, mean, (n - 1) * variance + n * (mean - (n * mean).sum(0) / n.sum()) ** 2
+    numbers, statistics = zip(*(part for _, parts in calls for part in parts if part[1].size), strict=True)
+    counts, means, variances = zip(*statistics, strict=True)
+    mean, variance = torch.stack(means).double(), torch.stack(variances).double()
+    n = torch.tensor(counts, dtype=torch.float64, device=mean.device)[:, None]
+    squares = (n - 1) * variance + n * (mean - (n * mean).sum(0) / n.sum()) ** 2
+    rows = by_batch(numbers, torch.cat([n, n * mean, squares], 1))
+    count, (sums, squares) = rows[:, :1], rows[:, 1:].tensor_split(2, dim=1)
+    return count, sums / count, squares

@@ -257,3 +257,14 @@ def test_a_tolerance_that_is_met_early_says_what_it_takes_for_granted():
     done = ek.reestimate_(net(), sorted_stream(), tolerance=0.2)
     assert done.batches < 100 and any("only if the loader shuffles" in note for note in done.notes)
     assert not ek.reestimate_(net(), sorted_stream()[:8]).notes
+
+
+@pytest.mark.parametrize(("depth", "most"), [(2, 1.15), (12, 1.7)])
+def test_of_shuffled_data_as_many_are_run_twice_as_the_doubts_ask_for(depth, most):
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(depth)]
+    model, data, run = nn.Sequential(nn.Dropout(0.5), *layers), torch.randn(4096, 16).exp(), []
+    model.register_forward_pre_hook(lambda _, args: run.append(len(args[0])))
+    assert ek.reestimate_(model, data.split(64)).passes == 1
+    assert len(data) < sum(run) < most * len(data)
+    assert max(shifts(model, data)) < 0.03
