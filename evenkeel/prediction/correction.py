@@ -90,9 +90,11 @@ def correct_(
     the replicas, seeds that disagree, and a norm moved further than the dropout on its way can move it:
     `Var_eval / Var_train >= (1 - n) prod 1 / (1 + s2 q)`, with s2 = p / (1 - p), q = E x^2 / Var x of what each dropout
     reads, and n the noise in what the norms before hand on. Nor is it, unless `unsure="write"`, where the prediction
-    cannot be proven: where noise passes an operation that is not understood, and where it matters how strong a signal
-    is that no norm fixes: with V the variance stored and v that of random inputs, its noise is between N and N V / v.
-    All these norms are named in `untouched`. On any error the model is exactly as it was.
+    cannot be proven: where noise passes an operation that is not understood; behind norms whose statistics are not
+    those of training; and where it matters how strong a signal is that no norm fixes: with V the variance stored and v
+    that of random inputs, its noise is between N and N V / v, and more than half of the shift may be missing. If so
+    much as a quarter of the norms that dropout moves cannot be proven, none is written: what each gets wrong, those
+    behind it add to. All these norms are named in `untouched`. On any error the model is exactly as it was.
 
     With data at hand, `reestimate_` is exact; this is for a checkpoint without.
 

@@ -22,8 +22,9 @@ _GUESSED = 0.1  # share of a norm's shift that dropouts nothing is known of may 
 _EXCEEDED = 0.05  # share of a norm's channels in which noise may exceed what is stored
 _NEARLY_ALL = 0.95  # share of a norm's variance that noise may have
 _ROUNDING = 1e-5  # share of it that may be no noise at all
-_SMALL = 0.005  # log ratio of a shift that needs no cause
+SMALL = 0.005  # log ratio of a shift that needs no cause
 _WIDTH = 0.15  # in nats, between what a shift may be, up to which it counts as known
+_HALF, _LITTLE = 0.5, 0.02  # of a predicted shift, what may be missing, and, in nats, what may be anyway
 _BEYOND = 0.1  # in nats, by which a shift may pass its bound, for chance and for inputs that are correlated
 _STEEPEST = 1.5  # how many times the noise that activations read is in what they return, at most; 1.47 for ReLU
 _LEAST = 0.01  # of a stored variance, left for the signal at least
@@ -130,16 +131,17 @@ def _fixes_strength(layer: Layer) -> bool:
 
 def _loosely_fixed(arrivals: list[Arrival], shares: Shares, loose: Loose) -> Iterable[str]:
     """Noise on signals of unknown strength, if it matters how strong they are."""
-    if abs(departure(arrivals[-1].channels)) <= _SMALL:
+    if abs(departure(arrivals[-1].channels)) <= SMALL:
         return
     for layer, share in shares.items():
         if layer in loose.raw and share > _GUESSED:
             yield f"{_part(share, layer)}, on a signal whose variance no norm fixes"
     share = sum(share for layer, share in shares.items() if layer in loose.mixed)
     low, high = map(max, zip(*(bounds_of(arrival, share) for arrival in arrivals), strict=True))
-    if high + low > _WIDTH:
+    center = departure(arrivals[-1].channels)
+    toward = low if center > 0 else high  # how much nearer to 1 the shift may be
+    if high + low > _WIDTH or toward > max(_HALF * abs(center), _LITTLE):
         layer = max((x for x in shares if x in loose.mixed), key=shares.__getitem__)
-        center = departure(arrivals[-1].channels)
         between = f"{math.exp(center - low):.2f} and {math.exp(center + high):.2f}"
         yield f"{_part(share, layer)} and such, of unknown strength: eval/train is between {between}"
 
@@ -170,7 +172,7 @@ def bounds_of(arrival: Arrival, share: float) -> tuple[float, float]:
 
 def _opaque(call: Layer, seen: ReplicaRecorder, graph: LayerGraph, found: Channels) -> Iterable[str]:
     """Operations that noise passes and that are not understood."""
-    if abs(departure(found)) <= _SMALL:
+    if abs(departure(found)) <= SMALL:
         return
     for layer in graph.upstream(call, until=Kind.NORM):
         if is_opaque(layer) and _is_noisy(seen.energies.get(layer), layer, graph):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from evenkeel.graph.kinds import Kind
 from evenkeel.model.norms import Norm
-from evenkeel.prediction.doubts import Doubt, departure, excess
+from evenkeel.prediction.doubts import SMALL, Doubt, departure, excess
 from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.shift_prediction import Prediction, PredictionInputs, predict
 
 _DISAGREEMENT = 0.1  # in nats, between the ratios that two seeds give
+_MOST_UNPROVEN = 0.25  # of the norms that noise moves
 _ELEMENTS = 1 << 26  # of the sample that a prediction is compared with
 
 
@@ -27,7 +28,7 @@ def settle(given: PredictionInputs, plan: SamplingPlan, *, unproven: bool) -> Pr
     Returns:
         The prediction; its doubts are those of norms that a second seed, or their bound, contradicts as well.
     """
-    settled, left, compared = set(given.norms.values()), dict[str, Doubt](), False
+    settled, left, beside, compared = set(given.norms.values()), dict[str, Doubt](), dict[str, Doubt](), False
     while True:
         now = replace(plan, settled=settled)
         found = predict(given, now)
@@ -38,8 +39,34 @@ def settle(given: PredictionInputs, plan: SamplingPlan, *, unproven: bool) -> Pr
             compared, scattered = True, _scattered(found, given, now)
             doubts, left = doubts | scattered, left | scattered
         if settled.isdisjoint(given.norms[path] for path in left):
-            return replace(found, doubts=doubts)
+            new = _beside_unproven(found, given, doubts, beside)
+            if unproven or not new:
+                return replace(found, doubts=doubts | new)
+            beside, left = beside | new, left | new
         settled = settled - {given.norms[path] for path in left}
+
+
+def _beside_unproven(
+    found: Prediction, given: PredictionInputs, doubts: Mapping[str, Doubt], before: Mapping[str, Doubt]
+) -> dict[str, Doubt]:
+    """All other norms, if too many cannot be proven: each is fed by others, and what these get wrong adds up.
+
+    Args:
+        found: the prediction.
+        given: of the model.
+        doubts: all so far.
+        before: those that this gave before, when norms were corrected that are now left.
+    """
+    wrong = {path for path, doubt in doubts.items() if doubt.wrong}
+    moved = [path for path, channels in found.channels.items() if abs(departure(channels)) > SMALL]
+    moved = [path for path in moved if path not in wrong and given.norms[path] not in given.repaired]
+    unproven = [path for path in moved if path in doubts and path not in before]
+    if not before and len(unproven) <= _MOST_UNPROVEN * len(moved):
+        return {}
+    reason = next((doubt.reason for doubt in before.values()), "") or (
+        f"{len(unproven)} of {len(moved)} norms cannot be proven, such as {unproven[0]!r}; errors add up"
+    )
+    return {path: Doubt(reason, wrong=False) for path in moved if path not in doubts}
 
 
 def _is_wrong(found: Prediction, path: str) -> bool:

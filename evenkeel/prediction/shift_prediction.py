@@ -12,14 +12,14 @@ from torch import nn
 
 from evenkeel.errors import ModelError
 from evenkeel.graph.kinds import Kind
-from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import FROZEN, set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.prediction.anchors import Stored, distrust, is_repaired, stored_before
+from evenkeel.prediction.anchors import WRITTEN, Stored, distrust, is_repaired, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
 from evenkeel.prediction.doubts import Doubt, bounds_before, doubt_of, is_opaque, loose_dropouts
 from evenkeel.prediction.mode_agreement import agreement, always_noisy
@@ -116,6 +116,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
             for path in faults:
                 norms[path].reset_running_stats()
             given, plan = prediction_inputs(plain, graph, norms), SamplingPlan(seed=seed)
+            given = replace(given, distrusted={**given.distrusted, **faults})
             found = predict(given, plan)
             inherited = inherited_shifts(given, plan, found)
         written = given.repaired
@@ -235,13 +236,16 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     shares = _shares(seen, graph, channels)
     unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
     loose = loose_dropouts(graph, given.anchors)
-    doubts = {
-        path: doubt
-        for path in channels
-        if (doubt := doubt_of(seen.arrivals[path], seen.calls[path], shares[path], seen, graph, loose))
-    }
     faults = {**given.contradicted, **given.distrusted, **unreached}
-    doubts |= {path: Doubt(reason, wrong=True) for path, reason in faults.items()}
+    resting = _behind_distrusted(given, graph, seen.calls)
+
+    def doubt(path: str) -> Doubt | None:
+        if path in faults:
+            return Doubt(faults[path], wrong=True)
+        own = doubt_of(seen.arrivals[path], seen.calls[path], shares[path], seen, graph, loose)
+        return own or resting.get(path)
+
+    doubts = {path: found for path in norms if (found := doubt(path))}
     before = bounds_before(graph, seen)
     bounds = {path: before[call.inputs[0]] for path, call in seen.calls.items()}
     return Prediction(graph, channels, shares, doubts, bounds)
@@ -281,6 +285,20 @@ def behind_shifted(given: PredictionInputs, found: Prediction) -> set[str]:
     }
     calls = (call for call in given.graph.of(Kind.NORM) if call.module in paths)
     return {paths[call.module] for call in calls if any(x.module in shifted for x in given.graph.upstream(call))}
+
+
+def _behind_distrusted(given: PredictionInputs, graph: LayerGraph, calls: Mapping[str, Layer]) -> dict[str, Doubt]:
+    """Norms whose input was normalised by statistics that are not those of training, by path."""
+    known = (FROZEN, WRITTEN)
+    distrusted: dict[nn.Module | None, str] = {
+        given.norms[path]: path for path, reason in given.distrusted.items() if reason not in known
+    }
+    found: dict[str, Doubt] = {}
+    for path, call in calls.items():
+        before = [distrusted[x.module] for x in graph.upstream(call, until=Kind.NORM) if x.module in distrusted]
+        if before:
+            found[path] = Doubt(f"it rests on {before[0]!r}: {given.distrusted[before[0]]}", wrong=False)
+    return found
 
 
 def _shares(seen: ReplicaRecorder, graph: LayerGraph, channels: Mapping[str, Channels]) -> dict[str, Shares]:

@@ -8,7 +8,8 @@ from test_shift_prediction import train_
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.prediction.doubts import bounds_of, excess, loose_dropouts
+from evenkeel.graph.kinds import Kind
+from evenkeel.prediction.doubts import Loose, _loosely_fixed, bounds_of, excess, loose_dropouts
 from evenkeel.prediction.replica_recorder import Arrival, SamplingPlan
 from evenkeel.prediction.replicas import Channels
 from evenkeel.prediction.shift_prediction import predict, prediction_inputs
@@ -127,3 +128,14 @@ def test_what_is_beyond_its_bound_is_said_with_both_figures():
     grown = channels(1.0, -0.5)
     assert excess(grown, bound=0.2) is None
     assert "1.50, but the dropouts before it can make it 1.11 at most" in (excess(grown, bound=0.05) or "")
+
+
+@pytest.mark.parametrize(("factor", "doubted"), [(1.0, False), (1.5, False), (3.0, True)])
+def test_a_shift_of_which_more_than_half_may_be_missing_cannot_be_proven(factor, doubted):
+    """Random inputs give so many times what is stored; the noise, made as much smaller, is then a guess."""
+    graph = ek.trace(nn.Sequential(nn.Dropout(0.5), nn.Linear(1, 1), nn.BatchNorm1d(1)), torch.zeros(2, 1))
+    (dropout,) = graph.of(Kind.DROPOUT)
+    arrival = Arrival(channels(1.0, 0.05), channels(factor, 0.05), torch.tensor([False]))
+    reasons = list(_loosely_fixed([arrival], {dropout: 1.0}, Loose(frozenset(), frozenset({dropout}))))
+    assert bool(reasons) == doubted
+    assert all("of unknown strength: eval/train is between 0.95 and 0.98" in reason for reason in reasons)

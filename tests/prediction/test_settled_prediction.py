@@ -1,5 +1,6 @@
 """Settling: norms that a bound or a second seed contradicts are left, and those after them predicted anew."""
 
+import pytest
 import torch
 from test_shift_prediction import train_
 from torch import nn
@@ -76,3 +77,35 @@ def test_what_is_left_stays_left_and_named(monkeypatch):
 
     monkeypatch.setattr(settled_prediction, "_beyond", beyond)
     assert settle(inputs, PLAN, unproven=False).doubts == reasons
+
+
+class Branches(nn.Module):
+    """Branches of dropout, a weight layer and a norm, the first few of which pass what is not understood."""
+
+    def __init__(self, opaque, count):
+        super().__init__()
+        self.norm, self.opaque = nn.BatchNorm1d(32), opaque
+        self.weights = nn.ModuleList(nn.Linear(32, 32) for _ in range(count))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(32) for _ in range(count))
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.norm(x), 0.3, self.training)
+        outputs = [weights(x) for weights in self.weights]
+        return [
+            norm(y.asinh() if i < self.opaque else y)
+            for i, (y, norm) in enumerate(zip(outputs, self.norms, strict=True))
+        ]
+
+
+@pytest.mark.parametrize(("opaque", "left"), [(0, 0), (1, 1), (2, 4)])
+def test_where_too_many_cannot_be_proven_none_is_written_unless_told(opaque, left):
+    torch.manual_seed(0)
+    model = train_(Branches(opaque, 4), (32,))
+    done = ek.correct_(model, torch.zeros(1, 32))
+    moved = {path for path in done.untouched if path.startswith("norms.")}
+    assert len(moved) == left and len(done.untouched) == left
+    beside = [reason for reason in done.untouched.values() if "errors add up" in reason]
+    assert beside == ["2 of 4 norms cannot be proven, such as 'norms.0'; errors add up"] * (2 if left == 4 else 0)
+    done.undo()
+    told = ek.correct_(model, torch.zeros(1, 32), unsure="write")
+    assert not told.untouched and set(told.unsure) == moved
