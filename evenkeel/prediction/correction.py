@@ -92,9 +92,9 @@ def correct_(
     reads, and n the noise in what the norms before hand on. Nor is it, unless `unsure="write"`, where the prediction
     cannot be proven: where noise passes an operation that is not understood; behind norms whose statistics are not
     those of training; and where it matters how strong a signal is that no norm fixes: with V the variance stored and v
-    that of random inputs, its noise is between N and N V / v, and more than half of the shift may be missing. If so
-    much as a quarter of the norms that dropout moves cannot be proven, none is written: what each gets wrong, those
-    behind it add to. All these norms are named in `untouched`. On any error the model is exactly as it was.
+    that of random inputs, its noise is between N and N V / v, which is too wide, or leaves less than half of the shift.
+    If more than a quarter of the norms that dropout moves cannot be proven, none behind them is written, for what they
+    get wrong adds up. All these norms are named in `untouched`. On any error the model is exactly as it was.
 
     With data at hand, `reestimate_` is exact; this is for a checkpoint without.
 

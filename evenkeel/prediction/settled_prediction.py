@@ -6,7 +6,10 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from torch import nn
+
 from evenkeel.graph.kinds import Kind
+from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm
 from evenkeel.prediction.doubts import SMALL, Doubt, departure, excess
 from evenkeel.prediction.replica_recorder import SamplingPlan
@@ -28,7 +31,7 @@ def settle(given: PredictionInputs, plan: SamplingPlan, *, unproven: bool) -> Pr
     Returns:
         The prediction; its doubts are those of norms that a second seed, or their bound, contradicts as well.
     """
-    settled, left, beside, compared = set(given.norms.values()), dict[str, Doubt](), dict[str, Doubt](), False
+    settled, left, compared, adds_up = set(given.norms.values()), dict[str, Doubt](), False, False
     while True:
         now = replace(plan, settled=settled)
         found = predict(given, now)
@@ -39,34 +42,37 @@ def settle(given: PredictionInputs, plan: SamplingPlan, *, unproven: bool) -> Pr
             compared, scattered = True, _scattered(found, given, now)
             doubts, left = doubts | scattered, left | scattered
         if settled.isdisjoint(given.norms[path] for path in left):
-            new = _beside_unproven(found, given, doubts, beside)
-            if unproven or not new:
-                return replace(found, doubts=doubts | new)
-            beside, left = beside | new, left | new
+            adds_up = adds_up or _are_many_unproven(found, doubts)
+            behind = _behind_unproven(found, given, doubts) if adds_up else {}
+            if unproven or not behind:
+                return replace(found, doubts=doubts | behind)
+            left = left | behind
         settled = settled - {given.norms[path] for path in left}
 
 
-def _beside_unproven(
-    found: Prediction, given: PredictionInputs, doubts: Mapping[str, Doubt], before: Mapping[str, Doubt]
-) -> dict[str, Doubt]:
-    """All other norms, if too many cannot be proven: each is fed by others, and what these get wrong adds up.
+def _moved(found: Prediction) -> list[str]:
+    return [path for path, channels in found.channels.items() if abs(departure(channels)) > SMALL]
 
-    Args:
-        found: the prediction.
-        given: of the model.
-        doubts: all so far.
-        before: those that this gave before, when norms were corrected that are now left.
-    """
-    wrong = {path for path, doubt in doubts.items() if doubt.wrong}
-    moved = [path for path, channels in found.channels.items() if abs(departure(channels)) > SMALL]
-    moved = [path for path in moved if path not in wrong and given.norms[path] not in given.repaired]
-    unproven = [path for path in moved if path in doubts and path not in before]
-    if not before and len(unproven) <= _MOST_UNPROVEN * len(moved):
-        return {}
-    reason = next((doubt.reason for doubt in before.values()), "") or (
-        f"{len(unproven)} of {len(moved)} norms cannot be proven, such as {unproven[0]!r}; errors add up"
-    )
-    return {path: Doubt(reason, wrong=False) for path in moved if path not in doubts}
+
+def _are_many_unproven(found: Prediction, doubts: Mapping[str, Doubt]) -> bool:
+    """Whether more than a quarter of the norms that noise moves cannot be proven, those not counted that are wrong."""
+    moved = [path for path in _moved(found) if not (path in doubts and doubts[path].wrong)]
+    return sum(path in doubts for path in moved) > _MOST_UNPROVEN * len(moved)
+
+
+def _behind_unproven(found: Prediction, given: PredictionInputs, doubts: Mapping[str, Doubt]) -> dict[str, Doubt]:
+    """The other norms that noise moves, behind those that cannot be proven: what these get wrong adds up in them."""
+    paths: dict[nn.Module | None, str] = {norm: path for path, norm in given.norms.items()}
+    unproven = {path for path, doubt in doubts.items() if not doubt.wrong}
+    free = {path for path in _moved(found) if path not in doubts and given.norms[path] not in given.repaired}
+    behind: dict[str, Doubt] = {}
+    for call in found.graph.of(Kind.NORM):
+        before = next((paths[x.module] for x in found.graph.upstream(call) if paths.get(x.module) in unproven), None)
+        path = paths.get(call.module)
+        if before is not None and path in free:
+            reason = f"behind {before!r}, and too many norms cannot be proven here: what they get wrong adds up"
+            behind[path] = Doubt(reason, wrong=False)
+    return behind
 
 
 def _is_wrong(found: Prediction, path: str) -> bool:
@@ -75,7 +81,9 @@ def _is_wrong(found: Prediction, path: str) -> bool:
 
 def _beyond(found: Prediction, given: PredictionInputs, settled: Collection[Norm]) -> dict[str, Doubt]:
     """Norms whose variance is predicted to change by more than the dropouts before it can change it."""
-    doubts, repaired = dict[str, Doubt](), given.repaired
+    doubts = dict[str, Doubt]()
+    frozen = {given.norms[path] for path, reason in given.distrusted.items() if reason == FROZEN}
+    known = {*settled, *given.repaired, *frozen}
     for path, bound in found.bounds.items():
         before = [
             x.module
@@ -84,9 +92,7 @@ def _beyond(found: Prediction, given: PredictionInputs, settled: Collection[Norm
             for x in found.graph.upstream(call, until=Kind.NORM)
             if x.stores
         ]
-        if all(norm in settled or norm in repaired for norm in before) and (
-            reason := excess(found.channels[path], bound)
-        ):
+        if all(norm in known for norm in before) and (reason := excess(found.channels[path], bound)):
             doubts[path] = Doubt(reason, wrong=True)
     return doubts
 

@@ -297,7 +297,7 @@ def _behind_distrusted(given: PredictionInputs, graph: LayerGraph, calls: Mappin
     for path, call in calls.items():
         before = [distrusted[x.module] for x in graph.upstream(call, until=Kind.NORM) if x.module in distrusted]
         if before:
-            found[path] = Doubt(f"it rests on {before[0]!r}: {given.distrusted[before[0]]}", wrong=False)
+            found[path] = Doubt(f"it rests on {before[0]!r} ({given.distrusted[before[0]]})", wrong=False)
     return found
 
 

@@ -18,7 +18,6 @@ from evenkeel.model.nested import is_words, map_together
 
 MOST_PARTS = 8  # of a group, whose statistics are taken apart for the variance between them
 _CONSTANTS = (str, bytes, int, float, bool, type(None))
-_RARER = 4  # proofs: after 0, 3, 15, 63, ... groups
 _SMALL = 64  # values of a sample that may tell which way all of a batch goes
 Count = Callable[[Any], int]
 Proof = Callable[["Group"], bool]
@@ -119,16 +118,14 @@ class Groups(Iterator[Group]):
         self._apart = False
         self._waiting: deque[Piece] = deque()
         self.merged = 0
-        self._trusted = 0  # how many groups may be merged before the next proof
 
     def __next__(self) -> Group:
         group = self._gathered()
         if len(group.held) == 1:
             return group
-        if self.merged == self._trusted and self._proof is not None:
-            if not self._proof(group):
-                return self.split(group)
-            self._trusted = _RARER * self.merged + _RARER - 1
+        is_asked = self.merged & (self.merged + 1) == 0  # after 0, 1, 3, 7, ... groups
+        if is_asked and self._proof is not None and not self._proof(group):
+            return self.split(group)
         self.merged += 1
         return group
 

@@ -33,7 +33,7 @@ NO_CALL = "its forward normalises by no call of torch's batch norm with statisti
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
 MEMORY = 1 << 27  # bytes
 _CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
-_ALL = 4  # times as many samples as should be in a group that had better hold it all; of more, as large a part
+_ALL = 4  # times as many samples as a group should hold, at most, may all be in it; of more, so large a part
 
 
 class Measurement:
@@ -313,9 +313,12 @@ class Measurement:
             self._size = self._bytes_of_a_sample(piece.batch) if self._memory else math.inf
         cheap = min(self._memory, _CHEAP) if device_of(self.model).type == "cpu" else self._memory
         total = self._expected * piece.samples
-        part = min(total // _ALL, _ALL * self.least) if math.isfinite(total) else 0
-        least = max(self.least, part, cheap // self._size)
-        return min(total if total <= _ALL * least else least, self.most, self._memory // self._size)
+        least = max(self.least, cheap // self._size)
+        if total <= _ALL * least:
+            least = total
+        elif math.isfinite(total):
+            least = max(least, min(total // _ALL, _ALL * self.least))
+        return min(least, self.most, self._memory // self._size)
 
     def _bytes_of_a_sample(self, batch: Any) -> float:
         """Bytes of the largest input of a norm, at least 1; infinite if the model does not take one sample."""

@@ -105,6 +105,14 @@ class Population:
         self.pool()
         self.close()
 
+    def with_call(self, parts: Iterable[tuple[int, Statistics]]) -> Population:
+        """This population and one call more, which does not count in the standard errors."""
+        result = self.copy()
+        result.add(parts)
+        result.pool()
+        result._open = self._open
+        return result
+
     def copy(self) -> Population:
         """The population as it is now, whatever is added to this one later."""
         other = copy.copy(self)

@@ -19,8 +19,10 @@ from evenkeel.statistics.sweeps import KNOWN, Doubt, Store, distance_between, do
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
 _ENOUGH = 64  # how many times more samples there may be than those that show how statistics change
-_FEW, _MANY = 128, 1024  # samples that show it at first where all are alike, and where it is harder to know
-_PART, _MARGIN = 3, 1.2  # of all samples the part above which all are run again; more than are reckoned to do
+_FEW = 128  # samples that show it at first where the first ones are like all
+_MANY = 1024  # samples that show it where it is harder to know
+_MOST_PART = 1 / 3  # of all samples, may show it; where more are needed, all are run again
+_MARGIN = 1.2  # times as many samples as the doubts ask for
 _FEWEST = 8  # batches that these must come from: samples of one may be alike
 _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
 _MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
@@ -219,18 +221,19 @@ def _adjust_by_few(measurement: Measurement, held: Reservoir, store: Store, near
 
     Args:
         measurement: of all data.
-        held: samples of them, not unlike each other.
+        held: samples of them, of which the first are like all.
         store: as for `settle`.
         near: the doubt that will do.
     """
     base, total, usual = measurement.populations, measurement.samples, _usual(measurement, _FIRST)
     stored = [(buffer, buffer.clone()) for norm in measurement.norms.values() for buffer in norm.buffers()]
     count: float = usual if total <= 2 * usual else max(_FEW, total // _ENOUGH)
+    used = 0.0
     while True:
-        doubts, used = _adjust(measurement, held, store, int(count))
-        asked = {aim: _MARGIN * used * (_worst(doubts) / aim) ** 2 for aim in (near, _AIM)}
-        count = max(asked[near], min(asked[_AIM], usual))
-        if _worst(doubts) <= _AIM or count <= used or count > total / _PART:
+        before, (doubts, used) = used, _adjust(measurement, held, store, int(count))
+        needed, wanted = (_MARGIN * used * (_worst(doubts) / aim) ** 2 for aim in (near, _AIM))
+        count = max(needed, min(wanted, usual))
+        if _worst(doubts) <= _AIM or not before < used < count <= _MOST_PART * total:  # whole batches may be no more
             return doubts
         measurement.populations = base
         for buffer, value in stored:

@@ -104,10 +104,7 @@ class Change:
 
 
 def _with_call(population: Population, call: Call) -> Population:
-    result = population.copy()
-    result.add(call[1])
-    result.pool()
-    return result
+    return population.with_call(call[1])
 
 
 def is_repeated(calls: Sequence[Call]) -> bool:

@@ -250,7 +250,7 @@ def test_what_cannot_be_is_a_finding_that_names_the_norm(name):
     report = ek.predict_shift(model, torch.zeros(1, 8))
     assert report.worst_row.path == "1" and report.worst == math.inf and math.isfinite(report[1].ratio)
     fault = f"{name} holds NaN in 1 of 8 channels"
-    assert report.unsure == {"1": fault, "3": f"it rests on '1': {fault}"} and report[0].bad == fault
+    assert report.unsure == {"1": fault, "3": f"it rests on '1' ({fault})"} and report[0].bad == fault
     assert getattr(model[1], name)[3].isnan()
     with pytest.raises(ek.ModelError, match=f"the norm '1' is damaged: {name} holds NaN"):
         ek.correct_(model, torch.zeros(1, 8))
