@@ -19,7 +19,7 @@ from evenkeel.model.norms import Norm, mixes_batch, pools_batch
 from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
-from evenkeel.statistics.trials import Trials
+from evenkeel.statistics.probes import Probes
 
 _END: Any = object()
 Layout = Callable[[Tensor], Tensor]
@@ -108,7 +108,7 @@ class Measurement:
         self.is_random = False
         self.is_divisible = False
         self._forward = forward
-        self._trials = Trials(model, norms, forward)
+        self._probes = Probes(model, norms, forward)
         self._memory = 0 if self.apart else memory
         self._count = count
         self._paths = list(norms)
@@ -209,7 +209,7 @@ class Measurement:
 
     def try_for_noise(self, pieces: Sequence[Piece]) -> None:
         """Find out, from some samples that were run before, whether the model draws at random in eval mode."""
-        found = bool(pieces) and self._trials.are_random(pieces[0], is_divisible=self.is_divisible)
+        found = bool(pieces) and self._probes.are_random(pieces[0], is_divisible=self.is_divisible)
         self.is_random = bool(self.ranks.largest(found))
 
     def _pieces(
@@ -323,7 +323,7 @@ class Measurement:
     def _bytes_of_a_sample(self, batch: Any) -> float:
         """Bytes of the largest input of a norm, at least 1; infinite if the model does not take one sample."""
         try:
-            return max(self._trials.bytes_of_a_sample(batch), 1)
+            return max(self._probes.bytes_of_a_sample(batch), 1)
         except BatchError as error:
             self._keep_apart(f"one sample alone, {error}")
             return math.inf
@@ -331,7 +331,7 @@ class Measurement:
     def _is_proven(self, group: Group) -> bool:
         """Whether every norm is fed the same by samples of the group's batches, apart and merged."""
         try:
-            path = self._trials.unlike(group)
+            path = self._probes.unlike(group)
         except BatchError as error:
             self._keep_apart(f"two samples of each, {error}")
             return False

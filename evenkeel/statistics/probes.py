@@ -1,4 +1,4 @@
-"""Trials: samples run to learn how a model treats them; nothing of them is counted, and nothing of them stays."""
+"""Probes: samples run to learn how a model treats them; nothing of them is counted, and nothing of them stays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Fed = dict[str, list[tuple[Statistics, torch.dtype]]]  # what reaches each norm,
 _ALIKE = {torch.float64: 1e-4, torch.float32: 1e-3}  # how near statistics of the same samples are; of others, 0.05
 
 
-class Trials:
+class Probes:
     """Runs samples as a pass would, and leaves the model, and the random numbers, as they were.
 
     Args:
