@@ -1,1 +1,1 @@
-"""The papers' theory, one file a paper, as closed forms that the tests hold against simulation."""
+"""The theory as closed forms that the tests hold against simulation: one file a paper, and one of the repairs."""
