@@ -139,15 +139,10 @@ def mean_matched(
     Stored(mean=0.25, variance=8.0)
     """
     train_mean = mean if train_mean is None else train_mean
-    for name, value in (
-        ("the mean", mean),
-        ("the mean in eval mode", eval_mean),
-        ("the mean in train mode", train_mean),
-    ):
+    means = {"the mean": mean, "the mean in eval mode": eval_mean, "the mean in train mode": train_mean}
+    for name, value in means.items():
         require(name, value, abs(value) < math.inf, "give the finite mean of the norm's input")
-    require(
-        "k", k, (k > 0) & (k < math.inf), "of a channel without a positive slope there is nothing to match; leave it"
-    )
+    require("k", k, (k > 0) & (k < math.inf), "without a positive slope there is nothing to match; leave such channels")
     _require_variance(variance)
     _require_eps(eps)
     stored = (variance + eps) / k**2 - eps
@@ -179,10 +174,9 @@ def stretch(variance: Number, eval_variance: Number, *, eps: float = 1e-5) -> Nu
     _require_variance(variance)
     _require_variance(eval_variance)
     _require_eps(eps)
-    require(
-        "v_eval + eps", eval_variance + eps, eval_variance + eps > 0, "a norm cannot divide by 0; leave such channels"
-    )
-    return ((variance + eps) / (eval_variance + eps)) ** 0.5
+    divisor = eval_variance + eps
+    require("v_eval + eps", divisor, divisor > 0, "a norm cannot divide by 0; leave such channels")
+    return ((variance + eps) / divisor) ** 0.5
 
 
 def dropout_stretch(p: Number, *, mean: Number = 0.0, variance: Number = 1.0, eps: float = 1e-5) -> Number:

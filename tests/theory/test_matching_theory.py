@@ -350,7 +350,7 @@ REFUSED = {
     "nan": (lambda: slope_through(torch.sqrt, noise=1.0), r"values that are not finite: .* from -16.9\d to 16.9"),
     "pole": (lambda: slope_through(lambda z: 1 / z, noise=1.0), "no finite variance: .* near 0 deviations"),
     "wild": (lambda: slope_through(lambda z: torch.sin(1e5 * z), noise=1.0), "f has too many kinks"),
-    "k": (lambda: mean_matched(0.0, **MATCH), "k is 0: of a channel without a positive slope"),
+    "k": (lambda: mean_matched(0.0, **MATCH), "k is 0: without a positive slope"),
     "k of a tensor": (lambda: mean_matched(torch.tensor([0.5, -0.5]), **MATCH), "k is -0.5"),
     "stored": (lambda: mean_matched(1.0, **{**MATCH, "mean": math.inf}), "the mean is inf"),
     "eval": (lambda: mean_matched(1.0, **{**MATCH, "eval_mean": math.nan}), "the mean in eval mode is nan"),
