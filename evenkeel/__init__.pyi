@@ -49,7 +49,11 @@ from .signals.moments import Activation as Activation
 from .signals.moments import Moments as Moments
 from .signals.moments import activation_moments as activation_moments
 from .signals.propagation import MeanSquares as MeanSquares
+from .statistics.noise import noisy as noisy
 from .statistics.norm_change import NormChange as NormChange
+from .statistics.norm_change import Paired as Paired
+from .statistics.pairs import Match as Match
+from .statistics.pairs import Slope as Slope
 from .statistics.reestimation import reestimate_ as reestimate_
 from .statistics.reestimation_report import Reestimation as Reestimation
 from .statistics.shift import variance_shift as variance_shift

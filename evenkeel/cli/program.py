@@ -84,6 +84,13 @@ class Unsure(Enum):
     write = "write"
 
 
+class Matching(Enum):
+    """What `evenkeel repair` keeps of train mode in eval mode."""
+
+    variance = "variance"
+    mean = "mean"
+
+
 class Format(Enum):
     """How findings are printed."""
 
@@ -248,6 +255,16 @@ def repair(
     std: Std = None,
     scale: Scale = None,
     transform: Transform = None,
+    match: Annotated[
+        Matching | None,
+        typer.Option(
+            help="What eval mode keeps of train mode: variances of norms' outputs, or their means over dropout masks. "
+            "If left out: what --held-out says, or else the mean for a regression, and the variance."
+        ),
+    ] = None,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="With --match variance: take out dropout's part alone, on any data.")
+    ] = False,
     tolerance: Annotated[float | None, typer.Option(help="Stop at this relative standard error, such as 0.01.")] = None,
     prior: Annotated[
         str | None, typer.Option(help="How many samples the stored statistics count for; or auto: as their errors say.")
@@ -270,8 +287,8 @@ def repair(
     Without --data they are corrected by what is predicted from weights and statistics: for a checkpoint whose
     statistics are those of its training, and have not been repaired before.
 
-    Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data.
-    Where outputs count themselves, as in a regression, let --held-out decide.
+    Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data, but
+    not with --match mean or --relative, which take out dropout's part alone. Where it matters, let --held-out decide.
     """
     from rich.console import Console, Group
 
@@ -293,11 +310,16 @@ def repair(
         judging = found.train if found.test is None else found.test
     if data is None:
         unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--prior": prior}
+        unused |= {"--relative": relative or None}
         _refuse_unused(unused if held_out else {**unused, "--data-dir": data_dir, **preprocessing})
-        shown, result = corrected(model, _example(input_shape, _NEEDS_INPUT), judging, unsure=unsure.value)
+        shown, result = corrected(
+            model, _example(input_shape, _NEEDS_INPUT), judging, unsure=unsure.value, match=match and match.value
+        )
     else:
         given = _load(data, input_shape, data_dir, download, batch_size, preprocessing)
         options = {
+            "match": match and match.value,
+            "relative": relative,
             "max_batches": max_batches,
             "tolerance": tolerance,
             "prior": _prior(prior),

@@ -19,6 +19,7 @@ from evenkeel.output.progress import Bar
 from evenkeel.output.tables import Cells, table
 from evenkeel.prediction.correction import correct_
 from evenkeel.prediction.shift_prediction import predict_shift
+from evenkeel.statistics.pairs import Match
 from evenkeel.statistics.reestimation import reestimate_
 from evenkeel.statistics.reestimation_report import Reestimation
 from evenkeel.statistics.shift import variance_shift
@@ -38,7 +39,7 @@ def reestimated(
     Args:
         model: the model, changed in place.
         given: the data.
-        options: of `reestimate_`: max_batches, tolerance, prior and unsure.
+        options: of `reestimate_`: match, relative, max_batches, tolerance, prior and unsure.
         judging: held-out batches on which the loss must get lower, if any.
         other_data: whether the data may be others than those of training.
 
@@ -47,7 +48,8 @@ def reestimated(
     """
     max_batches = options["max_batches"]
     before = _judge(model, given, max_batches, "measuring before")
-    if before.shift.other_data and not other_data:
+    is_relative = options["match"] == "mean" or options["relative"]
+    if before.shift.other_data and not other_data and not is_relative:
         raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {_CHECK}")
     bar = Bar(given.train, "re-estimating", total=max_batches)
     with warnings.catch_warnings():
@@ -56,6 +58,7 @@ def reestimated(
     _require_better(done.before, done.after)
     after = _judge(model, given, max_batches, "measuring after")
     return _comparison(before, after, done), {
+        "match": done.match,
         "batches": done.batches,
         "samples": done.samples,
         "standard_error": done.standard_error,
@@ -69,9 +72,14 @@ def reestimated(
 
 
 def corrected(
-    model: nn.Module, example: Tensor, judging: Iterable[Any] | None, *, unsure: Literal["leave", "write"]
+    model: nn.Module,
+    example: Tensor,
+    judging: Iterable[Any] | None,
+    *,
+    unsure: Literal["leave", "write"],
+    match: Match | None,
 ) -> tuple[RenderableType, dict[str, Any]]:
-    """Repair a model without data: what to print, and the same as plain data; `unsure` is as for `correct_`.
+    """Repair a model without data: what to print, and the same as plain data; `unsure` and `match` are as for `correct_`.
 
     Raises:
         EvenkeelError: nothing can be corrected, or the repair does not help on held-out batches, if there are any.
@@ -81,7 +89,7 @@ def corrected(
     scores = [None if judging is None else evaluate(model, judging)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)
-        done = correct_(model, graph, unsure=unsure)
+        done = correct_(model, graph, unsure=unsure, match=match)
     if not len(done):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")

@@ -31,4 +31,4 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
     True
     """
     if any(has_running_statistics(module) for module in model.modules()):
-        reestimate_(model, loader, unsure="write")  # averages of weights are what it is for
+        reestimate_(model, loader, match="variance", unsure="write")  # averages of weights are what it is for

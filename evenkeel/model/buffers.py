@@ -12,6 +12,7 @@ from torch import Tensor, nn
 _MARK = "evenkeel_written"  # attribute of modules: by buffer, the sum of what was written
 _COUNT = "num_batches_tracked"  # buffer whose value then is in the mark, too
 _SHARE, _ALL = "share", 0.95  # of what is stored, that was written; from which on it counts as all
+_TRAINED = "evenkeel_trained"  # attribute of modules: by buffer, what training left there
 
 
 def write_(tensor: Tensor, value: Tensor) -> None:
@@ -27,10 +28,12 @@ class Held:
     Attributes:
         buffers: what each buffer held, by module and name.
         marks: of every module, what it knew to have been written before; None if nothing.
+        trained: of every module, what it knew that training had left, by buffer.
     """
 
     buffers: Mapping[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     marks: Mapping[nn.Module, dict[str, float] | None] = field(default_factory=dict)
+    trained: Mapping[nn.Module, dict[str, Tensor] | None] = field(default_factory=dict)
 
 
 def write_buffers_(
@@ -46,14 +49,16 @@ def write_buffers_(
     >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
     >>> is_as_written(norm)
     True
-    >>> put_back_(held)
+    >>> _ = put_back_(held)
     >>> norm.running_mean, is_as_written(norm)
     (tensor([0., 0.]), False)
     """
     held = Held(
         {(module, name): getattr(module, name).clone() for module, name in values},
         {module: getattr(module, _MARK, None) for module, _ in values},
+        {module: getattr(module, _TRAINED, None) for module, _ in values},
     )
+    trained = {module: _trained(module) for module in held.marks}
     blends = {module: share for module, share in (shares or {}).items() if share < 1}
     for module, share in blends.items():  # what was there may have been written, too
         left = min(written_left(module, name) for owner, name in values if owner is module)
@@ -67,17 +72,49 @@ def write_buffers_(
         share = {_SHARE: blends[module]} if blends.get(module, 1.0) < _ALL else {}
         former = {name: value for name, value in (held.marks[module] or {}).items() if name != _SHARE}
         module.__dict__[_MARK] = former | written | counted | share
+        found = {name: value for (owner, name), value in held.buffers.items() if owner is module}
+        module.__dict__[_TRAINED] = found | trained[module]
     return held
 
 
-def put_back_(held: Held) -> None:
-    """Undo `write_buffers_`, in place."""
+def put_back_(held: Held) -> Held:
+    """Undo `write_buffers_`, in place; return what puts back what was there until now."""
+    now = Held(
+        {(module, name): getattr(module, name).clone() for module, name in held.buffers},
+        {module: getattr(module, _MARK, None) for module in held.marks},
+        {module: getattr(module, _TRAINED, None) for module in held.trained},
+    )
     for (module, name), value in held.buffers.items():
         write_(getattr(module, name), value)
-    for module, mark in held.marks.items():
-        module.__dict__.pop(_MARK, None)
-        if mark is not None:
-            module.__dict__[_MARK] = mark
+    for name, found in ((_MARK, held.marks), (_TRAINED, held.trained)):
+        for module, value in found.items():
+            module.__dict__.pop(name, None)
+            if value is not None:
+                module.__dict__[name] = value
+    return now
+
+
+def trained_buffer(module: nn.Module, name: str) -> Tensor | None:
+    """What training left in a buffer, a copy: what it holds, or, once that was written, held before.
+
+    None if it was written and what was there is not known, as after loading a file. `copy.deepcopy` and pickle keep
+    it; a state dict does not.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
+    >>> norm.running_mean, trained_buffer(norm, "running_mean")
+    (tensor([1., 1.]), tensor([0., 0.]))
+    """
+    value = getattr(module, name)
+    if name in (getattr(module, _MARK, None) or {}) and _is_unchanged(module):
+        found = _trained(module).get(name)
+        return None if found is None else found.to(value, copy=True)
+    return value.detach().clone()
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    """What training left, of buffers written since; nothing once they hold something else than was written."""
+    return (getattr(module, _TRAINED, None) or {}) if _is_unchanged(module) else {}
 
 
 def is_as_written(module: nn.Module, *names: str) -> bool:

@@ -130,6 +130,26 @@ def evaluate(
     return Score(first.mean, name, count, first.wrong / labels, float(first.gaps.abs().sum()) / labels)
 
 
+def is_regression(batch: Any, outputs: Any, forward: Forward | None = None) -> bool:
+    """Whether a model looks like a regression: by floating targets that its outputs fit, or by single values.
+
+    Targets that are whole numbers, all 0 or 1, or probabilities of classes are labels. Where there are no targets, a
+    model that returns one value a sample may be a regression.
+
+    >>> x = torch.rand(4, 3)
+    >>> is_regression((x, torch.tensor([0, 2, 1, 2])), x), is_regression((x, 2 * x), x), is_regression(x, x[:, :1])
+    (False, True, True)
+    """
+    targets = _targets(batch, outputs, forward)
+    if targets is batch or not tensors(targets):
+        return all(tensor.shape[1:].numel() == 1 for tensor in tensors(outputs) if tensor.ndim)
+    try:
+        found = losses(outputs, targets, samples(batch) or 1)
+    except BatchError:  # of labels
+        return False
+    return any(loss.name.startswith("squared error") and not loss.unclear for several in found for loss in several)
+
+
 def _targets(batch: Any, outputs: Any, forward: Forward | None) -> Any:
     """A batch's targets; the batch itself if it is not clear which they are."""
     if isinstance(batch, Mapping):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, ModelError
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.tracing import graph_of
 from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers_
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, Report, grouped
+from evenkeel.prediction.doubts import departure
 from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.settled_prediction import settle
 from evenkeel.prediction.shift_prediction import prediction_inputs
-from evenkeel.statistics.norm_change import NormChange
+from evenkeel.statistics.noise import STATISTICS
+from evenkeel.statistics.norm_change import NormChange, Paired
+from evenkeel.statistics.pairs import Match
 from evenkeel.statistics.stretching import stretched, warn
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
@@ -29,6 +35,7 @@ class Correction(Report[NormChange]):
     Attributes:
         rows: one a norm corrected.
         untouched: norms left as they were, by path, each with the reason.
+        match: what was matched: "variance" or "mean".
         unsure: norms written although that is right only if what is not known is as assumed, likewise.
         notes: what the repair may harm.
     """
@@ -40,8 +47,11 @@ class Correction(Report[NormChange]):
         before: Held | None = None,
         notes: Iterable[str] = (),
         unsure: Mapping[str, str] | None = None,
+        *,
+        match: Match = "variance",
     ) -> None:
         super().__init__(rows, untouched=untouched, unsure=unsure, notes=notes)
+        self.match = match
         self._before = before or Held()
 
     def undo(self) -> None:
@@ -52,15 +62,18 @@ class Correction(Report[NormChange]):
     def summary(self) -> str:
         """How many norms were corrected, and how many not, in words."""
         left = f", {len(self.untouched)} left as they were" if self.untouched else ""
-        return f"{len(self)} norm{'' if len(self) == 1 else 's'} corrected without data{left}"
+        how = "" if self.match == "variance" else ", their mean matched"
+        return f"{len(self)} norm{'' if len(self) == 1 else 's'} corrected without data{how}{left}"
 
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
         return f"Correction({len(self)} norms{untouched})"
 
     def _cells(self) -> Cells:
-        rows = [(r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}") for r in self]
-        columns = ("norm", "running var", "corrected", "ratio", "mean moved, deviations")
+        rows = [
+            (r.path, f"{r.before:.4g}", f"{r.after:.4g}", f"{r.ratio:.3f}", f"{r.moved:.2f}", *_slope(r)) for r in self
+        ]
+        columns = ("norm", "running var", "corrected", "ratio", "mean moved, deviations", "slope")
         caption = [
             self.summary,
             *grouped(self.untouched, "untouched"),
@@ -70,10 +83,15 @@ class Correction(Report[NormChange]):
         return Cells(columns, rows, caption, words=columns[:1])
 
 
+def _slope(row: NormChange) -> tuple[str]:
+    return ("",) if row.paired is None else (f"{row.paired.slope:.3f}",)
+
+
 def correct_(
     model: nn.Module,
     example: Any,
     *,
+    match: Match | None = None,
     stats: Literal["both", "var"] = "both",
     unsure: Literal["leave", "write"] = "leave",
     seed: int = 0,
@@ -96,6 +114,10 @@ def correct_(
     If more than a quarter of the norms that dropout moves cannot be proven, none behind them is written, for what they
     get wrong adds up. All these norms are named in `untouched`. On any error the model is exactly as it was.
 
+    With `match="mean"` what is written is what `reestimate_` writes with it, of the same replicas: k is the slope of
+    the train replicas on the one without noise, `v' = (v + eps) / k^2 - eps`, and right behind a dropout nothing
+    changes. k does not depend on how strong the signal is.
+
     With data at hand, `reestimate_` is exact; this is for a checkpoint without.
 
     Args:
@@ -105,6 +127,9 @@ def correct_(
             wrote. A state dict by itself does not tell.
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments; shapes matter, values of
             floating tensors do not.
+        match: what eval mode is to keep of train mode: "variance", of each norm's output over the data, or "mean", of
+            each output over masks. None is "mean" where the model returns one value a sample, and so may be a
+            regression, whose error the other may multiply, and "variance" otherwise.
         stats: which statistics to write: both, or var.
         unsure: norms whose prediction is not wrong but cannot be proven: leave them, or write them and name them in
             `unsure`.
@@ -119,8 +144,8 @@ def correct_(
         TraceError: the forward pass raised, in train mode with a batch of random inputs.
 
     Warns:
-        StretchWarning: dropout stands right before a norm: what it passes on has grown, and so may the error of a
-            regression.
+        StretchWarning: variances were matched, and dropout stands right before a norm: what it passes on has grown, and
+            so may the error of a regression.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=1.0))
@@ -134,6 +159,8 @@ def correct_(
     """
     if stats not in _STORED:
         raise EvenkeelError(f"stats must be 'both' or 'var', not {stats!r}")
+    if match not in (None, "variance", "mean"):
+        raise EvenkeelError(f"match must be 'variance', 'mean' or None, not {match!r}")
     if unsure not in ("leave", "write"):
         raise EvenkeelError(f"unsure must be 'leave' or 'write', not {unsure!r}")
     with unwrapped(model) as whole:
@@ -144,9 +171,10 @@ def correct_(
                 f"{len(norms)} norms since training; call undo() first, or load what training left"
             )
         graph = graph_of(whole, example)
+        match = match or ("mean" if _has_single_values(graph) else "variance")
         found = settle(
             prediction_inputs(whole, graph, norms),
-            SamplingPlan(stats=stats, elements=_ELEMENTS, fewest=_FEWEST, seed=seed),
+            SamplingPlan(stats=stats, match=match, elements=_ELEMENTS, fewest=_FEWEST, seed=seed),
             unproven=unsure == "write",
         )
         untouched = {path: doubt.reason for path, doubt in found.doubts.items() if doubt.wrong or unsure == "leave"}
@@ -155,7 +183,7 @@ def correct_(
     values: dict[tuple[nn.Module, str], Tensor] = {
         (norms[path], name): value.to(getattr(norms[path], name).dtype)
         for path, moments in channels.items()
-        for name, value in (("running_var", moments.eval_var), ("running_mean", moments.eval_mean))
+        for name, value in zip(STATISTICS, moments.matched(match, norms[path].eps), strict=True)
         if name in _STORED[stats]
     }
     for (norm, name), value in values.items():
@@ -163,8 +191,18 @@ def correct_(
             path = next(path for path, other in norms.items() if other is norm)
             raise ModelError(f"{name} of {path!r} is predicted to overflow {value.dtype}: nothing was changed")
     held = write_buffers_(values)
-    changes = [NormChange.of(path, norms[path], held) for path in channels]
+    slopes = {path: float(moments.slope.mean()) for path, moments in channels.items()}
+    changes = [
+        NormChange.of(path, norms[path], held, paired=Paired(slopes[path], math.exp(departure(moments))))
+        for path, moments in channels.items()
+    ]
     stretch = stretched(graph, norms, changes)
     warn(stretch)
     written = {path: reason for path, reason in found.unsure.items() if path not in untouched}
-    return Correction(changes, untouched, held, [stretch] if stretch else [], written)
+    return Correction(changes, untouched, held, [stretch] if stretch else [], written, match=match)
+
+
+def _has_single_values(graph: LayerGraph) -> bool:
+    """Whether a model returns one value a sample, and so may be a regression."""
+    outputs = [x.shape for layer in graph.of(Kind.OUTPUT) for x in layer.inputs if x.shape]
+    return bool(outputs) and all(math.prod(shape[1:]) == 1 for shape in outputs)

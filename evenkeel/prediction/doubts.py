@@ -15,6 +15,7 @@ from evenkeel.prediction.arrivals import Arrival
 from evenkeel.prediction.attribution import Shares
 from evenkeel.prediction.replica_recorder import ReplicaRecorder
 from evenkeel.prediction.replicas import Channels, Energies
+from evenkeel.statistics.pairs import Match
 from evenkeel.theory.li2018 import dropout_noise
 
 _NOISY = (Kind.DROPOUT, Kind.NOISE)
@@ -198,9 +199,9 @@ def _share(found: Channels) -> float:
     return float(found.noise.mean() / found.train_var.mean())
 
 
-def departure(found: Channels) -> float:
-    """Log of eval over train variance, of channel means."""
-    return math.log(float(found.eval_var.mean() / found.train_var.mean()))
+def departure(found: Channels, match: Match = "variance") -> float:
+    """Log of the variance to be stored over the one that training stored, of channel means."""
+    return math.log(float(found.matched(match, 0.0)[1].mean() / found.train_var.mean()))
 
 
 def excess(found: Channels, bound: float) -> str | None:

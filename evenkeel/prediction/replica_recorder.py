@@ -40,6 +40,7 @@ from evenkeel.prediction.replicas import (
     noise_free_rows,
     row_dim,
 )
+from evenkeel.statistics.pairs import Match
 
 Site = tuple[object, ...]  # of a call: `Layer.site`
 
@@ -53,6 +54,7 @@ class SamplingPlan:
     Attributes:
         settled: the norms whose noise-free output is what it would be with corrected statistics.
         stats: which of these: both, or var.
+        match: what corrected statistics keep of train mode.
         elements: of all signals of all replicas together, as far as the fewest samples allow.
         fewest: samples; four times as many where few of them show little: masks of whole samples, norms of vectors.
         seed: of inputs and masks.
@@ -61,6 +63,7 @@ class SamplingPlan:
 
     settled: Collection[Norm] = ()
     stats: str = "both"
+    match: Match = "variance"
     elements: int = 1 << 26
     fewest: int = 4
     seed: int = 0
@@ -268,7 +271,7 @@ class ReplicaRecorder(Recorder):
         if norm not in self.plan.settled:
             return
         deviation = (found.train_var + norm.eps).sqrt()
-        scale = deviation / (found.eval_var + norm.eps).sqrt()
+        scale = deviation / (found.matched(self.plan.match, norm.eps)[1] + norm.eps).sqrt()
         gamma, beta = (norm.weight.double(), norm.bias.double()) if norm.affine else (scale**0, scale * 0)
         shift = gamma * (found.eval_mean - found.train_mean) / deviation * (self.plan.stats == "both")
         shape = (1, -1, *(1,) * (out.dim() - 2))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evenkeel.statistics.pairs import Match
+
 COUNT = 3  # of each input: one replica without noise, as in eval mode, and two as in train mode, each with its masks
 _LEAST = 0.01  # of a stored variance, left for the signal at least; of the signal without noise, passed on beside noise
 _MOVING_AVERAGE_ERROR = 0.02  # relative standard error of what a norm stores
@@ -40,6 +42,18 @@ class Channels:
     def noise(self) -> Tensor:
         """Variance of what two train replicas of one input do not share."""
         return self.train_var - self.covariance
+
+    @property
+    def slope(self) -> Tensor:
+        """How strongly the train replicas follow the one without noise; 1 where it does not vary, or does not lead."""
+        leads = (self.eval_var > 0) & (self.crossed > 0)
+        return torch.where(leads, self.crossed / self.eval_var.clamp_min(1e-300), 1.0)
+
+    def matched(self, match: Match, eps: float) -> tuple[Tensor, Tensor]:
+        """The mean and variance that a norm is to store, so that eval mode keeps what is matched; see `reestimate_`."""
+        if match == "variance":
+            return self.eval_mean, self.eval_var
+        return self.eval_mean, ((self.train_var + eps) / self.slope**2 - eps).clamp_min(0)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _scattered(found: Prediction, given: PredictionInputs, plan: SamplingPlan) -
     other = predict(given, replace(plan, seed=plan.seed + 1, elements=min(plan.elements, _ELEMENTS)))
     doubts: dict[str, Doubt] = {}
     for path, channels in found.channels.items():
-        ratios = [departure(channels), departure(other.channels[path])]
+        ratios = [departure(each, plan.match) for each in (channels, other.channels[path])]
         if given.norms[path] in plan.settled and abs(ratios[0] - ratios[1]) > _DISAGREEMENT:
             first, second = (f"x{math.exp(ratio):.2f}" for ratio in ratios)
             doubts[path] = Doubt(f"seeds disagree: its variance changes by {first} or {second}", wrong=True)

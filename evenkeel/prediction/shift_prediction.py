@@ -131,6 +131,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
             feeding(found.graph, norms[path]),
             () if path in repaired else tuple((layer, 100 * share) for layer, share in found.causes[path].items()),
             parts={} if path in faults or path in repaired else _parts(found.ratio(path), inherited[path]),
+            slope=1.0 if path in repaired else float(channels.slope.mean()),
             initial_left=initial_left(norms[path]),
             bad=faults.get(path, ""),
         )

@@ -49,7 +49,7 @@ class Ranks:
 
     Args:
         group: the process group of torch.distributed.
-        channels: of each norm.
+        channels: that a message may hold.
         parts: how many parts of a batch a message may hold.
 
     Attributes:
@@ -60,7 +60,7 @@ class Ranks:
     ([Message(state=<State.DONE: 1>, norm=0, parts=(), sizes=(0, 0))], ['a', 'b'])
     """
 
-    def __init__(self, group: Any = None, *, channels: Sequence[int] = (), parts: int = 1) -> None:
+    def __init__(self, group: Any = None, *, channels: int = 0, parts: int = 1) -> None:
         self._group = group
         self._channels = channels
         self._parts = parts
@@ -97,17 +97,18 @@ class Ranks:
         """Send to all ranks and receive from each, in their order; every rank has to take part."""
         if self.size == 1:
             return [message]
-        header = torch.tensor([message.state, message.norm, len(message.parts), *message.sizes])
-        table = torch.zeros(self._parts, 2, 1 + max(self._channels), dtype=torch.float64)
+        width = len(message.parts[0][1].mean) if message.parts else 0
+        header = torch.tensor([message.state, message.norm, len(message.parts), *message.sizes, width])
+        table = torch.zeros(self._parts, 2, 1 + self._channels, dtype=torch.float64)
         for lines, (number, (count, mean, variance)) in zip(table, message.parts, strict=False):
             lines[:, 0] = torch.tensor([number * self.size + self.rank, count])
             lines[0, 1 : 1 + len(mean)], lines[1, 1 : 1 + len(mean)] = mean.cpu(), variance.cpu()
         rows = self.gather(torch.cat([header.double(), table.flatten()]))
-        return [self._read(row[:5].long().tolist(), row[5:].view_as(table)) for row in rows]
+        return [self._read(row[:6].long().tolist(), row[6:].view_as(table)) for row in rows]
 
     def _read(self, header: list[int], table: Tensor) -> Message:
-        state, norm, count, *sizes = header
-        end = 1 + self._channels[norm]
+        state, norm, count, *sizes, width = header
+        end = 1 + width
         parts = [
             (int(lines[0, 0]), Statistics(float(lines[1, 0]), lines[0, 1:end], lines[1, 1:end]))
             for lines in table[:count]

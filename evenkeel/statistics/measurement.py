@@ -16,8 +16,10 @@ from evenkeel.model.batches import Forward, device_of, each, forward_pass, input
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, mixes_batch, pools_batch
+from evenkeel.model.restoring import restored
 from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
+from evenkeel.statistics.pairing import HELD, Pairing
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 from evenkeel.statistics.probes import Probes
 
@@ -33,6 +35,7 @@ NO_CALL = "its forward normalises by no call of torch's batch norm with statisti
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
 MEMORY = 1 << 27  # bytes
 _CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
+_TRIED = 64  # samples of the first batch that show whether there is noise
 _ALL = 4  # times as many samples as a group should hold, at most, may all be in it; of more, so large a part
 
 
@@ -48,6 +51,7 @@ class Measurement:
         ranks: the processes that measure the same norms together, each on batches of its own.
         memory: bytes that the largest input of a norm may take where batches are merged; 0 merges none.
         count: how many samples a batch holds.
+        pairing: pairs what reaches the norms with what does with noise on, where that is needed.
 
     Attributes:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
@@ -67,6 +71,7 @@ class Measurement:
         is_doubted: whether batches had been merged before it was found that they must not be.
         is_random: whether the model draws at random in eval mode, too, as far as it was tried.
         is_divisible: whether it is proven that samples can be run in any company.
+        pairing: as given; None if it was found not to be needed.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
     >>> measurement = Measurement(model, {"1": model[1]})
@@ -85,6 +90,7 @@ class Measurement:
         ranks: Ranks | None = None,
         memory: int = MEMORY,
         count: Count = samples,
+        pairing: Pairing | None = None,
     ) -> None:
         self.model = model
         self.norms = norms
@@ -107,6 +113,8 @@ class Measurement:
         self.is_doubted = False
         self.is_random = False
         self.is_divisible = False
+        self.pairing = pairing
+        self._is_pairing_tried = False
         self._forward = forward
         self._probes = Probes(model, norms, forward)
         self._memory = 0 if self.apart else memory
@@ -149,7 +157,10 @@ class Measurement:
         limit = _none if self.apart else self._limit
         self._groups = Groups(self._pieces(batches, max_batches, may_be_empty, again), limit, self._is_proven)
         try:
-            yield from self.ranks.rounds(self._groups)
+            for group in self.ranks.rounds(self._groups):
+                if self.pairing is not None and not self._is_pairing_tried:
+                    self._try_pairing(group)
+                yield group
         finally:
             self._group = None
             del self._groups  # and with them the loader
@@ -212,6 +223,26 @@ class Measurement:
         found = bool(pieces) and self._probes.are_random(pieces[0], is_divisible=self.is_divisible)
         self.is_random = bool(self.ranks.largest(found))
 
+    def _try_pairing(self, group: Group | None) -> None:
+        """Pair on all ranks, if that is needed on one, as far as some samples of the first batch tell."""
+        assert self.pairing is not None
+        is_needed = False
+        if group is not None:
+            piece = Piece(1, self.example, group.held[0].samples)
+            batch = (piece.thinned(-(-piece.samples // _TRIED)) if piece.form is not None else piece).batch
+
+            def run() -> Any:
+                return forward_pass(self.model, copied(batch if self._forward else inputs(batch)), 1, self._forward)
+
+            try:
+                with restored(self.model, parameters=False):
+                    is_needed = self.pairing.is_needed(run, batch, self._forward)
+            except BatchError:  # what is wrong comes up where it is measured
+                is_needed = True
+        self._is_pairing_tried = True
+        if not self.ranks.largest(is_needed):
+            self.pairing = None
+
     def _pieces(
         self, batches: Iterable[Any], max_batches: int | None, may_be_empty: bool, again: bool
     ) -> Iterator[Piece]:
@@ -248,8 +279,11 @@ class Measurement:
         if group is not None:
             try:
                 on_read = None if self.batches else self.entangled.add
+                run = partial(self._forwarded, group)
+                if self.pairing is not None:
+                    self.pairing.hold(run, group)
                 with NormCalls(self.norms, self._arrive, on_read):
-                    outputs = forward_pass(self.model, self._laid_out(group), group.first, self._forward)
+                    outputs = run()
                 self.shapes = [tensor.shape for tensor in tensors(outputs)]
             except (_Retry, RankError):
                 raise
@@ -264,6 +298,9 @@ class Measurement:
         while any(message.state is not State.DONE for message in messages):
             messages = self._exchange(done)
         return sum(message.sizes[0] for message in messages), sum(message.sizes[1] for message in messages)
+
+    def _forwarded(self, group: Group) -> Any:
+        return forward_pass(self.model, self._laid_out(group), group.first, self._forward)
 
     def _laid_out(self, group: Group) -> Any:
         try:
@@ -282,16 +319,24 @@ class Measurement:
         for rank, (state, place, parts, _) in enumerate(messages):
             if state is State.MEASURED:
                 path = self._paths[place]
-                population = self.populations.setdefault(path, Population(pooled=pools_batch(self.norms[path])))
-                population.add(parts)
+                if path not in self.populations:
+                    self.populations[path] = self._population(path)
+                self.populations[path].add(parts)
                 self.arrivals.setdefault(path, []).append((rank, parts))
         return messages
+
+    def _population(self, path: str) -> Population:
+        return self.pairing.population(path) if self.pairing else Population(pooled=pools_batch(self.norms[path]))
 
     def _arrive(self, path: str, norm: Norm, x: Tensor) -> None:
         """What is done when something reaches a norm, before it is normalised."""
         if self._group is None or not x.numel():
             return
-        parts = [(number, batch_statistics(part, pooled=pools_batch(norm))) for number, part in self._group.parts(x)]
+        if self.pairing is not None:
+            parts: Parts = self.pairing.parts(self._group, path, x, self._expected * self.ranks.size)
+        else:
+            pooled = pools_batch(norm)
+            parts = [(number, batch_statistics(part, pooled=pooled)) for number, part in self._group.parts(x)]
         if not self._is_spoilt:
             self._require_finite(path, parts)
         self._is_spoilt |= path in self.spoilt
@@ -323,7 +368,8 @@ class Measurement:
     def _bytes_of_a_sample(self, batch: Any) -> float:
         """Bytes of the largest input of a norm, at least 1; infinite if the model does not take one sample."""
         try:
-            return max(self._probes.bytes_of_a_sample(batch), 1)
+            largest, total = self._probes.bytes_of_a_sample(batch)
+            return max(largest, total / HELD if self.pairing else 0, 1)
         except BatchError as error:
             self._keep_apart(f"one sample alone, {error}")
             return math.inf

@@ -8,6 +8,29 @@ from typing import Any
 
 from evenkeel.model.buffers import Held
 from evenkeel.model.norms import Norm
+from evenkeel.statistics.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What the same data with noise on and off say of a norm, averaged over channels.
+
+    Attributes:
+        slope: k, by how much what arrives with noise on follows what arrives with noise off; see `reestimate_`.
+        dropout: dropout's part of the shift: variance with noise off over that with noise on.
+        data: the rest: variance with noise on over that which training left, 1 where the data are those of training;
+            NaN where there were none.
+    """
+
+    slope: float
+    dropout: float
+    data: float = math.nan
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> Paired:
+        """Of the pairs of a norm's inputs."""
+        off, on, left = (float(values.mean()) for values in (pairs.off.variance, pairs.on.variance, pairs.left[1]))
+        return cls(float(pairs.slope.value.mean()), off / on if on else math.nan, on / left if left else math.nan)
 
 
 @dataclass(frozen=True)
@@ -18,9 +41,10 @@ class NormChange:
         path: the norm's path in the model.
         before, after: its running variance, averaged over channels.
         moved: the largest move of a channel's running mean, in standard deviations as stored before, eps included.
-        standard_error: of `after`, relative to it; NaN where it is not known.
+        standard_error: of `after`, relative to it, or, if there is one, of `paired.slope`; NaN where it is not known.
         chance: how much of the squared distance between the statistics measured and those found, of means in deviations
             and of log variances, is to be expected of so few data by chance, 0 to 1; 0 where it is not known.
+        paired: what noise on and off say on the same data; None where variances were matched.
 
     >>> NormChange("bn1", before=2.0, after=1.0, moved=0.0).ratio
     0.5
@@ -32,16 +56,25 @@ class NormChange:
     moved: float
     standard_error: float = math.nan
     chance: float = 0.0
+    paired: Paired | None = None
 
     @classmethod
-    def of(cls, path: str, norm: Norm, held: Held, standard_error: float = math.nan, chance: float = 0.0) -> NormChange:
+    def of(
+        cls,
+        path: str,
+        norm: Norm,
+        held: Held,
+        standard_error: float = math.nan,
+        chance: float = 0.0,
+        paired: Paired | None = None,
+    ) -> NormChange:
         """The change of a norm whose buffers were written; `held` has what they were before."""
         (old_mean, mean), (old_var, var) = (
             [t.detach().double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
             for name in ("running_mean", "running_var")
         )
         moved = float(((mean - old_mean).abs() / (old_var.clamp_min(0) + norm.eps).sqrt()).max())
-        return cls(path, float(old_var.mean()), float(var.mean()), moved, standard_error, chance)
+        return cls(path, float(old_var.mean()), float(var.mean()), moved, standard_error, chance, paired)
 
     @property
     def ratio(self) -> float:

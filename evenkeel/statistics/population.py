@@ -14,6 +14,7 @@ _KERNEL_DTYPES = (torch.float32, torch.float64)
 _KERNEL_DEVICES = ("cpu", "cuda")
 _ROWS = 1024  # that the kernel may sum in float32
 _SLACK = 0.01
+KNOWN = 4  # parts of the data from which the variance between them says enough
 
 
 class Statistics(NamedTuple):
@@ -90,11 +91,16 @@ class Population:
             rows = [torch.cat([n, n * mean, self._squared(n, mean, v)], 1) for _, n, mean, v in self._open]
             table = by_batch(batches, torch.cat(rows))
             n, (means, squares) = table[:, :1], table[:, 1:].tensor_split(2, dim=1)
-            mean_squares = squares.mean(1, keepdim=True)
-            sums = torch.cat([n**0, n, mean_squares, n**2, n * mean_squares, mean_squares**2], 1).sum(0)
-            self._between, self._open = self._between + sums.cpu(), []
-            channels = torch.stack([(n * means).sum(0), (means**2).sum(0), (n * squares).sum(0), (squares**2).sum(0)])
-            self._channels = self._channels.to(channels) + channels
+            self._open = []
+            self._add_between(n, means, squares)
+
+    def _add_between(self, n: Tensor, means: Tensor, squares: Tensor) -> None:
+        """Count batches in the variance between them: sizes (batches, 1), sums and squares (batches, channels)."""
+        mean_squares = squares.mean(1, keepdim=True)
+        sums = torch.cat([n**0, n, mean_squares, n**2, n * mean_squares, mean_squares**2], 1).sum(0)
+        self._between = self._between + sums.cpu()
+        channels = torch.stack([(n * means).sum(0), (means**2).sum(0), (n * squares).sum(0), (squares**2).sum(0)])
+        self._channels = self._channels.to(channels) + channels
 
     def _squared(self, n: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """Sums of squared deviations from the mean of all, given the statistics of parts."""
@@ -184,16 +190,22 @@ class Population:
 
         NaN from fewer than two batches.
         """
+        of_means, of_variances = self._channel_errors()
+        variance = self._squares / max(self.count, 1)
+        relative = of_variances / variance.clamp_min(1e-3 * self._scale) ** 2
+        return math.sqrt(float((of_means / self._scale).mean())), math.sqrt(float(relative.mean()))
+
+    def _channel_errors(self) -> tuple[Tensor, Tensor]:
+        """Squared standard errors of means and of variances, by channel; NaN from fewer than two batches."""
         k, count, _, square, *_ = self._between.tolist()
         if k < 2:
-            return math.nan, math.nan
+            return self.mean * math.nan, self.mean * math.nan
         variance = self._squares / count
-        least = self._scale
         mean_cross, mean_second, cross, second = self._channels
         of_means = mean_second - 2 * self.mean * mean_cross + self.mean**2 * square
-        of_variances = (second - 2 * variance * cross + variance**2 * square) / variance.clamp_min(1e-3 * least) ** 2
-        found = (float(k / (k - 1) * d.clamp_min(0).mean()) / count**2 for d in (of_means / least, of_variances))
-        return tuple(map(math.sqrt, found))  # type: ignore[return-value]
+        of_variances = second - 2 * variance * cross + variance**2 * square
+        scale = k / (k - 1) / count**2
+        return scale * of_means.clamp_min(0), scale * of_variances.clamp_min(0)
 
     def chance(self, mean: Tensor, variance: Tensor) -> float:
         """How much of the squared distance from other statistics is to be expected by chance, 0 to 1; 0 if not known.

@@ -36,13 +36,13 @@ class Probes:
         self._norms = norms
         self._forward = forward
 
-    def bytes_of_a_sample(self, batch: Any) -> float:
-        """Bytes of the largest input of a norm, tried on one sample; BatchError if the model does not take one."""
+    def bytes_of_a_sample(self, batch: Any) -> tuple[float, float]:
+        """Bytes of the largest input of a norm, and of all, tried on one sample; BatchError if it is not taken."""
         sample = map_tensors(lambda t: (t[:1] if t.ndim else t).clone(), batch)
         sizes = [t.numel() * t.element_size() for t in tensors(sample)]
         with restored(self._model, parameters=False):
             self._try(sample, lambda path, norm, x: sizes.append(x.numel() * x.element_size()))
-        return max(sizes, default=1)
+        return max(sizes, default=1), sum(sizes)
 
     def are_random(self, piece: Piece, *, is_divisible: bool) -> bool:
         """Whether samples, run twice, feed a norm something else the second time."""

@@ -11,6 +11,7 @@ from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.evaluation import Score
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.statistics.norm_change import NormChange
+from evenkeel.statistics.pairs import Match, Slope
 
 _ALIKE = 0.03  # relative, or in deviations: statistics that differ by less are the same to all that follows
 _CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
@@ -21,6 +22,9 @@ class Reestimation(Report[NormChange]):
 
     Attributes:
         rows: one a norm re-estimated.
+        match: what was matched: "variance" or "mean".
+        slopes: of every norm that was measured with noise on, too, by path: k of each channel, its standard error, and
+            whether it is known, as tensors; see `reestimate_`.
         batches: number of batches used.
         samples: number of samples in them, by the leading dimension of each batch's first tensor, or as told.
         passes: how many times all data were run; more than once where the first were not like the others.
@@ -29,6 +33,7 @@ class Reestimation(Report[NormChange]):
         notes: how the statistics were made, if not in the usual way, and whether the data suffice.
         converged: whether the standard errors are within the tolerance asked for, if one was.
         before, after: the model's scores on held-out data, if there were any, before and with the new statistics.
+        scores: of each match that was tried, where both were.
         kept: whether the new statistics are in the model, or, having been no better, were taken back.
 
     >>> import torch, evenkeel as ek
@@ -49,7 +54,9 @@ class Reestimation(Report[NormChange]):
         notes: Iterable[str],
         converged: bool,
         held: Held,
-        before: Score | None,
+        match: Match = "variance",
+        slopes: Mapping[str, Slope] | None = None,
+        stretch: str = "",
     ) -> None:
         rows = tuple(rows)
         super().__init__(rows, untouched=untouched, unsure=unsure, notes=(*notes, *_too_few(rows)))
@@ -57,10 +64,15 @@ class Reestimation(Report[NormChange]):
         self.samples = samples
         self.passes = passes
         self.converged = converged
-        self.before = before
+        self.match = match
+        self.slopes = dict(slopes or {})
+        self.stretch = stretch
+        self.before: Score | None = None
         self.after: Score | None = None
+        self.scores: dict[str, Score | None] = {}
         self.kept = True
         self._held = held
+        self._undone: Held | None = None
 
     @property
     def standard_errors(self) -> dict[str, float]:
@@ -74,7 +86,14 @@ class Reestimation(Report[NormChange]):
 
     def undo(self) -> None:
         """Put the statistics found before back, in place."""
-        put_back_(self._held)
+        undone = put_back_(self._held)
+        self._undone = self._undone or undone
+
+    def redo(self) -> None:
+        """Write the new statistics again after `undo`; nothing if it was not called."""
+        if self._undone is not None:
+            put_back_(self._undone)
+            self._undone = None
 
     @property
     def summary(self) -> str:
@@ -84,6 +103,9 @@ class Reestimation(Report[NormChange]):
         scores = ""
         if self.before is not None and self.after is not None:
             scores = f"; {self.before.change_to(self.after)}" + ("" if self.kept else ", no better, so taken back")
+        if len(self.scores) > 1:
+            scores += f" (match={self.match!r}; " + ", ".join(f"{m} {s.loss:.3g}" for m, s in self.scores.items() if s)
+            scores += ")"
         return f"{self.samples} samples in {self.batches} batches, relative standard error {error}{short}{scores}"
 
     def __repr__(self) -> str:
@@ -92,7 +114,8 @@ class Reestimation(Report[NormChange]):
 
     def _figures(self) -> dict[str, Any]:
         scores = {"before": self.before and asdict(self.before), "after": self.after and asdict(self.after)}
-        figures = {"batches": self.batches, "samples": self.samples, "passes": self.passes}
+        figures: dict[str, Any] = {"match": self.match, "batches": self.batches, "samples": self.samples}
+        figures |= {"passes": self.passes}
         figures |= {"standard_error": self.standard_error}
         return figures | scores | {"converged": self.converged, "kept": self.kept}
 
@@ -102,6 +125,13 @@ class Reestimation(Report[NormChange]):
             for r in self
         ]
         columns = ("norm", "running var", "re-estimated", "ratio", "mean moved, deviations", "standard error")
+        if any(r.paired for r in self):
+            paired = [
+                (f"{r.paired.slope:.3f}", f"{r.paired.dropout:.3f}", f"{r.paired.data:.3f}") if r.paired else ("",) * 3
+                for r in self
+            ]
+            rows = [(*row[:5], *three, row[5]) for row, three in zip(rows, paired, strict=True)]
+            columns = (*columns[:5], "slope", "off/on", "on/stored", columns[5])
         caption = [f"from {self.summary}", *grouped(self.untouched, "untouched"), *grouped(self.unsure), *self.notes]
         return Cells(columns, rows, caption, words=columns[:1])
 

@@ -11,10 +11,10 @@ from evenkeel.model.batches import length
 from evenkeel.model.buffers import write_
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
-from evenkeel.statistics.population import Population
+from evenkeel.statistics.population import KNOWN, Population
 from evenkeel.statistics.reservoir import Reservoir
 from evenkeel.statistics.small_steps import step_by_step
-from evenkeel.statistics.sweeps import KNOWN, Doubt, Store, distance_between, doubt, is_repeated, settle_on, sweep
+from evenkeel.statistics.sweeps import Doubt, Store, distance_between, doubt, is_repeated, settle_on, sweep
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches

@@ -17,9 +17,9 @@ _LEAST_SHARE = 1.0  # percent of a shift that is worth naming
 
 _COLUMNS = ("norm", "running var", "eval var", "eval/train")
 _MEASURED = (*_COLUMNS, "channels", "mean off", "made of")
-_PREDICTED = (*_COLUMNS, "folded", "fed by dropouts")
-_CAUSED = (*_COLUMNS, "folded", "caused by dropouts")
-_INHERITED = (*_COLUMNS, "own", "inherited", "caused by dropouts")
+_PREDICTED = (*_COLUMNS, "slope", "folded", "fed by dropouts")
+_CAUSED = (*_COLUMNS, "slope", "folded", "caused by dropouts")
+_INHERITED = (*_COLUMNS, "slope", "own", "inherited", "caused by dropouts")
 _NAMED = 0.005  # log ratio of an inherited part that a table shows
 
 
@@ -39,6 +39,8 @@ class ShiftRow:
             "dropout" (its noise since these, gone in eval mode); of a measured shift also "initial" (what is left of
             the variance 1 that the norm was built with) and "stored" (statistics of other data, batches or weights),
             and "dropout" is then of some of the samples, with dropout on.
+        slope: of a predicted shift, the slope k of what training feeds the norm on what eval mode feeds it, averaged over
+            channels: 1 where `match="mean"` changes nothing, whatever the ratio.
         moved: of a measured shift: how far the mean in eval mode is from the one stored, in stored standard
             deviations, averaged over channels.
         moved_most: the same of the channel where it is farthest.
@@ -58,6 +60,7 @@ class ShiftRow:
     dropouts: tuple[Layer, ...] = ()
     causes: tuple[tuple[Layer, float], ...] = ()
     parts: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+    slope: float | None = None
     moved: float | None = None
     moved_most: float | None = None
     spread: tuple[float, float] | None = None
@@ -96,6 +99,7 @@ class ShiftRow:
             "folded": self.folded,
             "dropouts": [_entry(layer) for layer in self.dropouts],
             "causes": [_entry(layer) | {"percent": share} for layer, share in self.causes],
+            "slope": self.slope,
             "moved": self.moved,
             "moved_most": self.moved_most,
             "spread": list(self.spread) if self.spread else None,
@@ -204,11 +208,11 @@ class ShiftReport(Report[ShiftRow]):
 
 def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
     """The last cells of a row."""
+    slope = "" if row.slope is None else f"{row.slope:.2f}"
     if columns is _INHERITED:
-        return *(
-            f"x{row.parts[name]:.2f}" if name in row.parts else "" for name in ("dropout", "inherited")
-        ), row.fed_by
+        parts = (f"x{row.parts[name]:.2f}" if name in row.parts else "" for name in ("dropout", "inherited"))
+        return slope, *parts, row.fed_by
     if columns is not _MEASURED:
-        return f"x{row.folded:.2f}", row.fed_by
+        return slope, f"x{row.folded:.2f}", row.fed_by
     spread = "" if row.spread is None else f"{row.spread[0]:.2f}-{row.spread[1]:.2f}"
     return spread, "" if row.moved is None else f"{row.moved:.2f}", row.why

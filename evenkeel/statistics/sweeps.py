@@ -14,9 +14,8 @@ from torch import Tensor
 from evenkeel.model.norms import Norm
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Arrivals, Call, Measurement
-from evenkeel.statistics.population import Population, by_batch
+from evenkeel.statistics.population import KNOWN, Population, by_batch
 
-KNOWN = 4  # parts of the data from which the variance between them says enough
 Store = Callable[[str, Population, float], None]  # path, population, of how many samples
 
 

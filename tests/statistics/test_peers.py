@@ -278,6 +278,7 @@ def test_flags_and_momentum_are_preserved(momentum, training):
     assert {key for key in before.changes() if not key.startswith("state_dict")} == {
         "attribute 1:_buffers",
         "attribute 1:evenkeel_written",  # the mark of what was written
+        "attribute 1:evenkeel_trained",  # and of what was there before
         "attributes 1",
     }
 

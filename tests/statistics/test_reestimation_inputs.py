@@ -49,6 +49,7 @@ def reestimated(model, batches, run, precision=1e-5, **options):
         "state_dict {}.running_var",
         "attribute {}:_buffers",
         "attribute {}:evenkeel_written",  # the mark of what was written
+        "attribute {}:evenkeel_trained",  # and of what was there before
         "attributes {}",
     )
     assert set(before.changes()) == {name.format(path) for path in done.standard_errors for name in names}

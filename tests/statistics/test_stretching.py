@@ -56,7 +56,7 @@ def batches(targets):
 @pytest.mark.parametrize("name", NETS)
 def test_a_repair_that_stretches_outputs_warns(name, target):
     with pytest.warns(StretchWarning, match=r"right behind a dropout, now passes on x1\.\d\d"):
-        done = ek.reestimate_(trained(name), batches(TARGETS[target]))
+        done = ek.reestimate_(trained(name), batches(TARGETS[target]), match="variance")
     assert "right behind a dropout" in done.notes[-1] and "right behind a dropout" in str(done)
     with pytest.warns(StretchWarning, match="a regression's error may grow"):
         fixed = ek.correct_(trained(name), X[:2])
@@ -77,7 +77,8 @@ def test_a_classifier_is_not_warned_of():
 
 
 def test_where_held_out_data_judge_there_is_no_warning_but_a_note():
-    done = quiet(ek.reestimate_, trained("right before"), batches(TARGETS["one"]), held_out=batches(TARGETS["one"]))
+    data = batches(TARGETS["one"])
+    done = quiet(ek.reestimate_, trained("right before"), data, match="variance", held_out=data)
     assert "right behind a dropout" in done.notes[-1] and done.before.name == "squared error"
 
 
@@ -85,10 +86,24 @@ def test_where_a_weight_layer_is_between_or_nothing_shrinks_there_is_no_warning(
     between = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 1))
     for _ in range(60):
         between(X)
-    assert not quiet(ek.reestimate_, between, batches(TARGETS["one"])).notes
+    assert not quiet(ek.reestimate_, between, batches(TARGETS["one"]), match="variance").notes
     model = trained("right before")
-    ek.reestimate_(model, batches(TARGETS["one"]))
-    assert not quiet(ek.reestimate_, model, batches(TARGETS["one"])).notes
+    with pytest.warns(StretchWarning):
+        ek.reestimate_(model, batches(TARGETS["one"]), match="variance")
+    assert not quiet(ek.reestimate_, model, batches(TARGETS["one"]), match="variance").notes
+
+
+@pytest.mark.parametrize("target", ["one", "none"])
+@pytest.mark.parametrize("name", NETS)
+def test_a_regression_has_its_mean_matched_by_default(name, target):
+    model = trained(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    done = quiet(ek.reestimate_, model, batches(TARGETS[target]))
+    assert done.match == "mean"
+    last = done[-1]
+    assert last.ratio == pytest.approx(1, abs=0.1)
+    done.undo()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ class Snapshot:
 def places_of(buffers: Collection[str]) -> set[str]:
     """The places where a snapshot sees the contents of buffers, and the mark that they were written."""
     paths = {name.rpartition(".")[0] for name in buffers}
-    marks = {place for path in paths for place in (f"attributes {path}", f"attribute {path}:evenkeel_written")}
+    names = ("attributes {}", "attribute {}:evenkeel_written", "attribute {}:evenkeel_trained")
+    marks = {name.format(path) for path in paths for name in names}
     return {f"state_dict {name}" for name in buffers} | marks | {f"attribute {path}:_buffers" for path in paths}
 
 

@@ -1,0 +1,338 @@
+"""Attempt: one re-estimation of a model's statistics, not yet judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
+from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.tracing import record
+from evenkeel.model.batches import Forward, call
+from evenkeel.model.batches import samples as samples_in
+from evenkeel.model.buffers import Held, write_, write_buffers_
+from evenkeel.model.flags import FROZEN, frozen_in
+from evenkeel.model.norms import Norm, foreign_norms, norms_of
+from evenkeel.model.restoring import restored
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.output.progress import Bar
+from evenkeel.statistics.batch_merging import MOST_PARTS, Count
+from evenkeel.statistics.distributed import Ranks
+from evenkeel.statistics.measurement import Measurement
+from evenkeel.statistics.noise import Noise
+from evenkeel.statistics.norm_change import NormChange, Paired
+from evenkeel.statistics.pairing import UNPAIRED, Pairing
+from evenkeel.statistics.pairs import Match, Pairs
+from evenkeel.statistics.population import Population
+from evenkeel.statistics.prior import Prior, Weight
+from evenkeel.statistics.reestimation_report import Reestimation, largest
+from evenkeel.statistics.settling import Settled, settle
+from evenkeel.statistics.stored_values import NEVER_UPDATED, faults_in, is_never_updated
+from evenkeel.statistics.stretching import has_class_labels, stretched
+
+_HELD = (
+    "settled on {} of {} samples, held from all over the stream: the first were not like the others, and all can be "
+    "had only once; shuffle them, or pass batches that can be iterated over again, such as a list or a DataLoader"
+)
+_RESTLESS = (
+    "off by {:.1%}: what it is fed depends on what it stores, as where weights are rounded that it scales, and no "
+    "statistics were found that agree with themselves; train it on with its statistics fixed"
+)
+_NO_SAY = (
+    "prior='auto' had no say: one batch tells no standard errors, so its statistics replaced the old ones; pass its "
+    "samples in several batches, or a number"
+)
+_NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
+_FAR = 1.5  # times what training left, noise on: more is worth telling
+_TOO_SMALL = "the model draws at random in eval mode, too, which makes slopes too small"
+STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One re-estimation of a model's statistics; its attributes are the arguments of `reestimate_`.
+
+    Attributes:
+        leave: whether norms that were never updated are left as they are, but in averages of weights.
+    """
+
+    batches: Iterable[Any]
+    forward: Forward | None
+    stats: Literal["both", "var", "mean"]
+    relative: bool
+    tolerance: float | None
+    max_batches: int | None
+    prior: Weight
+    samples: Callable[[Any], int] | int | None
+    progress: bool
+    group: Any
+    memory: int
+    seed: int
+    leave: bool
+
+    def __post_init__(self) -> None:
+        if self.stats not in STORED:
+            raise EvenkeelError(f"stats must be 'both', 'var' or 'mean', not {self.stats!r}")
+        if self.memory < 0:
+            raise EvenkeelError(f"memory must be a number of bytes, or 0, not {self.memory}")
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            raise EvenkeelError(f"tolerance must be above 0 and finite, not {self.tolerance}")
+
+    def reestimated(self, model: nn.Module, match: Match | None) -> Reestimation:
+        """Re-estimate a model's statistics in place; on any error it is as it was."""
+        with unwrapped(model) as plain:
+            is_average = any(isinstance(module, AveragedModel) for module in model.modules())
+            free, untouched = _divide(plain, leave=self.leave and not is_average)
+            names, channels = STORED[self.stats], max(norm.num_features for norm in free.values())
+            ranks = Ranks(self.group, channels=3 * channels, parts=MOST_PARTS)
+            blend = Prior(free, self.prior, ranks)
+            with restored(plain), torch.no_grad():
+                measurement = Measurement(
+                    plain,
+                    free,
+                    forward=self.forward,
+                    ranks=ranks,
+                    memory=self.memory,
+                    count=_count(self.samples),
+                    pairing=self._pairing(plain, free, match, ranks),
+                )
+                _require_cured(free, names)
+                _set_usable_(free.values())
+
+                def store(path: str, population: Population, count: float) -> None:
+                    population.pool()
+                    _store(free[path], blend.blended(path, _matched(population), count), names)
+
+                with closing(Bar(self.batches, "re-estimating", total=self.max_batches)) as bar:
+                    stream = bar if self.progress else self.batches
+                    settled = settle(measurement, stream, store, max_batches=self.max_batches, tolerance=self.tolerance)
+            unpaired = _unpaired(measurement, free)
+            found = {p: _matched(population) for p, population in settled.populations.items() if p not in unpaired}
+            new = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
+            graph = _graph_of_a_regression(plain, measurement, self.forward) if _has_shrunk(new, free) else None
+        for path, population in found.items():
+            if population.pooled and population.count < 2:
+                raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples needed")
+        doubts = {path: settled.doubts[path].mean for path in found if path in settled.doubts}
+        errors = {path: math.hypot(p.standard_error, doubts.get(path, 0.0)) for path, p in found.items()}
+        chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
+        shares: dict[nn.Module, float] = {
+            free[path]: blend.share_of_new(path, p, measurement.samples) for path, p in found.items()
+        }
+        held = _write({free[path]: population for path, population in new.items()}, names, shares)
+        pairs = {path: p for path, p in settled.populations.items() if isinstance(p, Pairs) and path in found}
+        changes = [
+            NormChange.of(path, free[path], held, errors[path], chances[path], _paired(pairs.get(path)))
+            for path in found
+        ]
+        stretch = "" if graph is None else stretched(graph, free, changes)
+        notes = _notes(measurement, settled, pairs)
+        if self.prior == "auto" and math.isnan(largest(errors.values())):
+            notes.append(_NO_SAY)
+        if measurement.pairing is None and (match == "mean" or self.relative):
+            notes.append(_NO_NOISE)
+        return Reestimation(
+            changes,
+            match="mean" if measurement.pairing and not self.relative else "variance",
+            batches=measurement.batches,
+            samples=measurement.samples,
+            passes=settled.passes,
+            untouched=untouched | {path: _why_not(measurement, path, unpaired) for path in free if path not in found},
+            unsure=_unsure(measurement, settled, pairs),
+            notes=[*notes, stretch] if stretch else notes,
+            stretch=stretch,
+            slopes={path: population.slope for path, population in pairs.items()},
+            converged=self.tolerance is None or largest(errors.values()) <= self.tolerance,
+            held=held,
+        )
+
+    def _pairing(
+        self, model: nn.Module, norms: Mapping[str, Norm], match: Match | None, ranks: Ranks
+    ) -> Pairing | None:
+        """What runs groups with noise on, too, if that may be needed."""
+        if match == "variance" and not self.relative:
+            return None
+        if match is None and any(isinstance(m, AveragedModel) for m in model.modules()):
+            return None  # its statistics are those of no training
+        faulty = next((path for path, norm in norms.items() if faults_in(norm)), None)
+        try:
+            noise = Noise(model)
+            if faulty is not None:
+                raise ModelError(
+                    f"{next(iter(faults_in(norms[faulty]).values()))} of {faulty!r}: what training left is to be kept "
+                    "but for the noise, and cannot be used; pass match='variance'"
+                )
+        except ModelError:
+            if match is not None:
+                raise
+            return None
+        return Pairing(noise, norms, match, seed=self.seed, rank=ranks.rank)
+
+
+def _matched(population: Population) -> Population:
+    """What a norm is to store, of what was measured."""
+    return population.matched() if isinstance(population, Pairs) else population
+
+
+def _paired(pairs: Pairs | None) -> Paired | None:
+    """What pairs say in a row of the report."""
+    return None if pairs is None else Paired.of(pairs)
+
+
+def _unpaired(measurement: Measurement, norms: Mapping[str, Norm]) -> set[str]:
+    """Norms that were not fed the same with noise on, on any rank."""
+    if measurement.pairing is None:
+        return set()
+    flags = torch.tensor([path in measurement.pairing.unpaired for path in norms], dtype=torch.float64)
+    rows = measurement.ranks.gather(flags) if measurement.ranks.size > 1 else [flags]
+    return {path for path, flag in zip(norms, torch.stack(rows).amax(0), strict=True) if flag}
+
+
+def _why_not(measurement: Measurement, path: str, unpaired: set[str]) -> str:
+    return UNPAIRED if path in unpaired else measurement.why_not(path)
+
+
+def _unsure(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> dict[str, str]:
+    """Norms whose statistics may be off by more than their standard errors, each with the reason."""
+    found = {path: reason for path, p in pairs.items() if (reason := p.slope.doubt)}
+    if measurement.is_random:
+        found |= dict.fromkeys(pairs, _TOO_SMALL)
+    if settled.held:
+        found |= dict.fromkeys(settled.populations, _HELD.format(settled.held, measurement.samples))
+    return found | {path: _RESTLESS.format(off) for path, off in settled.restless.items()}
+
+
+def _graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: Forward | None) -> LayerGraph | None:
+    """The graph of a model that may be no classifier, and has noise; None of others, and of what cannot be read."""
+    batch, shapes = measurement.example, measurement.shapes
+    has_classes = not shapes or any(len(shape) > 1 and max(shape[1:]) > 1 for shape in shapes)
+    if batch is None or (has_classes and has_class_labels(batch)):
+        return None
+    try:
+        return record(model, lambda inputs: (forward or call)(model, inputs), batch)
+    except TraceError:
+        return None
+
+
+def _has_shrunk(populations: Mapping[str, Population], norms: Mapping[str, Norm]) -> bool:
+    """Whether any norm is to store a variance smaller by a tenth."""
+    return any(
+        float(p.variance.mean()) < 0.9 * float(_found_in(norms[path])[1].mean()) for path, p in populations.items()
+    )
+
+
+def _count(samples: Callable[[Any], int] | int | None) -> Count:
+    """How many samples a batch holds, from what the caller says."""
+    if samples is None:
+        return samples_in
+    if callable(samples):
+        return samples
+    if samples < 1:
+        raise EvenkeelError(f"samples must be a number of at least 1, or a function of a batch, not {samples}")
+    return lambda batch: samples
+
+
+def _found_in(norm: Norm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _require_cured(norms: Mapping[str, Norm], names: Sequence[str]) -> None:
+    for path, norm in norms.items():
+        for name in faults_in(norm):
+            if name not in names:
+                raise ModelError(f"{name} of {path!r} is not usable, and stays so: pass stats='both'")
+
+
+def _set_usable_(norms: Iterable[Norm]) -> None:
+    """Give norms that store what is not finite, or negative variances, those of a new norm to begin with."""
+    for norm in norms:
+        if faults_in(norm):
+            mean, variance = _found_in(norm)
+            write_(mean, torch.zeros_like(mean))
+            write_(variance, torch.ones_like(variance))
+
+
+def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
+    values = {"running_mean": population.mean, "running_var": population.variance}
+    for name in names:
+        write_(getattr(norm, name), values[name])
+
+
+def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> list[str]:
+    """What the reader must know of how the statistics were made."""
+    notes = [f"batches ran one by one: {measurement.apart}"] if measurement.apart else []
+    if settled.is_uneven:
+        notes.append(
+            f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "
+            "data sorted by class or length, or of few batches unlike each other; shuffled, one pass often does"
+        )
+    if settled.is_part:
+        notes.append(
+            f"only the first {measurement.batches} batches were read: this holds for the others, and so do the "
+            "standard errors, only if the loader shuffles"
+        )
+    if settled.entangled:
+        paths = sorted(settled.entangled)
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        notes.append(
+            f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample, to {settled.left:.1%}"
+        )
+    if settled.is_random:
+        notes.append(
+            "the model draws at random in eval mode, too, as by dropout that stays on: statistics are those of one "
+            "draw, and not settled any further"
+        )
+    far = {path: Paired.of(p).data for path, p in pairs.items()}
+    worst = max(far, key=lambda path: abs(math.log(far[path])) if far[path] > 0 else 0.0, default="")
+    if worst and not 1 / _FAR < far[worst] < _FAR:
+        notes.append(
+            f"{worst!r} meets x{far[worst]:.2f} of the variance that it stored, noise on as in training, and that stays: "
+            "other data, or statistics that were stale; match='variance' makes them those of the data"
+        )
+    if dead := {path: count for path, p in pairs.items() if (count := int(p.slope.is_dead.sum()))}:
+        notes.append(
+            f"{sum(dead.values())} channels do not vary with noise off, {max(dead.values())} of them in "
+            f"{max(dead, key=dead.__getitem__)!r}: they store the variance that they stored"
+        )
+    if measurement.is_doubted:
+        notes.append("batches had been merged before it was found that they must not be: pass memory=0")
+    return notes
+
+
+def _write(populations: Mapping[Norm, Population], names: Sequence[str], shares: Mapping[nn.Module, float]) -> Held:
+    """Write the populations' statistics into the norms, all or none of them; return what was there before."""
+    values: dict[tuple[nn.Module, str], Tensor] = {
+        (norm, name): (population.mean if name == "running_mean" else population.variance).to(getattr(norm, name).dtype)
+        for norm, population in populations.items()
+        for name in names
+    }
+    for (norm, name), value in values.items():
+        if not value.isfinite().all():
+            raise BatchError(f"{name} of {norm} reaches {float(value.abs().max())}: it overflows {value.dtype}")
+    return write_buffers_(values, shares)
+
+
+def _divide(model: nn.Module, *, leave: bool) -> tuple[dict[str, Norm], dict[str, str]]:
+    """The norms to re-estimate, and those that are frozen, or left as never updated, with the reason."""
+    norms, modules = norms_of(model), frozen_in(model)
+    untouched = {path: FROZEN for path, norm in norms.items() if norm in modules}
+    if len(untouched) == len(norms):
+        raise ModelError(f"all {len(norms)} norms are {FROZEN}: call model.eval() to have them count")
+    if leave:
+        untouched |= {p: NEVER_UPDATED for p, norm in norms.items() if p not in untouched and is_never_updated(norm)}
+    free = {path: norm for path, norm in norms.items() if path not in untouched}
+    if not free:
+        count = sum(reason == NEVER_UPDATED for reason in untouched.values())
+        raise ModelError(
+            f"{count} of {len(norms)} norms, such as {next(iter(norms))!r}: {NEVER_UPDATED}; pass unsure='write' "
+            "(--unsure write) to replace them, or held_out= and choose='best' (--held-out) to let a score decide"
+        )
+    return free, dict(sorted(untouched.items())) | foreign_norms(model)
