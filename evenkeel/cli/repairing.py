@@ -79,7 +79,7 @@ def corrected(
     unsure: Literal["leave", "write"],
     match: Match | None,
 ) -> tuple[RenderableType, dict[str, Any]]:
-    """Repair a model without data: what to print, and the same as plain data; `unsure` and `match` are as for `correct_`.
+    """Repair a model without data: what to print, and the same as plain data; options are as for `correct_`.
 
     Raises:
         EvenkeelError: nothing can be corrected, or the repair does not help on held-out batches, if there are any.

@@ -294,7 +294,7 @@ def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs
     worst = max(far, key=lambda path: abs(math.log(far[path])) if far[path] > 0 else 0.0, default="")
     if worst and not 1 / _FAR < far[worst] < _FAR:
         notes.append(
-            f"{worst!r} meets x{far[worst]:.2f} of the variance that it stored, noise on as in training, and that stays: "
+            f"{worst!r} meets x{far[worst]:.2f} of the variance that it stored, noise on, and that stays as it is: "
             "other data, or statistics that were stale; match='variance' makes them those of the data"
         )
     if dead := {path: count for path, p in pairs.items() if (count := int(p.slope.is_dead.sum()))}:

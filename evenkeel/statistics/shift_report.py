@@ -39,8 +39,8 @@ class ShiftRow:
             "dropout" (its noise since these, gone in eval mode); of a measured shift also "initial" (what is left of
             the variance 1 that the norm was built with) and "stored" (statistics of other data, batches or weights),
             and "dropout" is then of some of the samples, with dropout on.
-        slope: of a predicted shift, the slope k of what training feeds the norm on what eval mode feeds it, averaged over
-            channels: 1 where `match="mean"` changes nothing, whatever the ratio.
+        slope: of a predicted shift, the slope k of what training feeds the norm on what eval mode feeds it, averaged
+            over channels: 1 where `match="mean"` changes nothing, whatever the ratio.
         moved: of a measured shift: how far the mean in eval mode is from the one stored, in stored standard
             deviations, averaged over channels.
         moved_most: the same of the channel where it is farthest.
