@@ -158,9 +158,8 @@ class Measurement:
         self._groups = Groups(self._pieces(batches, max_batches, may_be_empty, again), limit, self._is_proven)
         try:
             for group in self.ranks.rounds(self._groups):
-                if self.pairing is not None and not self._is_pairing_tried:
-                    self._try_pairing(group)
-                yield group
+                is_first, self._is_pairing_tried = not self._is_pairing_tried, True
+                yield self._try_pairing(group) if is_first and self.pairing else group
         finally:
             self._group = None
             del self._groups  # and with them the loader
@@ -223,25 +222,31 @@ class Measurement:
         found = bool(pieces) and self._probes.are_random(pieces[0], is_divisible=self.is_divisible)
         self.is_random = bool(self.ranks.largest(found))
 
-    def _try_pairing(self, group: Group | None) -> None:
-        """Pair on all ranks, if that is needed on one, as far as some samples of the first batch tell."""
+    def _try_pairing(self, group: Group | None) -> Group | None:
+        """Pair on all ranks, if that is needed on one, as far as some samples of the first batch tell; what to run."""
         assert self.pairing is not None
         is_needed = False
         if group is not None:
             piece = Piece(1, self.example, group.held[0].samples)
             batch = (piece.thinned(-(-piece.samples // _TRIED)) if piece.form is not None else piece).batch
-
-            def run() -> Any:
-                return forward_pass(self.model, copied(batch if self._forward else inputs(batch)), 1, self._forward)
-
             try:
                 with restored(self.model, parameters=False):
-                    is_needed = self.pairing.is_needed(run, batch, self._forward)
+                    is_needed = self.pairing.is_needed(self._tried, batch, self._forward)
+                    if is_needed and piece.form is not None:
+                        self.pairing.try_sharing(self._tried, batch)
             except BatchError:  # what is wrong comes up where it is measured
                 is_needed = True
-        self._is_pairing_tried = True
+        self._size = None
         if not self.ranks.largest(is_needed):
             self.pairing = None
+        elif self.ranks.largest(self.pairing.is_shared):
+            self.pairing.is_shared = True
+            self._keep_apart("with noise on, the samples of a batch share masks")
+            return group and self._groups.split(group)
+        return group
+
+    def _tried(self, batch: Any) -> Any:
+        return forward_pass(self.model, copied(batch if self._forward else inputs(batch)), 1, self._forward)
 
     def _pieces(
         self, batches: Iterable[Any], max_batches: int | None, may_be_empty: bool, again: bool
@@ -369,7 +374,8 @@ class Measurement:
         """Bytes of the largest input of a norm, at least 1; infinite if the model does not take one sample."""
         try:
             largest, total = self._probes.bytes_of_a_sample(batch)
-            return max(largest, total / HELD if self.pairing else 0, 1)
+            is_paired = self.pairing is not None and not self.pairing.is_ruled_out(self.example)
+            return max(largest, total / HELD if is_paired else 0, 1)
         except BatchError as error:
             self._keep_apart(f"one sample alone, {error}")
             return math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from evenkeel.model.batches import Forward
 from evenkeel.model.evaluation import is_regression
-from evenkeel.model.nested import tensors
+from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import seed_all
@@ -19,12 +20,15 @@ from evenkeel.statistics.batch_merging import MOST_PARTS, Group
 from evenkeel.statistics.noise import Noise
 from evenkeel.statistics.pairs import Match, Pairs, paired_statistics
 from evenkeel.statistics.population import Statistics
+from evenkeel.statistics.stretching import has_class_labels
 
 HELD = 4  # times as much memory as the largest input of a norm may take, for the inputs of all norms
 UNPAIRED = "with dropout on it is not fed the same samples and positions as with dropout off: left as it was"
 _TRIES = 8  # draws of masks that show whether there are any
 _FEWEST = 8  # batches from which on standard errors are told by batches, not by parts of them
-Run = Callable[[], Any]
+_COPIES = 16  # of one sample, which show whether masks are shared by the samples of a batch
+_SHARED = 12.0  # times as far apart as independent masks are expected to leave two draws' averages over copies
+Run = Callable[[Any], Any]
 
 
 class Pairing:
@@ -39,12 +43,14 @@ class Pairing:
 
     Attributes:
         unpaired: paths of norms that were fed something else with noise on, and stay as they were.
+        is_shared: whether the samples of a batch share masks, as far as was tried: then only batches are independent.
     """
 
     def __init__(
         self, noise: Noise, norms: Mapping[str, Norm], match: Match | None, *, seed: int = 0, rank: int = 0
     ) -> None:
         self.unpaired: set[str] = set()
+        self.is_shared = False
         self._noise = noise
         self._norms = norms
         self._match = match
@@ -55,24 +61,43 @@ class Pairing:
         """Whether to pair: there is noise, and, if only of a regression, the model is none that is known to classify.
 
         Args:
-            run: runs some samples and returns the outputs.
+            run: runs a batch of samples and returns the outputs.
             batch: these samples with their targets, as the loader gave them.
             forward: as for `evaluate`.
         """
-        quiet, outputs = self._fed(run, noise=False)
+        quiet, outputs = self._fed(run, batch, noise=False)
         if self._match is None and not is_regression(batch, outputs, forward):
             return False
         for seed in range(_TRIES):
             seed_all(seed)
             before = torch.get_rng_state()
-            noisy, _ = self._fed(run, noise=True)
+            noisy, _ = self._fed(run, batch, noise=True)
             if len(quiet) != len(noisy) or not all(map(_is_same, quiet, noisy)):
                 return True
             if torch.equal(before, torch.get_rng_state()) and not torch.cuda.is_initialized():
                 break
         return False
 
-    def hold(self, run: Run, group: Group) -> None:
+    def is_ruled_out(self, batch: Any) -> bool:
+        """Whether the batch says that there is no need: only regressions are paired, and it holds class labels."""
+        return self._match is None and has_class_labels(batch)
+
+    def try_sharing(self, run: Run, batch: Any) -> None:
+        """Find out whether masks are shared, from copies of one sample: two draws then differ in what all copies have.
+
+        Args:
+            run: as for `is_needed`.
+            batch: of samples along the leading dimension of every tensor.
+        """
+        copies = map_tensors(lambda t: t[:1].expand(_COPIES, *t.shape[1:]).clone() if t.ndim else t, batch)
+        draws: list[list[Tensor]] = []
+        for seed in range(2):
+            seed_all(seed)
+            draws.append(self._fed(run, copies, noise=True)[0])
+        pairs = list(zip(*draws, strict=False))
+        self.is_shared = len(draws[0]) != len(draws[1]) or any(itertools.starmap(_is_shared, pairs))
+
+    def hold(self, run: Callable[[], Any], group: Group) -> None:
         """Run a group with noise on, and hold what reaches the norms."""
         self._held.clear()
         with self._noise.running(), NormCalls(self._norms, self._hold):
@@ -100,7 +125,7 @@ class Pairing:
             self.unpaired.add(path)
             on = x
         parts = zip(group.parts(x), group.parts(on), strict=True)
-        pieces = 1 if expected >= _FEWEST else MOST_PARTS // min(len(group.sizes), MOST_PARTS)
+        pieces = 1 if expected >= _FEWEST or self.is_shared else MOST_PARTS // min(len(group.sizes), MOST_PARTS)
         pooled = pools_batch(self._norms[path])
         return [
             (number * MOST_PARTS + place, paired_statistics(off, noisy, pooled=pooled))
@@ -126,16 +151,26 @@ class Pairing:
             return None
         return torch.cat(found) if len(found) > 1 else found[0]
 
-    def _fed(self, run: Run, *, noise: bool) -> tuple[list[Tensor], Any]:
+    def _fed(self, run: Run, batch: Any, *, noise: bool) -> tuple[list[Tensor], Any]:
         """What reaches the norms, and what comes out; and the outputs as they are."""
         fed: list[Tensor] = []
         with self._noise.running(noise=noise), NormCalls(self._norms, lambda path, norm, x: fed.append(x.clone())):
-            outputs = run()
+            outputs = run(batch)
         return [*fed, *tensors(outputs)], outputs
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
+
+
+def _is_shared(one: Tensor, other: Tensor) -> bool:
+    """Whether two draws differ in what all copies of a sample share, by more than independent masks explain."""
+    if one.shape != other.shape or not one.is_floating_point() or len(one) % _COPIES:
+        return one.shape != other.shape
+    one, other = (t.double().unflatten(0, (_COPIES, -1)) for t in (one, other))
+    apart = float((one.mean(0) - other.mean(0)).square().sum())
+    by_chance = float(one.var(0).sum() + other.var(0).sum()) / _COPIES
+    return apart > _SHARED * by_chance and apart > 1e-9 * float(one.square().mean(0).sum())
 
 
 def _split(x: Tensor, pieces: int) -> list[Tensor]:

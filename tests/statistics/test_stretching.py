@@ -59,7 +59,7 @@ def test_a_repair_that_stretches_outputs_warns(name, target):
         done = ek.reestimate_(trained(name), batches(TARGETS[target]), match="variance")
     assert "right behind a dropout" in done.notes[-1] and "right behind a dropout" in str(done)
     with pytest.warns(StretchWarning, match="a regression's error may grow"):
-        fixed = ek.correct_(trained(name), X[:2])
+        fixed = ek.correct_(trained(name), X[:2], match="variance")
     assert "right behind a dropout" in str(fixed)
 
 
@@ -102,6 +102,8 @@ def test_a_regression_has_its_mean_matched_by_default(name, target):
     assert done.match == "mean"
     last = done[-1]
     assert last.ratio == pytest.approx(1, abs=0.1)
+    fixed = quiet(ek.correct_, trained(name), X[:2])
+    assert fixed.match == "mean" and all(row.ratio == pytest.approx(1, abs=0.1) for row in fixed)
     done.undo()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
