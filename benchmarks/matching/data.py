@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -46,11 +46,12 @@ Source = Callable[[int, "Path | None"], Split]  # of a seed and the folder with 
 def images(name: str, train: int, test: int, pool: int, data_dir: Path | None) -> Split:
     """The first images of a set, of every `pool` by `pool` pixels the mean."""
     data = load_data(name, data_dir=data_dir, batch_size=128)
-    parts: list[Tensor] = []
-    for batches, count in ((data.train, train), (data.test or (), test)):
-        x, y = (torch.cat(some)[:count] for some in zip(*islice(batches, math.ceil(count / 128)), strict=True))
-        parts += [F.avg_pool2d(x, pool) if pool > 1 else x, y]
-    return Split(*parts)
+    return Split(*first(data.train, train, pool), *first(data.test or (), test, pool))
+
+
+def first(batches: Iterable[Any], count: int, pool: int) -> tuple[Tensor, Tensor]:
+    x, y = (torch.cat(some)[:count] for some in zip(*islice(batches, math.ceil(count / 128)), strict=True))
+    return F.avg_pool2d(x, pool) if pool > 1 else x, y
 
 
 def image_set(name: str, train: int, test: int, pool: int = 1) -> Source:
@@ -104,13 +105,15 @@ def table(inputs: Any, targets: Any, train: int, held_out: int, seed: int) -> Sp
 def friedman1(seed: int, _: Path | None) -> Split:
     from sklearn.datasets import make_friedman1
 
-    return table(*make_friedman1(2000, noise=1.0, random_state=seed), 1000, 1000, seed)
+    inputs, targets = make_friedman1(2000, noise=1.0, random_state=seed)
+    return table(inputs, targets, 1000, 1000, seed)
 
 
 def diabetes(seed: int, _: Path | None) -> Split:
     from sklearn.datasets import load_diabetes
 
-    return table(*load_diabetes(return_X_y=True), 300, 142, seed)
+    inputs, targets = load_diabetes(return_X_y=True)
+    return table(inputs, targets, 300, 142, seed)
 
 
 @cache

@@ -25,8 +25,12 @@ def mlp(order: str, p: float, *, inputs: int, outputs: int = 1, depth: int = 3, 
     """Hidden layers in that order."""
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise((inputs, *(width,) * depth)):
-        parts = nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(), nn.Dropout(p)
-        named = dict(zip(("Linear", "BN", "ReLU", "Dropout"), parts, strict=True))
+        named: dict[str, nn.Module] = {
+            "Linear": nn.Linear(before, after),
+            "BN": nn.BatchNorm1d(after),
+            "ReLU": nn.ReLU(),
+            "Dropout": nn.Dropout(p),
+        }
         layers += [named[name] for name in order.split("-")]
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 

@@ -74,9 +74,9 @@ def p_paired(runs: list[dict[str, list[float]]], one: str, other: str) -> float:
     """The p-value of a paired t-test over seeds of the first score; 1 where there is nothing to test."""
     from scipy.stats import ttest_rel
 
-    values = [[run[name][0] for run in runs] for name in (one, other)]
-    differences = {a - b for a, b in zip(*values, strict=True)}
-    return float(ttest_rel(*values).pvalue) if len(differences) > 1 else 1.0
+    first, second = ([run[name][0] for run in runs] for name in (one, other))
+    differences = {a - b for a, b in zip(first, second, strict=True)}
+    return float(ttest_rel(first, second).pvalue) if len(differences) > 1 else 1.0
 
 
 def tested(scores: list[str], rows: Rows) -> str:

@@ -58,7 +58,7 @@ def judge(model: nn.Module, split: Split, task: Task, seed: int) -> dict[str, li
     """The scores of a net by treatment."""
     torch.manual_seed(seed)
     treated = {name: treat(model, split.batches) for name, treat in TREATMENTS.items()}
-    found = {name: (outputs_of(one, split.held_x),) * 2 for name, one in treated.items()}
+    found = {name: twice(outputs_of(one, split.held_x)) for name, one in treated.items()}
     both = [treated[name] for name in ("variance", "mean")]
     found[CHOSEN] = halves(lambda loss: outputs_of(min(both, key=loss), split.held_x), split, task)
     found[EACH] = halves(
@@ -66,8 +66,13 @@ def judge(model: nn.Module, split: Split, task: Task, seed: int) -> dict[str, li
         split,
         task,
     )
-    found[ENSEMBLE] = (task.finish(ensemble(model, split.held_x, task.combine)),) * 2
+    found[ENSEMBLE] = twice(task.finish(ensemble(model, split.held_x, task.combine)))
     return {name: task.crossed(found[name], split.held_y) for name in NAMES}
+
+
+def twice(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The same whichever half something is chosen by: nothing is."""
+    return outputs, outputs
 
 
 def halves(choose: Callable[[Callable[[nn.Module], float]], Tensor], split: Split, task: Task) -> tuple[Tensor, Tensor]:
