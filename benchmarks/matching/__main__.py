@@ -72,7 +72,7 @@ def main() -> None:
     options = run_parts(parser, {name: part_of(name) for name in FAMILIES}, RESULTS)
     if not options.train:
         results = json.loads(options.out.read_text())
-        print(show(results))
+        print(show({name: results[name] for name in options.parts if name in results}))
         draw(results, options.plot)
 
 

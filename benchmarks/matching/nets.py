@@ -119,7 +119,7 @@ class Family:
         return kept(partial(self.build, arm, p), lambda net: self.train(net, split), seed, path).eval()
 
 
-CIFAR = data.image_set("cifar10", 10_000, 3000, pool=2)  # at 16 pixels
+CIFAR = data.image_set("cifar10", 10_000, 2000, pool=2)  # at 16 pixels
 
 
 def classifier(inputs: int, source: Source, epochs: int, size: int) -> Family:
@@ -146,5 +146,5 @@ FAMILIES: dict[str, Family] = {
     "diamonds": regressor(9, data.diamonds, 12),
     "flights": regressor(26, data.flights, 12),
     "embedding, MNIST": Family(embedding, data.other_classes(10_000, 1600), "pairs", 5, ("head",), size=128),
-    "rotation, MNIST": Family(angle_cnn, data.rotated(10_000, 3000), "values", 6, PLACES, seeds=3),
+    "rotation, MNIST": Family(angle_cnn, data.rotated(10_000, 2000), "values", 6, PLACES, seeds=3),
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from evenkeel.model.norms import Norm, norms_of
 
-_CHUNK, _POSITIONS = 256, 16  # samples in a pass, and positions of an image that are looked at
+_CHUNK, _POSITIONS = 256, 4  # samples in a pass, and positions of an image that are looked at
 Stored = tuple[Tensor, Tensor]  # a mean and a variance per channel
 
 
@@ -159,7 +159,7 @@ def mean(norm: Norm, quiet: Seen, noise: Seen) -> Stored:
     return quiet.z.mean(0) - (noise.z.mean(0) - m) / slope, v_new
 
 
-def behind(norm: Norm, quiet: Seen, noise: Seen, steps: int = 30) -> Stored:
+def behind(norm: Norm, quiet: Seen, noise: Seen, steps: int = 15) -> Stored:
     """What makes relu(a z + b) with noise off the best prediction of that with noise on, averaged over masks."""
     known = mean(norm, quiet, noise)
     if not noise.is_rectified:
@@ -203,15 +203,16 @@ def best_of(
     model, start = copy.deepcopy(model).eval(), min(starts, key=loss)
     streams = {norm: (noise, stored(norm)) for norm, noise in noisy_stream(model, x, 4).items()}
     model.load_state_dict(start.state_dict())
+    least = loss(model)
     for norm, (noise, trained) in streams.items():
         quiet, known = look(model, x, [norm])[norm], stored(norm)
         write(norm, trained)  # what the rules compare with
-        values = [known, *(rule(norm, quiet, noise) for rule in rules)]
-        losses: list[float] = []
-        for value in values:
+        for value in [rule(norm, quiet, noise) for rule in rules]:
             write(norm, value)
-            losses.append(loss(model))
-        write(norm, values[losses.index(min(losses))])
+            found = loss(model)
+            if found < least:
+                least, known = found, value
+        write(norm, known)
     return model
 
 
