@@ -44,8 +44,8 @@ def run_family(name: str, options: argparse.Namespace) -> Iterator[tuple[str, An
             continue
         start = time.perf_counter()
         split = family.source(seed, options.data_dir)
-        path = options.nets / f"matching-{re.sub(r'[^a-zA-Z0-9]+', '-', f'{name} {row}')}.pt"
-        net = family.trained(arm, p, seed, split, path)
+        recipe = re.sub(r"[^a-zA-Z0-9]+", "-", f"matching {name} {family.epochs} epochs {row}")
+        net = family.trained(arm, p, seed, split, options.nets / f"{recipe}.pt")
         trained = time.perf_counter()
         if not options.train:
             yield "scores", TASKS[family.task].names

@@ -135,7 +135,7 @@ FAMILIES: dict[str, Family] = {
     "MLP, digits": classifier(64, data.image_set("digits", 1000, 797), 10, 50),
     "MLP, MNIST": classifier(784, data.image_set("mnist", 60_000, 4000), 3, 128),
     "residual net, digits": Family(
-        partial(preresnet, channels=1), data.image_set("digits", 1000, 797), "classes", 12, PLACES
+        partial(preresnet, channels=1), data.image_set("digits", 1000, 797), "classes", 5, PLACES
     ),
     "residual net, CIFAR-10": Family(partial(preresnet, channels=3), CIFAR, "classes", 10, PLACES, size=128, seeds=2),
     "DenseNet, CIFAR-10": Family(partial(densenet, channels=3), CIFAR, "classes", 10, PLACES, size=128, seeds=2),
@@ -145,6 +145,6 @@ FAMILIES: dict[str, Family] = {
     "diabetes": regressor(10, data.diabetes, 40),
     "diamonds": regressor(9, data.diamonds, 12),
     "flights": regressor(26, data.flights, 12),
-    "embedding, MNIST": Family(embedding, data.other_classes(10_000, 1600), "pairs", 5, ("head",), size=128),
+    "embedding, MNIST": Family(embedding, data.other_classes(10_000, 1000), "pairs", 5, ("head",), size=128),
     "rotation, MNIST": Family(angle_cnn, data.rotated(10_000, 2000), "values", 6, PLACES, seeds=3),
 }
