@@ -146,5 +146,5 @@ FAMILIES: dict[str, Family] = {
     "diamonds": regressor(9, data.diamonds, 12),
     "flights": regressor(26, data.flights, 12),
     "embedding, MNIST": Family(embedding, data.other_classes(10_000, 1000), "pairs", 5, ("head",), size=128),
-    "rotation, MNIST": Family(angle_cnn, data.rotated(10_000, 2000), "values", 6, PLACES, seeds=3),
+    "rotation, MNIST": Family(angle_cnn, data.rotated(10_000, 1000), "values", 6, PLACES, seeds=3),
 }
