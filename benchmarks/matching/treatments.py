@@ -41,8 +41,8 @@ def inputs(batches: Batches) -> Tensor:
 TREATMENTS: dict[str, Callable[[nn.Module, Batches], nn.Module]] = {
     "as trained": lambda model, batches: model,
     "default": by_library(),
-    "variance": by_library(),
-    "mean": by_rule(mean, masks=1),
+    "variance": by_library(match="variance"),
+    "mean": by_library(match="mean"),
     "mean behind ReLU": by_rule(behind, masks=4),
 }
 CHOSEN, EACH, ENSEMBLE = "best of both", "best per norm", "64 noisy passes"
