@@ -47,10 +47,10 @@ def show(figure: Mapping[str, float], form: str = ".2f") -> str:
     return f"{figure['median']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
-def run_parts(parser: argparse.ArgumentParser, parts: Mapping[str, Part], out: Path) -> None:
+def run_parts(parser: argparse.ArgumentParser, parts: Mapping[str, Part], out: Path) -> argparse.Namespace:
     """Run the parts asked for, and replace their figures in the file of results as soon as each is done.
 
-    A part returns its figures, or yields them row by row, each of which is kept when it is done.
+    A part returns its figures, or yields them row by row, each of which is kept when it is done. Returns the options.
     """
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="what to run; the rest is kept")
     parser.add_argument("--out", type=Path, default=out)
@@ -64,3 +64,4 @@ def run_parts(parser: argparse.ArgumentParser, parts: Mapping[str, Part], out: P
             figures = known.get(name, {}) | dict([one]) if isinstance(found, Iterator) else one
             with atomic_write(options.out) as temporary:
                 temporary.write_text(json.dumps(known | versions | {name: figures}, indent=1) + "\n")
+    return options

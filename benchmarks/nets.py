@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,18 +60,27 @@ class Net:
     def trained(self, seed: int, data_dir: Path | None, folder: Path) -> nn.Module:
         """The net of this seed, in train mode."""
         recipe = f"{self.data}-{self.name}-{self.batches}x{self.epochs}"
-        net, path = self.build(), folder / f"{recipe}-{seed}.pt"
-        if path.exists():
-            net.load_state_dict(torch.load(path, weights_only=True))
-            return net
+        return kept(self.build, lambda net: self._train(net, seed, data_dir), seed, folder / f"{recipe}-{seed}.pt")
+
+    def _train(self, net: nn.Module, seed: int, data_dir: Path | None) -> nn.Module:
         training, test = self.load(data_dir)
-        torch.manual_seed(seed)
-        net = train(self.build(), training, self.epochs, batch_size=128)
+        train(net, training, self.epochs, batch_size=128)
         print(f"trained on {self.data}, seed {seed}: test error {evaluate(net, test).error:.2%}", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            torch.save(net.state_dict(), temporary)
         return net
+
+
+def kept(build: Callable[[], nn.Module], fit: Callable[[nn.Module], Any], seed: int, path: Path) -> nn.Module:
+    """The net in the file, in train mode; built and trained from this seed, and written there, if there is none."""
+    if path.exists():
+        net = build()
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net
+    torch.manual_seed(seed)
+    fit(net := build())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        torch.save(net.state_dict(), temporary)
+    return net
 
 
 MNIST, CIFAR = "MLP 3 x 256, MNIST", "residual CNN (a), 10,000 CIFAR-10 images"
