@@ -131,6 +131,7 @@ def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Re
     lines = [
         f"worst norm: x{before.shift.worst:.2f} before, x{after.shift.worst:.2f} after  (x1.00 is even)",
         f"from {done.summary}",
+        *(["means were matched: ratios need not be 1"] if done.match == "mean" else []),
         *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
         *(f"{path}: {reason}" for path, reason in done.unsure.items()),
         *done.notes,

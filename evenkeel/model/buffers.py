@@ -12,6 +12,7 @@ from torch import Tensor, nn
 _MARK = "evenkeel_written"  # attribute of modules: by buffer, the sum of what was written
 _COUNT = "num_batches_tracked"  # buffer whose value then is in the mark, too
 _SHARE, _ALL = "share", 0.95  # of what is stored, that was written; from which on it counts as all
+_MEAN = "mean"  # in the mark of norms whose mean was matched
 _TRAINED = "evenkeel_trained"  # attribute of modules: by buffer, what training left there
 
 
@@ -37,13 +38,17 @@ class Held:
 
 
 def write_buffers_(
-    values: Mapping[tuple[nn.Module, str], Tensor], shares: Mapping[nn.Module, float] | None = None
+    values: Mapping[tuple[nn.Module, str], Tensor],
+    shares: Mapping[nn.Module, float] | None = None,
+    *,
+    mean_matched: bool = False,
 ) -> Held:
     """Write values into modules' buffers in place, mark the modules as written, and return what was there.
 
     Args:
         values: by module and name.
         shares: how much of a module's values is new, where they are a blend with what was there.
+        mean_matched: whether they are to keep the mean of what norms return, not its variance; it is marked, too.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
@@ -70,8 +75,8 @@ def write_buffers_(
         count = getattr(module, _COUNT, None)
         counted = {} if count is None else {_COUNT: float(count)}
         share = {_SHARE: blends[module]} if blends.get(module, 1.0) < _ALL else {}
-        former = {name: value for name, value in (held.marks[module] or {}).items() if name != _SHARE}
-        module.__dict__[_MARK] = former | written | counted | share
+        former = {name: value for name, value in (held.marks[module] or {}).items() if name not in (_SHARE, _MEAN)}
+        module.__dict__[_MARK] = former | written | counted | share | ({_MEAN: 1.0} if mean_matched else {})
         found = {name: value for (owner, name), value in held.buffers.items() if owner is module}
         module.__dict__[_TRAINED] = found | trained[module]
     return held
@@ -125,13 +130,24 @@ def is_as_written(module: nn.Module, *names: str) -> bool:
     return _SHARE not in (getattr(module, _MARK, None) or {}) and _is_unchanged(module, *names)
 
 
+def is_mean_matched(module: nn.Module) -> bool:
+    """Whether a module's buffers hold what was written to keep the mean of what it returns, over masks.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> _ = write_buffers_({(norm, "running_mean"): torch.ones(2)}, mean_matched=True)
+    >>> is_mean_matched(norm)
+    True
+    """
+    return _MEAN in (getattr(module, _MARK, None) or {}) and _is_unchanged(module)
+
+
 def _is_unchanged(module: nn.Module, *names: str) -> bool:
     """The same, of a blend, too."""
     mark: dict[str, float] | None = getattr(module, _MARK, None)
     return mark is not None and all(
         math.isclose(_sum(getattr(module, name)), written, rel_tol=1e-3, abs_tol=1e-6)
         for name, written in (dict.fromkeys(names, math.nan) | mark).items()
-        if name not in (_COUNT, _SHARE)
+        if name not in (_COUNT, _SHARE, _MEAN)
     )
 
 
@@ -174,7 +190,7 @@ def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
     for path, mark in marks.items():
         if path in modules:
             modules[path].__dict__[_MARK] = {
-                name: value for name, value in mark.items() if name == _SHARE or hasattr(modules[path], name)
+                name: value for name, value in mark.items() if name in (_SHARE, _MEAN) or hasattr(modules[path], name)
             }
 
 

@@ -190,7 +190,7 @@ def correct_(
         if not value.isfinite().all():
             path = next(path for path, other in norms.items() if other is norm)
             raise ModelError(f"{name} of {path!r} is predicted to overflow {value.dtype}: nothing was changed")
-    held = write_buffers_(values)
+    held = write_buffers_(values, mean_matched=match == "mean")
     slopes = {path: float(moments.slope.mean()) for path, moments in channels.items()}
     changes = [
         NormChange.of(path, norms[path], held, paired=Paired(slopes[path], math.exp(departure(moments))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,8 +140,9 @@ class LaneRecorder(ReplicaRecorder):
     def _match_(self, x: Tensor, stored: Stored) -> Arrival:
         return self._together(x, lambda all_: arrived(all_, stored), written=True)
 
-    def _as_trained(self, x: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
-        return self._together(x, lambda all_: as_trained(all_, stored.mean, stored.variance), written=False)
+    def _as_trained(self, x: Tensor, stored: Stored, *, mean_matched: bool) -> tuple[Tensor, Tensor]:
+        known = partial(as_trained, mean=stored.mean, variance=stored.variance, mean_matched=mean_matched)
+        return self._together(x, known, written=False)
 
     def _together(self, x: Tensor, act: Callable[[Tensor], Any], *, written: bool) -> Any:
         """What a function makes of the replicas of all lanes, one after the other."""

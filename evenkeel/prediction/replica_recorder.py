@@ -21,7 +21,7 @@ from evenkeel.graph.kinds import (
 )
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.recorder import Recorder
-from evenkeel.model.buffers import is_as_written, write_
+from evenkeel.model.buffers import is_as_written, is_mean_matched, trained_buffer, write_
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.prediction.anchors import Stored, is_repaired, is_untrained
@@ -40,6 +40,7 @@ from evenkeel.prediction.replicas import (
     noise_free_rows,
     row_dim,
 )
+from evenkeel.statistics.noise import STATISTICS
 from evenkeel.statistics.pairs import Match
 
 Site = tuple[object, ...]  # of a call: `Layer.site`
@@ -208,8 +209,8 @@ class ReplicaRecorder(Recorder):
     def _match_(self, x: Tensor, stored: Stored) -> Arrival:
         return arrived(x, stored)
 
-    def _as_trained(self, x: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
-        return as_trained(x, stored.mean, stored.variance)
+    def _as_trained(self, x: Tensor, stored: Stored, *, mean_matched: bool) -> tuple[Tensor, Tensor]:
+        return as_trained(x, stored.mean, stored.variance, mean_matched=mean_matched)
 
     def _arrive(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Match what a norm is fed to what it stores, or have one that stores nothing yet store what it is fed.
@@ -247,9 +248,11 @@ class ReplicaRecorder(Recorder):
         self._arrived = pending, max(self._noise_free_count(len(x)) - first, 0)
 
     def _undo_repair(self, norm: Norm, x: Tensor, stored: Stored) -> None:
-        """Have a repaired norm store what training left there, as far as the replicas tell."""
+        """Have a repaired norm store what training left there, as far as that is known, or the replicas tell."""
         self._repaired.discard(norm)
-        mean, variance = self._as_trained(x, stored)
+        known = [trained_buffer(norm, name) if is_as_written(norm) else None for name in STATISTICS]
+        mean, variance = self._as_trained(x, stored, mean_matched=is_mean_matched(norm))
+        mean, variance = (guess if left is None else left for left, guess in zip(known, (mean, variance), strict=True))
         if is_as_written(norm, "running_mean"):
             write_(stored.mean, mean.to(stored.mean))
         write_(stored.variance, variance.to(stored.variance))

@@ -158,12 +158,15 @@ def match_(x: Tensor, mean: Tensor, variance: Tensor, found: Channels | None = N
     return Channels(mean, variance, eval_mean, eval_var, signal, crossed), noise > variance
 
 
-def as_trained(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and variance that training stored of a signal, from those that eval mode feeds a repaired norm.
+def as_trained(x: Tensor, mean: Tensor, variance: Tensor, *, mean_matched: bool = False) -> tuple[Tensor, Tensor]:
+    """The mean and variance that training stored of a signal, from those that a repaired norm stores.
 
-    `V = Var_eval shared / noise_free + N`: as for `match_`, the other way round.
+    `V = Var_eval shared / noise_free + N`: as for `match_`, the other way round; or `V = v' k^2` where means were
+    matched.
     """
     found, error, mean, variance = channels_of(x), _error(x), mean.double(), variance.double()
+    if mean_matched:
+        return mean - _shift(found, variance, error), variance * found.slope**2
     noise, shared = _noise(found, variance, error), _shared(found, error)
     silent = found.eval_var <= _SILENT * variance
     trained = variance * torch.where(silent, 1.0, shared / found.eval_var.clamp_min(1e-300)) + noise

@@ -126,7 +126,8 @@ class Attempt:
         shares: dict[nn.Module, float] = {
             free[path]: blend.share_of_new(path, p, measurement.samples) for path, p in found.items()
         }
-        held = _write({free[path]: population for path, population in new.items()}, names, shares)
+        is_mean = measurement.pairing is not None and not self.relative
+        held = _write({free[path]: population for path, population in new.items()}, names, shares, is_mean)
         pairs = {path: p for path, p in settled.populations.items() if isinstance(p, Pairs) and path in found}
         changes = [
             NormChange.of(path, free[path], held, errors[path], chances[path], _paired(pairs.get(path)))
@@ -140,7 +141,7 @@ class Attempt:
             notes.append(_NO_NOISE)
         return Reestimation(
             changes,
-            match="mean" if measurement.pairing and not self.relative else "variance",
+            match="mean" if is_mean else "variance",
             batches=measurement.batches,
             samples=measurement.samples,
             passes=settled.passes,
@@ -307,7 +308,9 @@ def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs
     return notes
 
 
-def _write(populations: Mapping[Norm, Population], names: Sequence[str], shares: Mapping[nn.Module, float]) -> Held:
+def _write(
+    populations: Mapping[Norm, Population], names: Sequence[str], shares: Mapping[nn.Module, float], is_mean: bool
+) -> Held:
     """Write the populations' statistics into the norms, all or none of them; return what was there before."""
     values: dict[tuple[nn.Module, str], Tensor] = {
         (norm, name): (population.mean if name == "running_mean" else population.variance).to(getattr(norm, name).dtype)
@@ -317,7 +320,7 @@ def _write(populations: Mapping[Norm, Population], names: Sequence[str], shares:
     for (norm, name), value in values.items():
         if not value.isfinite().all():
             raise BatchError(f"{name} of {norm} reaches {float(value.abs().max())}: it overflows {value.dtype}")
-    return write_buffers_(values, shares)
+    return write_buffers_(values, shares, mean_matched=is_mean)
 
 
 def _divide(model: nn.Module, *, leave: bool) -> tuple[dict[str, Norm], dict[str, str]]:

@@ -14,6 +14,7 @@ from evenkeel.errors import TraceError
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, each
+from evenkeel.model.buffers import is_mean_matched
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.restoring import restored
@@ -99,6 +100,9 @@ def variance_shift(
         rows = [causes.explain(path, population) for path, population in populations.items()]
     if passes.failure:
         notes.append(f"which part of a shift is dropout is not known: in train mode, {passes.failure}")
+    if matched := [path for path in populations if is_mean_matched(norms[path])]:
+        more = f" and {len(matched) - 1} more" if len(matched) > 1 else ""
+        notes.append(f"{matched[0]}{more}: their means were matched, and their ratios need not be 1")
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
     return ShiftReport(rows, notes, other_data=causes.other_data)

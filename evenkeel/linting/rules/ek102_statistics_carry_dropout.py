@@ -11,7 +11,8 @@ Eval mode normalizes by what was stored, so signals come out too small or too la
 ## Who disagrees
 Nobody for classifiers: wherever dropout is, statistics should be those of the network that is tested. In a regression,
 with dropout right before a norm, eval mode with the statistics of training already gives what training gave on average;
-with the smaller variance of eval mode outputs are too large. There, judge by held-out data, and keep what is better.
+with the smaller variance of eval mode outputs are too large. There, match the mean, which keeps that average, or judge
+by held-out data, and keep what is better.
 
 ## Known limits
 Ignores norms that store nothing yet, and those whose prediction is a guess. Statistics that were
@@ -58,8 +59,8 @@ def statistics_carry_dropout(context: Context) -> Iterator[Finding]:
             calls[worst],
             f"{len(off)} of {len(folded)} norms store a variance off by more than {_EVEN - 1:.0%} because of "
             f"{_cause(context.prediction.causes[worst])}, this one by x{folded[worst]:.2f}.",
-            "Re-estimate the statistics by reestimate_, or by correct_ if there are no data. The error of a regression "
-            "may grow where dropout stands right before a norm: let held-out data decide.",
+            "Re-estimate the statistics by reestimate_, or by correct_ if there are no data; of a regression with "
+            "match='mean', since its error may grow otherwise. Where you have held-out data, let them decide.",
             Correct(),
             norm=worst,
         )

@@ -83,10 +83,10 @@ def adjust(trial: Trial) -> dict[str, Any]:
     trained, images = _given(trial)
     net = trained.model(images)
     figures = scores(trial)
-    done = reestimate_(net, TrainingBatches(trained, images))
+    done = reestimate_(net, TrainingBatches(trained, images), match="variance")
     figures |= _score_figures("adjusted", score(net, images, images.test))
     done.undo()
-    correct_(net, images.standardize(images.test.images[:2]))
+    correct_(net, images.standardize(images.test.images[:2]), match="variance")
     return figures | _score_figures("corrected", score(net, images, images.test))
 
 
@@ -114,7 +114,7 @@ def snapshots(trial: Trial) -> dict[str, Any]:
         net = trained.model(images, epoch)
         figures |= _score_figures(stage, score(net, images, images.test))
         for stats in ("var", "both"):
-            done = reestimate_(net, TrainingBatches(trained, images), stats=stats)
+            done = reestimate_(net, TrainingBatches(trained, images), match="variance", stats=stats)
             figures |= _score_figures(f"{stage}_{stats}", score(net, images, images.test))
             done.undo()
     return figures
