@@ -234,8 +234,8 @@ class Measurement:
                     is_needed = self.pairing.is_needed(self._tried, batch, self._forward)
                     if is_needed and piece.form is not None:
                         self.pairing.try_sharing(self._tried, batch)
-            except BatchError:  # what is wrong comes up where it is measured
-                is_needed = True
+            except BatchError:  # what is wrong comes up where it is measured, if it must be
+                is_needed = self.pairing.match is not None
         self._size = None
         if not self.ranks.largest(is_needed):
             self.pairing = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evenkeel.errors import BatchError
 from evenkeel.model.batches import Forward
 from evenkeel.model.evaluation import is_regression
 from evenkeel.model.nested import map_tensors, tensors
@@ -42,6 +43,7 @@ class Pairing:
         rank: of this process, whose masks are its own.
 
     Attributes:
+        match: as given.
         unpaired: paths of norms that were fed something else with noise on, and stay as they were.
         is_shared: whether the samples of a batch share masks, as far as was tried: then only batches are independent.
     """
@@ -53,7 +55,7 @@ class Pairing:
         self.is_shared = False
         self._noise = noise
         self._norms = norms
-        self._match = match
+        self.match: Match | None = match
         self._seed = 1_000_003 * seed + rank
         self._held: dict[str, deque[Tensor]] = defaultdict(deque)
 
@@ -66,7 +68,7 @@ class Pairing:
             forward: as for `evaluate`.
         """
         quiet, outputs = self._fed(run, batch, noise=False)
-        if self._match is None and not is_regression(batch, outputs, forward):
+        if self.match is None and not is_regression(batch, outputs, forward):
             return False
         for seed in range(_TRIES):
             seed_all(seed)
@@ -80,7 +82,7 @@ class Pairing:
 
     def is_ruled_out(self, batch: Any) -> bool:
         """Whether the batch says that there is no need: only regressions are paired, and it holds class labels."""
-        return self._match is None and has_class_labels(batch)
+        return self.match is None and has_class_labels(batch)
 
     def try_sharing(self, run: Run, batch: Any) -> None:
         """Find out whether masks are shared, from copies of one sample: two draws then differ in what all copies have.
@@ -102,13 +104,16 @@ class Pairing:
         self._held.clear()
         with self._noise.running(), NormCalls(self._norms, self._hold):
             seed_all(self._seed + 65_537 * group.first)
-            run()
+            try:
+                run()
+            except BatchError as error:
+                raise BatchError(f"in train mode, as slopes need it, {error}") from error
 
     def population(self, path: str) -> Pairs:
         """A new population of pairs."""
         norm = self._norms[path]
         mean, variance = self._noise.trained[norm]
-        match: Match = "variance" if self._match == "variance" else "mean"
+        match: Match = "variance" if self.match == "variance" else "mean"
         return Pairs(mean, variance, eps=norm.eps, match=match, pooled=pools_batch(norm))
 
     def parts(self, group: Group, path: str, x: Tensor, expected: float) -> list[tuple[int, Statistics]]:
