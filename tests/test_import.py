@@ -35,7 +35,9 @@ def test_a_verb_loads_torch_but_not_its_compiler():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["repair", "--help"], ["reproduce", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["repair", "--help"], ["reproduce", "--help"], ["explain", "EK201"]]
+)
 def test_the_program_helps_without_torch(arguments):
     code = f"import sys\nfrom evenkeel.cli import app\napp({arguments}, standalone_mode=False)\nprint(*sys.modules)"
     loaded = modules_after(code)

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from evenkeel.linting.context import Context
-from evenkeel.linting.findings import Finding
+if TYPE_CHECKING:  # else `evenkeel explain` would wait for torch
+    from evenkeel.linting.context import Context
+    from evenkeel.linting.findings import Finding
 
 Guideline = Literal["hendrycks2016", "li2018", "chen2019", "kim2023"]
 GUIDELINES: dict[Guideline, str] = {
