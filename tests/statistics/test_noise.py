@@ -150,6 +150,29 @@ def test_frozen_modules_stay_frozen():
     assert not model[1].training and model[2].training
 
 
+class Backbone(nn.Module):
+    """Keeps a part in eval mode in training, by its own `train`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU())
+        self.drop, self.norm, self.head = nn.Dropout(0.1), nn.BatchNorm1d(8), nn.Linear(8, 1)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.drop(self.body(x))))
+
+
+def test_what_the_model_itself_keeps_in_eval_mode_stays_there():
+    model = as_if_trained(Backbone(), DATA)
+    with ek.noisy(model):
+        assert model.drop.training and not model.body[1].training
+
+
 def test_random_numbers_go_on():
     model = small()
     torch.manual_seed(0)
