@@ -115,30 +115,6 @@ def test_noise_off_sees_the_buffers_of_the_model(monkeypatch):
     assert torch.allclose(seen[-1], fed(model, 3 * DATA)["5"].var(0), rtol=1e-3)
 
 
-class Backbone(nn.Module):
-    """Keeps a part in eval mode in training, by its own `train`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU())
-        self.drop, self.norm, self.head = nn.Dropout(0.1), nn.BatchNorm1d(8), nn.Linear(8, 1)
-
-    def train(self, mode: bool = True) -> Backbone:
-        super().train(mode)
-        self.body.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.drop(self.body(x))))
-
-
-@pytest.mark.xfail(reason="flags are set over those that the model's own train() leaves")
-def test_what_the_model_itself_keeps_in_eval_mode_stays_there():
-    model = as_if_trained(Backbone(), DATA)
-    with ek.noisy(model):
-        assert model.drop.training and not model.body[1].training
-
-
 class Auxiliary(nn.Module):
     """Returns more in train mode."""
 
@@ -160,6 +136,41 @@ def test_more_outputs_in_train_mode_are_no_noise():
         ek.reestimate_(model, [1 + x for x in BATCHES], match=match)
         found.append(statistics_in(model))
     assert same_bits(*found)
+
+
+@pytest.mark.xfail(reason="the pass with noise on counts as a call of its forward")
+def test_a_norm_of_train_mode_only_is_said_never_to_be_reached():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.aux = net(nn.Dropout(0.3)), nn.BatchNorm1d(1)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = self.body(x)
+            return (x, self.aux(x)) if self.training else x
+
+    done = ek.reestimate_(Both().eval(), BATCHES, match="mean")
+    assert "never reached" in done.untouched["aux"]
+
+
+class OfItsOwn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.empty_like(x).bernoulli_(0.5, generator=self.generator) if self.training else x
+
+
+@pytest.mark.xfail(reason="generators that a model keeps are not seeded")
+def test_the_seed_decides_masks_of_a_generator_that_the_model_keeps():
+    model = net(OfItsOwn())
+    slopes = []
+    for seed in (0, 1):
+        done = ek.reestimate_(model, BATCHES, match="mean", seed=seed)
+        slopes.append(done.slopes["2"].error)
+        done.undo()
+    assert not torch.equal(*slopes)
 
 
 class OfPython(nn.Module):
@@ -189,6 +200,12 @@ class NeedsTargets(nn.Module):
 @pytest.mark.xfail(reason="a train mode that cannot be run fails the default, too", raises=ek.BatchError)
 def test_where_train_mode_cannot_be_run_the_default_is_the_variance():
     assert ek.reestimate_(NeedsTargets().eval(), BATCHES).match == "variance"
+
+
+@pytest.mark.xfail(reason="only a ModelError counts as a match that cannot be had", raises=ek.BatchError)
+def test_where_train_mode_cannot_be_run_the_best_is_among_the_others():
+    done = ek.reestimate_(NeedsTargets().eval(), REGRESSION, choose="best", held_out=REGRESSION)
+    assert any("match='mean' was not tried" in note for note in done.notes)
 
 
 @pytest.mark.xfail(reason="what was never updated is kept where the mean is matched")
