@@ -76,7 +76,7 @@ class Noise:
             try:
                 self._model.train(noise)  # some modules do more than to set their flag
                 for module, flag in self._flags.items():
-                    module.training = flag and noise
+                    module.training = module.training and flag and noise  # what train() itself keeps off stays off
                 for buffer, value in zip(buffers, (v for pair in self.trained.values() for v in pair), strict=True):
                     write_(buffer, value)
                 yield

@@ -28,8 +28,18 @@ CASES = {
         ("unequal", "time first", "alike"),
         ("in turn", "refuses", "alike"),
         ("in turn", "plain", None),
+        ("in turn", "plain", "mean"),
+        ("one has none", "DDP", "mean"),
+        ("unequal", "FSDP2", "mean"),
+        ("in turn", "plain", "relative"),
+        ("in turn", "plain", "mean nan"),
     ],
-    4: [("unequal", "plain", None), ("one has none", "DDP", None), ("in turn", "plain", "shape")],
+    4: [
+        ("unequal", "plain", "mean"),
+        ("unequal", "plain", None),
+        ("one has none", "DDP", None),
+        ("in turn", "plain", "shape"),
+    ],
 }
 
 
@@ -51,7 +61,12 @@ def test_ranks_end_alike_and_as_one_process_does(tmp_path, processes):
     found = run(CASES[processes], processes, tmp_path)
     for (_, _, fault), ranks in zip(CASES[processes], found, strict=True):
         assert all(rank["statistics"] == ranks[0]["statistics"] for rank in ranks)  # to the last bit
-        if fault is None:
+        if fault in ("mean", "relative"):
+            assert ranks[0]["samples"] == 79 and all(rank == ranks[0] for rank in ranks)
+            assert ranks[0]["match"] == ("mean" if fault == "mean" else "variance")
+            first, second, _ = ranks[0]["slopes"]  # of the third, so few samples tell nothing
+            assert set(first) == {1} and set(second) != {1}
+        elif fault is None:
             assert (ranks[0]["batches"], ranks[0]["samples"]) == (7, 79)
             assert agree(ranks[0]["statistics"], norms_of(alone))
         elif fault == "tolerance":

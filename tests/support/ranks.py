@@ -107,9 +107,16 @@ def run(share, kind, fault):
     before = norms_of(model)
     try:
         labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in data] if rank else []
-        options = {"tolerance": {"tolerance": 0.2}, "scores": {"held_out": labelled}}
+        options = {
+            "tolerance": {"tolerance": 0.2},
+            "scores": {"held_out": labelled},
+            "mean": {"match": "mean"},
+            "relative": {"match": "variance", "relative": True},
+            "mean nan": {"match": "mean"},
+        }
         done = ek.reestimate_(model, data, **options.get(fault, {}))
         found = {"batches": done.batches, "samples": done.samples, "error": done.standard_error}
+        found |= {"match": done.match, "slopes": [slope.value.tolist() for slope in done.slopes.values()]}
     except ek.EvenkeelError as error:
         found = {"raised": str(error), "unchanged": norms_of(model) == before}
     return found | {"statistics": norms_of(model)}
