@@ -51,7 +51,6 @@ _NO_SAY = (
 )
 _NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
 _FAR = 1.5  # times what training left, noise on: more is worth telling
-_TOO_SMALL = "the model draws at random in eval mode, too, which makes slopes too small"
 STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
 
@@ -117,9 +116,12 @@ class Attempt:
             found = {p: _matched(population) for p, population in settled.populations.items() if p not in unpaired}
             new = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
             graph = _graph_of_a_regression(plain, measurement, self.forward) if _has_shrunk(new, free) else None
-        for path, population in found.items():
-            if population.pooled and population.count < 2:
-                raise BatchError(f"norm {path!r} saw one value per channel, which has no variance: more samples needed")
+        for path, population in ((path, settled.populations[path]) for path in found):
+            is_dead = isinstance(population, Pairs) and bool(population.slope.is_dead.all())
+            if population.pooled and (population.count < 2 or (measurement.samples < 2 and is_dead)):
+                raise BatchError(
+                    f"norm {path!r} saw one value per channel, which has no variance: more samples are needed"
+                )
         doubts = {path: settled.doubts[path].mean for path in found if path in settled.doubts}
         errors = {path: math.hypot(p.standard_error, doubts.get(path, 0.0)) for path, p in found.items()}
         chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
@@ -162,19 +164,26 @@ class Attempt:
             return None
         if match is None and any(isinstance(m, AveragedModel) for m in model.modules()):
             return None  # its statistics are those of no training
-        faulty = next((path for path, norm in norms.items() if faults_in(norm)), None)
+        if match is None and any(map(is_never_updated, norms.values())):
+            return None
         try:
             noise = Noise(model)
-            if faulty is not None:
-                raise ModelError(
-                    f"{next(iter(faults_in(norms[faulty]).values()))} of {faulty!r}: what training left is to be kept "
-                    "but for the noise, and cannot be used; pass match='variance'"
-                )
+            for path, norm in norms.items():
+                mean, variance = noise.trained[norm]
+                if bad := [*(["running_mean"] if not mean.isfinite().all() else []), *_unusable(variance)]:
+                    raise ModelError(
+                        f"{bad[0]} of {path!r}, as training left it, is not finite, or negative, and is to be kept but "
+                        "for the noise: pass match='variance'"
+                    )
         except ModelError:
             if match is not None:
                 raise
             return None
-        return Pairing(noise, norms, match, seed=self.seed, rank=ranks.rank)
+        return Pairing(model, noise, norms, match, seed=self.seed, rank=ranks.rank)
+
+
+def _unusable(variance: Tensor) -> list[str]:
+    return [] if (variance.isfinite() & (variance >= 0)).all() else ["running_var"]
 
 
 def _matched(population: Population) -> Population:
@@ -203,8 +212,6 @@ def _why_not(measurement: Measurement, path: str, unpaired: set[str]) -> str:
 def _unsure(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> dict[str, str]:
     """Norms whose statistics may be off by more than their standard errors, each with the reason."""
     found = {path: reason for path, p in pairs.items() if (reason := p.slope.doubt)}
-    if measurement.is_random:
-        found |= dict.fromkeys(pairs, _TOO_SMALL)
     if settled.held:
         found |= dict.fromkeys(settled.populations, _HELD.format(settled.held, measurement.samples))
     return found | {path: _RESTLESS.format(off) for path, off in settled.restless.items()}

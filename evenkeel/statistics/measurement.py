@@ -131,7 +131,8 @@ class Measurement:
             norm.register_forward_pre_hook(partial(self._enter, path))
 
     def _enter(self, path: str, _norm: nn.Module, _args: Any) -> None:
-        self.called.add(path)
+        if self.pairing is None or not self.pairing.is_running:
+            self.called.add(path)
 
     @property
     def total(self) -> float:
@@ -140,6 +141,11 @@ class Measurement:
         per_batch = self._group.samples / len(self._group.held) if self._group else 0
         expected = self._expected * per_batch * self.ranks.size if math.isfinite(self._expected) else 0
         return max(self.samples, running, expected if not self.samples else 0)
+
+    def _in_all(self, group: Group) -> float:
+        """How many samples there are in all, as far as a group tells."""
+        expected = self._expected * group.samples / len(group.held) if math.isfinite(self._expected) else 0
+        return max(expected * self.ranks.size, self.samples, group.samples)
 
     def groups(
         self, batches: Iterable[Any], max_batches: int | None = None, *, again: bool = False
@@ -231,9 +237,8 @@ class Measurement:
             batch = (piece.thinned(-(-piece.samples // _TRIED)) if piece.form is not None else piece).batch
             try:
                 with restored(self.model, parameters=False):
-                    is_needed = self.pairing.is_needed(self._tried, batch, self._forward)
-                    if is_needed and piece.form is not None:
-                        self.pairing.try_sharing(self._tried, batch)
+                    is_divisible = piece.form is not None
+                    is_needed = self.pairing.is_needed(self._tried, batch, self._forward, is_divisible=is_divisible)
             except BatchError:  # what is wrong comes up where it is measured, if it must be
                 is_needed = self.pairing.match is not None
         self._size = None
@@ -286,7 +291,7 @@ class Measurement:
                 on_read = None if self.batches else self.entangled.add
                 run = partial(self._forwarded, group)
                 if self.pairing is not None:
-                    self.pairing.hold(run, group)
+                    self.pairing.hold(run, group, self._in_all(group))
                 with NormCalls(self.norms, self._arrive, on_read):
                     outputs = run()
                 self.shapes = [tensor.shape for tensor in tensors(outputs)]

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from evenkeel.errors import BatchError
+from evenkeel.errors import BatchError, ModelError
 from evenkeel.model.batches import Forward
+from evenkeel.model.buffers import write_
 from evenkeel.model.evaluation import is_regression
-from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import seed_all
 from evenkeel.statistics.batch_merging import MOST_PARTS, Group
 from evenkeel.statistics.noise import Noise
+from evenkeel.statistics.noise_trial import NoiseTrial, Run
 from evenkeel.statistics.pairs import Match, Pairs, paired_statistics
 from evenkeel.statistics.population import Statistics
 from evenkeel.statistics.stretching import has_class_labels
 
 HELD = 4  # times as much memory as the largest input of a norm may take, for the inputs of all norms
 UNPAIRED = "with dropout on it is not fed the same samples and positions as with dropout off: left as it was"
-_TRIES = 8  # draws of masks that show whether there are any
+_ALWAYS_ON = (
+    "the model draws at random in eval mode, too, as by dropout that stays on: what is noise in it cannot be told, so "
+    "pass match='variance', or switch that off"
+)
+_SAMPLES, _MOST_DRAWS = 2048, 64  # with masks of their own, that fewer samples make up for by so many draws at most
+_KEPT = 1 << 28  # bytes of what was held for groups that may run again
 _FEWEST = 8  # batches from which on standard errors are told by batches, not by parts of them
-_COPIES = 16  # of one sample, which show whether masks are shared by the samples of a batch
-_SHARED = 12.0  # times as far apart as independent masks are expected to leave two draws' averages over copies
-Run = Callable[[Any], Any]
+Held = dict[str, list[Tensor]]  # of each norm, by path, its inputs call by call
 
 
 class Pairing:
     """Pairs what reaches norms with noise on and off; noise on, norms normalise by what training left in them.
 
     Args:
+        model: the model.
         noise: of the model.
         norms: by path.
         match: what to preserve; None preserves the mean of a regression, and of other models needs no pairs.
@@ -46,68 +52,121 @@ class Pairing:
         match: as given.
         unpaired: paths of norms that were fed something else with noise on, and stay as they were.
         is_shared: whether the samples of a batch share masks, as far as was tried: then only batches are independent.
+        is_running: whether noise is on now.
     """
 
     def __init__(
-        self, noise: Noise, norms: Mapping[str, Norm], match: Match | None, *, seed: int = 0, rank: int = 0
+        self,
+        model: nn.Module,
+        noise: Noise,
+        norms: Mapping[str, Norm],
+        match: Match | None,
+        *,
+        seed: int = 0,
+        rank: int = 0,
     ) -> None:
+        self.match: Match | None = match
         self.unpaired: set[str] = set()
         self.is_shared = False
+        self.is_running = False
+        self._model = model
         self._noise = noise
         self._norms = norms
-        self.match: Match | None = match
         self._seed = 1_000_003 * seed + rank
-        self._held: dict[str, deque[Tensor]] = defaultdict(deque)
-
-    def is_needed(self, run: Run, batch: Any, forward: Forward | None) -> bool:
-        """Whether to pair: there is noise, and, if only of a regression, the model is none that is known to classify.
-
-        Args:
-            run: runs a batch of samples and returns the outputs.
-            batch: these samples with their targets, as the loader gave them.
-            forward: as for `evaluate`.
-        """
-        quiet, outputs = self._fed(run, batch, noise=False)
-        if self.match is None and not is_regression(batch, outputs, forward):
-            return False
-        for seed in range(_TRIES):
-            seed_all(seed)
-            before = torch.get_rng_state()
-            noisy, _ = self._fed(run, batch, noise=True)
-            if len(quiet) != len(noisy) or not all(map(_is_same, quiet, noisy)):
-                return True
-            if torch.equal(before, torch.get_rng_state()) and not torch.cuda.is_initialized():
-                break
-        return False
+        self._draws: list[dict[str, deque[Tensor]]] = []  # of the group that runs now, what is still to be paired
+        self._kept: dict[tuple[Any, ...], list[Held]] = {}
+        self._room = _KEPT
 
     def is_ruled_out(self, batch: Any) -> bool:
         """Whether the batch says that there is no need: only regressions are paired, and it holds class labels."""
         return self.match is None and has_class_labels(batch)
 
-    def try_sharing(self, run: Run, batch: Any) -> None:
-        """Find out whether masks are shared, from copies of one sample: two draws then differ in what all copies have.
+    def is_needed(self, run: Run, batch: Any, forward: Forward | None, *, is_divisible: bool) -> bool:
+        """Whether to pair: there is noise, and, if only of a regression, the model looks like one.
 
         Args:
-            run: as for `is_needed`.
-            batch: of samples along the leading dimension of every tensor.
-        """
-        copies = map_tensors(lambda t: t[:1].expand(_COPIES, *t.shape[1:]).clone() if t.ndim else t, batch)
-        draws: list[list[Tensor]] = []
-        for seed in range(2):
-            seed_all(seed)
-            draws.append(self._fed(run, copies, noise=True)[0])
-        pairs = list(zip(*draws, strict=False))
-        self.is_shared = len(draws[0]) != len(draws[1]) or any(itertools.starmap(_is_shared, pairs))
+            run: runs a batch of samples and returns the outputs.
+            batch: some samples with their targets, as the loader gave them.
+            forward: as for `evaluate`.
+            is_divisible: whether samples lie along the leading dimension of every tensor.
 
-    def hold(self, run: Callable[[], Any], group: Group) -> None:
-        """Run a group with noise on, and hold what reaches the norms."""
-        self._held.clear()
-        with self._noise.running(), NormCalls(self._norms, self._hold):
-            seed_all(self._seed + 65_537 * group.first)
+        Raises:
+            ModelError: eval mode is random, too.
+        """
+        if self.is_ruled_out(batch):
+            return False
+        self.is_running = True
+        try:
+            trial = NoiseTrial(self._noise, self._norms, run, batch)
+            if self.match is None and not is_regression(batch, trial.outputs, forward):
+                return False
+            if trial.is_random():
+                if self.match is None:
+                    return False
+                raise ModelError(_ALWAYS_ON)
+            has_noise = trial.has_noise()
+            self.is_shared = has_noise and is_divisible and trial.shares_masks()
+            return has_noise
+        finally:
+            self.is_running = False
+
+    def hold(self, run: Callable[[], Any], group: Group, total: float) -> None:
+        """Run a group with noise on, and hold what reaches the norms; several times where there are few samples in all.
+
+        Args:
+            run: runs the group.
+            group: the group.
+            total: samples in all.
+        """
+        count = min(max(math.ceil(_SAMPLES / max(total, 1)), 1), _MOST_DRAWS)
+        key = (group.first, group.sizes, count)
+        found = self._kept.get(key) or [self._drawn(run, group, draw) for draw in range(count)]
+        self._draws = [{path: deque(calls) for path, calls in held.items()} for held in found]
+        size = sum(x.numel() * x.element_size() for held in found for calls in held.values() for x in calls)
+        if key not in self._kept and size <= self._room:
+            self._kept[key] = found
+            self._room -= size
+
+    def _drawn(self, run: Callable[[], Any], group: Group, draw: int) -> Held:
+        """What reaches the norms with masks of a draw."""
+        held: Held = defaultdict(list)
+
+        def hold(path: str, _norm: Norm, x: Tensor) -> None:
+            if x.numel():
+                held[path].append(x.detach().clone())
+
+        with self._noise.running(), self._buffers_kept(), NormCalls(self._norms, hold):
+            self._seed_all(self._seed + 65_537 * group.first + 104_729 * draw)
             try:
                 run()
             except BatchError as error:
                 raise BatchError(f"in train mode, as slopes need it, {error}") from error
+        return dict(held)
+
+    def _seed_all(self, seed: int) -> None:
+        """Seed the generators in use, those that modules keep among them."""
+        seed_all(seed)
+        for value in (value for module in self._model.modules() for value in vars(module).values()):
+            if isinstance(value, torch.Generator):
+                value.manual_seed(seed)
+
+    @contextmanager
+    def _buffers_kept(self) -> Generator[None]:
+        """What train mode writes into buffers, as norms made by hand do, is taken back."""
+        modules = [m for m in self._model.modules() if m not in self._noise.trained]
+        found = [(m, dict(m._buffers), {n: b.clone() for n, b in m._buffers.items() if b is not None}) for m in modules]
+        self.is_running = True
+        try:
+            yield
+        finally:
+            self.is_running = False
+            for module, buffers, values in found:
+                module._buffers.clear()
+                module._buffers.update(buffers)
+                for name, value in values.items():
+                    buffer = buffers[name]
+                    if buffer is not None and not (buffer.shape == value.shape and torch.equal(buffer, value)):
+                        write_(buffer, value)
 
     def population(self, path: str) -> Pairs:
         """A new population of pairs."""
@@ -123,59 +182,40 @@ class Pairing:
             group: that was held.
             path: of the norm.
             x: its input with noise off.
-            expected: how many batches there are in all; of few, parts of each tell standard errors.
+            expected: how many batches there are in all, infinite if that is not known; of few, parts of each tell
+                standard errors.
         """
-        on = self._counterpart(path, x)
-        if on is None:
+        draws = [_counterpart(held.get(path, deque()), x) for held in self._draws]
+        noisy = [draw for draw in draws if draw is not None]
+        if len(noisy) < len(draws):
             self.unpaired.add(path)
-            on = x
-        parts = zip(group.parts(x), group.parts(on), strict=True)
-        pieces = 1 if expected >= _FEWEST or self.is_shared else MOST_PARTS // min(len(group.sizes), MOST_PARTS)
+            noisy = [x]
+        is_told_by_batches = self.is_shared or _FEWEST <= expected < math.inf
+        pieces = 1 if is_told_by_batches else MOST_PARTS // min(len(group.sizes), MOST_PARTS)
         pooled = pools_batch(self._norms[path])
-        return [
-            (number * MOST_PARTS + place, paired_statistics(off, noisy, pooled=pooled))
-            for (number, part), (_, other) in parts
-            for place, (off, noisy) in enumerate(zip(_split(part, pieces), _split(other, pieces), strict=True))
-        ]
-
-    def _hold(self, path: str, _norm: Norm, x: Tensor) -> None:
-        if x.numel():
-            self._held[path].append(x.detach().clone())
-
-    def _counterpart(self, path: str, x: Tensor) -> Tensor | None:
-        """What was held for the same samples and positions; a norm may take them in other pieces with noise on."""
-        queue, found, size = self._held[path], list[Tensor](), 0
-        while queue and size < len(x) and queue[0].shape[1:] == x.shape[1:]:
-            found.append(queue.popleft())
-            size += len(found[-1])
-        if size > len(x):
-            whole = torch.cat(found)
-            queue.appendleft(whole[len(x) :])
-            return whole[: len(x)]
-        if size < len(x):
-            return None
-        return torch.cat(found) if len(found) > 1 else found[0]
-
-    def _fed(self, run: Run, batch: Any, *, noise: bool) -> tuple[list[Tensor], Any]:
-        """What reaches the norms, and what comes out; and the outputs as they are."""
-        fed: list[Tensor] = []
-        with self._noise.running(noise=noise), NormCalls(self._norms, lambda path, norm, x: fed.append(x.clone())):
-            outputs = run(batch)
-        return [*fed, *tensors(outputs)], outputs
+        found: list[tuple[int, Statistics]] = []
+        for (number, off), *others in zip(group.parts(x), *map(group.parts, noisy), strict=True):
+            split = zip(_split(off, pieces), *(_split(part, pieces) for _, part in others), strict=True)
+            for place, (one, *several) in enumerate(split):
+                repeated = one.repeat(len(several), *[1] * (one.ndim - 1)) if len(several) > 1 else one
+                on = torch.cat(several) if len(several) > 1 else several[0]
+                found.append((number * MOST_PARTS + place, paired_statistics(repeated, on, pooled=pooled)))
+        return found
 
 
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
-
-
-def _is_shared(one: Tensor, other: Tensor) -> bool:
-    """Whether two draws differ in what all copies of a sample share, by more than independent masks explain."""
-    if one.shape != other.shape or not one.is_floating_point() or len(one) % _COPIES:
-        return one.shape != other.shape
-    one, other = (t.double().unflatten(0, (_COPIES, -1)) for t in (one, other))
-    apart = float((one.mean(0) - other.mean(0)).square().sum())
-    by_chance = float(one.var(0).sum() + other.var(0).sum()) / _COPIES
-    return apart > _SHARED * by_chance and apart > 1e-9 * float(one.square().mean(0).sum())
+def _counterpart(queue: deque[Tensor], x: Tensor) -> Tensor | None:
+    """What was held for the same samples and positions; a norm may take them in other pieces with noise on."""
+    found, size = list[Tensor](), 0
+    while queue and size < len(x) and queue[0].shape[1:] == x.shape[1:]:
+        found.append(queue.popleft())
+        size += len(found[-1])
+    if size > len(x):
+        whole = torch.cat(found)
+        queue.appendleft(whole[len(x) :])
+        return whole[: len(x)]
+    if size < len(x):
+        return None
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def _split(x: Tensor, pieces: int) -> list[Tensor]:

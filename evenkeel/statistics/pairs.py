@@ -10,7 +10,11 @@ from torch import Tensor
 
 from evenkeel.statistics.population import KNOWN, Population, Statistics, batch_statistics
 
-_UNKNOWN = 0.1  # standard error of a slope above which it stays 1
+_UNKNOWN = 0.1  # standard error of a slope, relative if that is below 1, above which it stays 1
+_FEWEST = 4  # parts that must have a share in what varies with noise off, or a slope's error says nothing
+_PRIOR = 4  # parts that the median of the channels' errors counts for in that of each
+_DEAD = 1e-9  # of what training left: what varies less with noise off does not vary
+_SURELY = 9.0  # squared, in standard errors, from which on a difference of means is taken as it is
 Match = Literal["variance", "mean"]
 
 
@@ -53,7 +57,8 @@ class Pairs(Population):
         v' = (v + eps) / k^2 - eps        m' = E z_e - (E z_t - m) / k
 
     where m and v are what training left there. Standard errors are those of a ratio over batches, whose masks are
-    independent. A k that is not known to within 0.1, or not above 0, stays 1, which changes nothing but the mean.
+    independent. A k that is not known to within 0.1, or a tenth of it, or not above 0, stays 1, which changes nothing
+    but the mean. Differences of means that may be chance are shrunk by how far the channels' are from 0 together.
 
     Args:
         mean, variance: m and v, shape (channels,).
@@ -107,10 +112,12 @@ class Pairs(Population):
         """The slope of every channel, as far as it is known."""
         done = self._closed()
         off, on = done.off.variance, done.on.variance
-        is_dead = off <= 1e-12 * off.mean()
+        is_dead = off <= _DEAD * (self.left[1].to(off) + self._eps)
         value = done._slope_of(off, on, self._third(done.variance, 2))
-        error = done._errors_of_slope()[:-1].to(value)
-        is_known = (value > 0) & value.isfinite() & (error <= _UNKNOWN) & ~is_dead
+        error = done._moderated(done._errors_of_slope()[:-1].to(value), ~is_dead)
+        is_told = done._sums[0, :-1] ** 2 >= (_FEWEST - 1e-6) * done._products[0, 0, :-1]
+        is_near = error <= _UNKNOWN * value.clamp_max(1)
+        is_known = (value > 0) & value.isfinite() & is_near & is_told.to(value.device) & ~is_dead
         return Slope(torch.where(is_known, value, 1.0), error, is_known, is_dead)
 
     def matched(self) -> Matched:
@@ -119,9 +126,8 @@ class Pairs(Population):
         mean, variance = (t.to(slope.value) for t in self.left)
         k = slope.value
         wanted = torch.where(k == 1, variance, (variance + self._eps) / k**2 - self._eps).clamp_min(0)
-        of_means = done._channel_errors()[0]
-        moved = mean + (done.off.mean - done.on.mean) + (done.on.mean - mean) * (1 - 1 / k)  # exact where nothing moved
-        shift_error = self._third(of_means, 2)  # of the mean difference between noise off and on
+        shift, shift_error = done.off.mean - done.on.mean, self._third(done._channel_errors()[0], 2)
+        moved = mean + _shrunk(shift, shift_error, variance) + (done.on.mean - mean) * (1 - 1 / k)
         return Matched(moved, wanted, self.count, slope, shift_error, self.standard_error, pooled=self.pooled)
 
     @property
@@ -136,6 +142,14 @@ class Pairs(Population):
         other = self.copy()
         other.merge()
         return other  # type: ignore[return-value]
+
+    def _moderated(self, error: Tensor, is_live: Tensor) -> Tensor:
+        """Errors of which few parts tell little, each drawn towards the median over channels."""
+        known = error[is_live & error.isfinite()]
+        if not len(known):
+            return error
+        freedom = self.parts - 1
+        return ((freedom * error**2 + _PRIOR * known.median() ** 2) / (freedom + _PRIOR)).sqrt()
 
     def _third(self, values: Tensor, which: int) -> Tensor:
         return values.tensor_split(3)[which]
@@ -197,6 +211,20 @@ class Matched(Population):
         """As of `Population`: of means, in deviations, and of variances, relative."""
         relative = torch.where(self.slope.is_known, 2 * self.slope.error / self.slope.value, 0.0)
         return math.sqrt(float(self._mean_error.mean()) / self._scale), float(relative.square().mean().sqrt())
+
+
+def _shrunk(shift: Tensor, error: Tensor, scale: Tensor) -> Tensor:
+    """Differences of means by channel, those that may be chance shrunk towards 0.
+
+    Args:
+        shift: the differences.
+        error: their standard errors, squared; NaN if not known.
+        scale: the channels' variances.
+    """
+    spread = ((shift**2 - error) / scale.clamp_min(1e-300)).mean().clamp_min(0) * scale
+    weight = torch.where(error > 0, spread / (spread + error).clamp_min(1e-300), 1.0)
+    weight = torch.where(shift**2 >= _SURELY * error, 1.0, weight)
+    return shift * weight.nan_to_num(0.0)
 
 
 def paired_statistics(off: Tensor, on: Tensor, *, pooled: bool = True) -> Statistics:

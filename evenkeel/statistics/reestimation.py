@@ -200,7 +200,7 @@ class _Judge:
         """The better of matching the mean and matching the variance, kept if it is better than the model as found."""
         try:
             done = self.judged(attempt.reestimated(self.model, "mean"), before)
-        except ModelError as error:
+        except (ModelError, BatchError) as error:
             done = self.judged(attempt.reestimated(self.model, "variance"), before)
             done.notes = (*done.notes, f"match='mean' was not tried: {error}")
         if done.match == "mean":

@@ -1,4 +1,4 @@
-"""match="mean" where it is known to go wrong: each test says what should be, and fails until it is."""
+"""match="mean" where it is easily wrong: few samples, shared masks, rare channels, other ways to draw, odd models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class OfAllSamples(nn.Module):
         return x * torch.empty(1, x.shape[1]).bernoulli_(0.5) / 0.5 if self.training else x
 
 
-@pytest.mark.xfail(reason="parts of one group, which share their masks, count as independent")
 @pytest.mark.parametrize("batches", [BATCHES, [DATA]], ids=["merged", "one"])
 def test_masks_that_samples_share_are_one_draw(batches):
     model = net(OfAllSamples(), nn.ReLU(), nn.Linear(8, 8), passes=200)
@@ -41,7 +40,6 @@ def test_masks_that_samples_share_are_one_draw(batches):
     assert not ((slope.value - 1).abs() > 6 * slope.error)[slope.is_known].any()
 
 
-@pytest.mark.xfail(reason="where one part holds all that varies, a ratio leaves no residual, and its error is 0")
 def test_a_channel_that_few_samples_wake_has_no_known_slope():
     off = torch.zeros(512, 1)
     off[3] = 1.0
@@ -52,7 +50,6 @@ def test_a_channel_that_few_samples_wake_has_no_known_slope():
     assert not pairs.slope.is_known.any()
 
 
-@pytest.mark.xfail(reason="the standard error is compared with 0.1 as it is, however small the slope")
 def test_a_small_slope_must_be_known_well():
     """0.15 give or take 0.08 says nothing of 1 / k^2."""
     torch.manual_seed(0)
@@ -62,10 +59,11 @@ def test_a_small_slope_must_be_known_well():
         pairs.add([(number, paired_statistics(part, 0.15 * part + 1.8 * torch.randn_like(part)))])
     pairs.merge()
     slope = pairs.slope
-    assert (pairs.matched().variance[slope.is_known].log() - math.log(1 / 0.15**2)).abs().max() < 1
+    assert float(slope.error.mean()) < 0.1
+    off_by = pairs.matched().variance[slope.is_known].log() - math.log(1 / 0.15**2)
+    assert not (off_by.abs() > 1).any()
 
 
-@pytest.mark.xfail(reason="one mask a sample, and means are moved whatever their standard errors")
 @pytest.mark.parametrize("count", [5, 25, 100])
 def test_few_samples_do_no_harm(count):
     """Training left what is right: with one dropout, right before the norm, and a linear head."""
@@ -85,7 +83,6 @@ class AlwaysOn(nn.Module):
         return F.dropout(x, 0.5, True)
 
 
-@pytest.mark.xfail(reason="slopes that are known to be too small are written")
 def test_dropout_that_is_on_in_eval_mode_too_changes_nothing():
     model = net(AlwaysOn())
     before = statistics_in(model)
@@ -106,7 +103,6 @@ class Averages(nn.Module):
         return x / self.deviation
 
 
-@pytest.mark.xfail(reason="what the pass with noise on writes into buffers is still there in that with noise off")
 def test_noise_off_sees_the_buffers_of_the_model(monkeypatch):
     model, seen = net(nn.Dropout(), Averages(), nn.ReLU(), nn.Linear(8, 8)), []
     matched = Pairs.matched
@@ -127,7 +123,6 @@ class Auxiliary(nn.Module):
         return (self.head(x), self.aux(x)) if self.training else self.head(x)
 
 
-@pytest.mark.xfail(reason="what is returned counts as fed")
 def test_more_outputs_in_train_mode_are_no_noise():
     found = []
     for match in ("mean", "variance"):
@@ -138,7 +133,6 @@ def test_more_outputs_in_train_mode_are_no_noise():
     assert same_bits(*found)
 
 
-@pytest.mark.xfail(reason="the pass with noise on counts as a call of its forward")
 def test_a_norm_of_train_mode_only_is_said_never_to_be_reached():
     class Both(nn.Module):
         def __init__(self) -> None:
@@ -162,7 +156,6 @@ class OfItsOwn(nn.Module):
         return x * torch.empty_like(x).bernoulli_(0.5, generator=self.generator) if self.training else x
 
 
-@pytest.mark.xfail(reason="generators that a model keeps are not seeded")
 def test_the_seed_decides_masks_of_a_generator_that_the_model_keeps():
     model = net(OfItsOwn())
     slopes = []
@@ -178,7 +171,6 @@ class OfPython(nn.Module):
         return x * 0 if self.training and random.random() < 0.3 else x
 
 
-@pytest.mark.xfail(reason="one draw is tried where torch's random state stays, though Python's and numpy's may not")
 def test_noise_that_python_draws_is_found():
     assert ek.reestimate_(net(OfPython(), passes=50), list(DATA.split(8)), match="mean", memory=0).slopes
 
@@ -197,18 +189,15 @@ class NeedsTargets(nn.Module):
         return self.body(x)
 
 
-@pytest.mark.xfail(reason="a train mode that cannot be run fails the default, too", raises=ek.BatchError)
 def test_where_train_mode_cannot_be_run_the_default_is_the_variance():
     assert ek.reestimate_(NeedsTargets().eval(), BATCHES).match == "variance"
 
 
-@pytest.mark.xfail(reason="only a ModelError counts as a match that cannot be had", raises=ek.BatchError)
 def test_where_train_mode_cannot_be_run_the_best_is_among_the_others():
     done = ek.reestimate_(NeedsTargets().eval(), REGRESSION, choose="best", held_out=REGRESSION)
     assert any("match='mean' was not tried" in note for note in done.notes)
 
 
-@pytest.mark.xfail(reason="what was never updated is kept where the mean is matched")
 def test_statistics_never_updated_are_replaced_if_so_asked():
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 1)).eval()
@@ -218,7 +207,6 @@ def test_statistics_never_updated_are_replaced_if_so_asked():
     assert float(norms_in(model)["2"].running_var.mean()) > 5
 
 
-@pytest.mark.xfail(reason="what training left is not looked at, only what is stored by now", raises=ek.BatchError)
 def test_nan_that_training_left_is_known_after_its_repair():
     model = net(nn.Dropout())
     model[2].running_var[0] = math.nan
@@ -226,7 +214,6 @@ def test_nan_that_training_left_is_known_after_its_repair():
     assert ek.reestimate_(model, REGRESSION).match == "variance"
 
 
-@pytest.mark.xfail(reason="of batches without a length, few tell no standard error")
 def test_a_few_large_batches_of_a_generator_tell_as_much_as_those_of_a_list():
     listed = ek.reestimate_(net(nn.Dropout(0.2)), [DATA], match="mean").slopes["2"]
     once = ek.reestimate_(net(nn.Dropout(0.2)), iter([DATA]), match="mean").slopes["2"]

@@ -26,12 +26,14 @@ def net(noise: nn.Module, outputs: int = 1) -> nn.Module:
 
 
 def pairing_of(model: nn.Module, match: Match | None = "mean", **options: Any) -> Pairing:
-    return Pairing(Noise(model), norms_in(model), match, **options)  # type: ignore[arg-type]
+    return Pairing(model, Noise(model), norms_in(model), match, **options)  # type: ignore[arg-type]
 
 
 def is_needed(model: nn.Module, match: Match | None = "mean", batch: Any = DATA) -> bool:
     with torch.no_grad():
-        return pairing_of(model, match).is_needed(lambda: model(DATA), batch, None)
+        return pairing_of(model, match).is_needed(
+            lambda given: model(given[0] if isinstance(given, tuple) else given), batch, None, is_divisible=True
+        )
 
 
 class Rarely(nn.Module):
@@ -113,7 +115,7 @@ class Feeds(nn.Module):
 def held(*fed: Tensor, group: Group | None = None) -> tuple[Pairing, Group]:
     model, group = Feeds(nn.BatchNorm1d(2), *fed).eval(), group or group_of(16)
     pairing = pairing_of(model)
-    pairing.hold(model, group)
+    pairing.hold(model, group, 4096)
     return pairing, group
 
 
@@ -167,7 +169,7 @@ def test_masks_are_those_of_the_seed_the_rank_and_the_batch():
     for seed, rank, first in ((0, 0, 1), (0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2)):
         pairing, group = pairing_of(model, seed=seed, rank=rank), Group((Piece(first, DATA, 64),))
         with torch.no_grad():
-            pairing.hold(lambda: model(DATA), group)
+            pairing.hold(lambda: model(DATA), group, 4096)
             (_, statistics), *_ = pairing.parts(group, "2", model[0](DATA), 99)
         found.append(statistics.mean[8:16])
     assert torch.equal(found[0], found[1])
