@@ -103,9 +103,8 @@ def load(folder: Path) -> Task:
         weight = (share / labels[half].bincount(minlength=CLASSES))[labels[half]]
         return half[torch.multinomial(weight, 2 * len(half), replacement=True, generator=generator)]
 
-    return Task(
-        net, len(rows), lambda units: (features[units],), score, 100, {"classes as in training": as_in_training}
-    )
+    draws = {"classes as in training": as_in_training}
+    return Task(net, len(rows), lambda units: (features[units],), score, 100, draws, few=(100, 25))
 
 
 def example() -> Batch:

@@ -18,8 +18,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import evenkeel as ek
 from benchmarks.published.study import Batch, Study, Task
 
-PUBLISHED, CORRECTED = "as published", "`correct_`, no data"
-DROPOUT_ON, REESTIMATED = "statistics of the half, dropout on", "`reestimate_` on the half"
+PUBLISHED = "as published"
+CORRECTED, CORRECTED_MEAN = (f"`correct_`, {match} matched, no data" for match in ("variance", "mean"))
+DROPOUT_ON = "statistics of the half, dropout on"
+REESTIMATED, RELATIVE, MEAN = (
+    f"`reestimate_` on the half, {match} matched" for match in ("variance", "relative variance", "mean")
+)
+REPAIRS: dict[str, dict[str, Any]] = {
+    REESTIMATED: {"match": "variance"},
+    RELATIVE: {"match": "variance", "relative": True},
+    MEAN: {"match": "mean"},
+}
 
 
 def forward(net: nn.Module, batch: Batch) -> Any:
@@ -43,30 +52,36 @@ def with_dropout_on(net: nn.Module, batches: Iterable[Batch], passes: int, seed:
     return net.eval()
 
 
-def reestimated(net: nn.Module, batches: list[Batch]) -> nn.Module:
+def on_few(count: int) -> str:
+    """The name of what is measured on a few units of the half."""
+    return f"`reestimate_` on {count} of the half, mean matched"
+
+
+def reestimated(net: nn.Module, batches: list[Batch], seed: int, **options: Any) -> nn.Module:
     net = copy.deepcopy(net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ek.StretchWarning)  # the scores judge
-        ek.reestimate_(net, batches, forward=forward)
+        ek.reestimate_(net, batches, forward=forward, seed=seed, **options)
     return net
 
 
-def corrected(net: nn.Module, example: Batch) -> tuple[nn.Module, dict[str, str]]:
+def corrected(net: nn.Module, example: Batch, match: ek.Match) -> tuple[nn.Module, dict[str, str]]:
     """A copy corrected without data, and the norms that were left as they were, each with the reason."""
     net = copy.deepcopy(net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ek.StretchWarning)
-        return net, dict(ek.correct_(net, example).untouched)
+        return net, dict(ek.correct_(net, example, match=match).untouched)
 
 
 def compare(study: Study, task: Task) -> dict[str, Any]:
     """Everything that the page says of a net, as it is kept in JSON."""
     net = task.net.eval()
-    without_data, untouched = corrected(net, study.example())
+    without_data, untouched = corrected(net, study.example(), "variance")
+    without_data_mean, untouched_mean = corrected(net, study.example(), "mean")
     row: dict[str, Any] = {
         "order": str(ek.trace(net, study.example())),
         "findings": findings(study, net),
-        "untouched": untouched,
+        "untouched": untouched | untouched_mean,
         "units": task.count,
         **shifts(study, task),
     }
@@ -75,12 +90,16 @@ def compare(study: Study, task: Task) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(split)
         order = torch.randperm(task.count, generator=generator)
         half, other = order[: task.count // 2], order[task.count // 2 :]
-        repaired = {PUBLISHED: net, CORRECTED: without_data}
+        repaired = {PUBLISHED: net, CORRECTED: without_data, CORRECTED_MEAN: without_data_mean}
         for name, draw in {"": None, **task.draws}.items():
             units = half if draw is None else draw(half, generator)
             batches, suffix = task.batches(units, generator), name and f", {name}"
             repaired[DROPOUT_ON + suffix] = with_dropout_on(net, batches, study.passes, split)
-            repaired[REESTIMATED + suffix] = reestimated(net, batches)
+            for repair, options in REPAIRS.items():
+                repaired[repair + suffix] = reestimated(net, batches, split, **options)
+        for count in task.few:
+            batches = task.batches(half[:count], generator)
+            repaired[on_few(count)] = reestimated(net, batches, split, **REPAIRS[MEAN])
         for name, candidate in repaired.items():
             for figure, value in task.score(candidate, other).items():
                 scores.setdefault(name, {}).setdefault(figure, []).append(round(value, 4))

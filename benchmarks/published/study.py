@@ -43,6 +43,7 @@ class Task:
         score: scores of a net on some units.
         batch: samples in a batch.
         draws: other ways to draw the units whose statistics are taken from a half, by name.
+        few: numbers of units of a half, of which means are matched, too.
     """
 
     net: nn.Module
@@ -51,6 +52,7 @@ class Task:
     score: Scorer
     batch: int
     draws: dict[str, Draw] = field(default_factory=dict[str, Draw])
+    few: tuple[int, ...] = ()
 
     def batches(self, units: Tensor, generator: torch.Generator) -> list[Batch]:
         """The samples of some units in batches, shuffled as in training."""
