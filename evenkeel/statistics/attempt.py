@@ -276,7 +276,7 @@ def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
 
 def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> list[str]:
     """What the reader must know of how the statistics were made."""
-    notes = [f"batches ran one by one: {measurement.apart}"] if measurement.apart else []
+    notes = [f"batches ran one by one: {measurement.limits.apart}"] if measurement.limits.apart else []
     if settled.is_uneven:
         notes.append(
             f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "
@@ -310,7 +310,7 @@ def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs
             f"{sum(dead.values())} channels do not vary with noise off, {max(dead.values())} of them in "
             f"{max(dead, key=dead.__getitem__)!r}: they store the variance that they stored"
         )
-    if measurement.is_doubted:
+    if measurement.limits.is_doubted:
         notes.append("batches had been merged before it was found that they must not be: pass memory=0")
     return notes
 

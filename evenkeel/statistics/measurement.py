@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,12 @@ from evenkeel.errors import BatchError, brief
 from evenkeel.model.batches import Forward, device_of, each, forward_pass, inputs, length, samples
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
-from evenkeel.model.norms import Norm, mixes_batch, pools_batch
+from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import restored
-from evenkeel.statistics.batch_merging import Count, Group, Groups, Piece, copied
+from evenkeel.statistics.batch_merging import MOST_PARTS, Count, Group, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
-from evenkeel.statistics.pairing import HELD, Pairing
+from evenkeel.statistics.group_limits import MEMORY, GroupLimits
+from evenkeel.statistics.pairing import Pairing
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 from evenkeel.statistics.probes import Probes
 
@@ -33,10 +34,7 @@ Seen = Callable[["Measurement", str, Norm], None]
 
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
-MEMORY = 1 << 27  # bytes
-_CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
 _TRIED = 64  # samples of the first batch that show whether there is noise
-_ALL = 4  # times as many samples as a group should hold, at most, may all be in it; of more, so large a part
 
 
 class Measurement:
@@ -60,17 +58,12 @@ class Measurement:
         spoilt: paths of norms that store what is not finite: what comes after them in a pass need not be.
         batches: number of batches run.
         samples: number of samples in them.
-        least: samples that a group of merged batches should hold, as far as the memory allows; more where that is
-            cheap or a small part of all, and all where they are not many more.
-        most: samples that it should not exceed.
+        limits: of the groups of merged batches.
         called: paths of the norms whose forward was called.
         entangled: paths of the norms whose statistics are read by anything but their own normalising.
-        apart: why batches run one by one; empty if they need not.
         example: the first batch, as the loader gave it.
         shapes: of the tensors that the model returned last.
-        is_doubted: whether batches had been merged before it was found that they must not be.
         is_random: whether the model draws at random in eval mode, too, as far as it was tried.
-        is_divisible: whether it is proven that samples can be run in any company.
         pairing: as given; None if it was found not to be needed.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
@@ -101,31 +94,22 @@ class Measurement:
         self.spoilt: Collection[str] = ()
         self.batches = 0
         self.samples = 0
-        self.least = 0.0
-        self.most = math.inf
         self.called: set[str] = set()
         self.entangled: set[str] = set()
-        self.apart = (
-            "a norm normalises by its batch in eval mode, too" if any(map(mixes_batch, model.modules())) else ""
-        )
         self.example: Any = None
         self.shapes: list[torch.Size] = []
-        self.is_doubted = False
         self.is_random = False
-        self.is_divisible = False
         self.pairing = pairing
         self._is_pairing_tried = False
         self._forward = forward
         self._probes = Probes(model, norms, forward)
-        self._memory = 0 if self.apart else memory
+        self.limits = GroupLimits(model, self._probes, memory)
         self._count = count
         self._paths = list(norms)
         # On a CPU this layout makes statistics of images cheap.
         self._layout: Layout | None = _channels_last if device_of(model).type == "cpu" else None
         self._group: Group | None = None  # the one that is running
         self._is_spoilt = False  # whether it has reached a norm that is
-        self._expected = math.inf  # number of batches
-        self._size: float | None = None  # bytes of a sample at the norm where it is largest
         model.eval()
         for path, norm in norms.items():
             norm.register_forward_pre_hook(partial(self._enter, path))
@@ -139,12 +123,12 @@ class Measurement:
         """How many samples all batches of all ranks hold, as far as is known."""
         running = self._group.samples * self.ranks.size if self._group else 0
         per_batch = self._group.samples / len(self._group.held) if self._group else 0
-        expected = self._expected * per_batch * self.ranks.size if math.isfinite(self._expected) else 0
+        expected = self.limits.expected * per_batch * self.ranks.size if math.isfinite(self.limits.expected) else 0
         return max(self.samples, running, expected if not self.samples else 0)
 
     def _in_all(self, group: Group) -> float:
         """How many samples there are in all, as far as a group tells."""
-        expected = self._expected * group.samples / len(group.held) if math.isfinite(self._expected) else 0
+        expected = self.limits.expected * group.samples / len(group.held) if math.isfinite(self.limits.expected) else 0
         return max(expected * self.ranks.size, self.samples, group.samples)
 
     def groups(
@@ -158,17 +142,17 @@ class Measurement:
             again: whether they were run before; then there may be none any more.
         """
         self.populations, self.arrivals, self.batches, self.samples = {}, {}, 0, 0
-        self._expected = min(length(batches), max_batches or math.inf)
         may_be_empty = again or self.ranks.size > 1
-        limit = _none if self.apart else self._limit
-        self._groups = Groups(self._pieces(batches, max_batches, may_be_empty, again), limit, self._is_proven)
+        pieces = self._pieces(batches, max_batches, may_be_empty, again)
+        groups = self.limits.groups_of(pieces, min(length(batches), max_batches or math.inf))
         try:
-            for group in self.ranks.rounds(self._groups):
+            for group in self.ranks.rounds(groups):
                 is_first, self._is_pairing_tried = not self._is_pairing_tried, True
                 yield self._try_pairing(group) if is_first and self.pairing else group
         finally:
             self._group = None
-            del self._groups  # and with them the loader
+            pieces.close()  # and with them the loader
+            self.limits.release()
         if not self.batches and not again:
             raise BatchError("the loaders of all ranks are empty: they yielded no batch")
         if not self.populations and not again:
@@ -179,7 +163,7 @@ class Measurement:
 
     def regrouped(self, pieces: Iterable[Piece]) -> list[Group | None]:
         """Pieces that were run before, merged as the memory allows; as many groups on every rank."""
-        groups: list[Group | None] = list(Groups(pieces, self._limit if self.is_divisible else _none))
+        groups: list[Group | None] = [*self.limits.regrouped(pieces)]
         return groups + [None] * (int(self.ranks.largest(len(groups))) - len(groups))
 
     def add(self, group: Group | None) -> Group | None:
@@ -194,8 +178,7 @@ class Measurement:
             except _Retry as retry:
                 if retry.own and group is not None:
                     if self._layout is None:
-                        self._keep_apart(f"merged, {retry.__cause__}")
-                        group = self._groups.split(group)
+                        group = self.limits.split(group, f"merged, {retry.__cause__}")
                     else:
                         self._layout = None
             else:
@@ -225,7 +208,7 @@ class Measurement:
 
     def try_for_noise(self, pieces: Sequence[Piece]) -> None:
         """Find out, from some samples that were run before, whether the model draws at random in eval mode."""
-        found = bool(pieces) and self._probes.are_random(pieces[0], is_divisible=self.is_divisible)
+        found = bool(pieces) and self._probes.are_random(pieces[0], is_divisible=self.limits.is_divisible)
         self.is_random = bool(self.ranks.largest(found))
 
     def _try_pairing(self, group: Group | None) -> Group | None:
@@ -241,13 +224,13 @@ class Measurement:
                     is_needed = self.pairing.is_needed(self._tried, batch, self._forward, is_divisible=is_divisible)
             except BatchError:  # what is wrong comes up where it is measured, if it must be
                 is_needed = self.pairing.match is not None
-        self._size = None
         if not self.ranks.largest(is_needed):
-            self.pairing = None
+            self.pairing, self.limits.is_held = None, False
         elif self.ranks.largest(self.pairing.is_shared):
             self.pairing.is_shared = True
-            self._keep_apart("with noise on, the samples of a batch share masks")
-            return group and self._groups.split(group)
+            reason = "with noise on, the samples of a batch share masks"
+            self.limits.keep_apart(reason)
+            return group and self.limits.split(group, reason)
         return group
 
     def _tried(self, batch: Any) -> Any:
@@ -255,7 +238,7 @@ class Measurement:
 
     def _pieces(
         self, batches: Iterable[Any], max_batches: int | None, may_be_empty: bool, again: bool
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         stream = each(batches, self.model, max_batches, may_be_empty=may_be_empty)
         is_held = isinstance(batches, (list, tuple, Tensor))  # else the next batch may be written over this one
         for number in itertools.count(1):
@@ -270,7 +253,9 @@ class Measurement:
             if isinstance(batch, Piece):
                 yield batch
                 continue
-            self.example = batch if self.example is None else self.example
+            if self.example is None:
+                self.example = batch
+                self.limits.is_held = self.pairing is not None and not self.pairing.is_ruled_out(batch)
             try:
                 count = int(self._count(batch))
             except Exception as error:
@@ -343,7 +328,7 @@ class Measurement:
         if self._group is None or not x.numel():
             return
         if self.pairing is not None:
-            parts: Parts = self.pairing.parts(self._group, path, x, self._expected * self.ranks.size)
+            parts: Parts = self.pairing.parts(self._group, path, x, self.limits.expected * self.ranks.size)
         else:
             pooled = pools_batch(norm)
             parts = [(number, batch_statistics(part, pooled=pooled)) for number, part in self._group.parts(x)]
@@ -357,50 +342,11 @@ class Measurement:
     def _require_finite(self, path: str, parts: Parts) -> None:
         for number, (_, mean, variance) in parts:
             if not (mean.isfinite() & variance.isfinite()).all():
+                first = number // MOST_PARTS if self.pairing else number
                 raise BatchError(
-                    f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
+                    f"batch {first} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
                     f"{_not_finite(self.model)}"
                 )
-
-    def _limit(self, piece: Piece) -> float:
-        """How many samples a group may hold."""
-        if self._size is None:
-            self._size = self._bytes_of_a_sample(piece.batch) if self._memory else math.inf
-        cheap = min(self._memory, _CHEAP) if device_of(self.model).type == "cpu" else self._memory
-        total = self._expected * piece.samples
-        least = max(self.least, cheap // self._size)
-        if total <= _ALL * least:
-            least = total
-        elif math.isfinite(total):
-            least = max(least, min(total // _ALL, _ALL * self.least))
-        return min(least, self.most, self._memory // self._size)
-
-    def _bytes_of_a_sample(self, batch: Any) -> float:
-        """Bytes of the largest input of a norm, at least 1; infinite if the model does not take one sample."""
-        try:
-            largest, total = self._probes.bytes_of_a_sample(batch)
-            is_paired = self.pairing is not None and not self.pairing.is_ruled_out(self.example)
-            return max(largest, total / HELD if is_paired else 0, 1)
-        except BatchError as error:
-            self._keep_apart(f"one sample alone, {error}")
-            return math.inf
-
-    def _is_proven(self, group: Group) -> bool:
-        """Whether every norm is fed the same by samples of the group's batches, apart and merged."""
-        try:
-            path = self._probes.unlike(group)
-        except BatchError as error:
-            self._keep_apart(f"two samples of each, {error}")
-            return False
-        if path is not None:
-            self._keep_apart(f"merged, they feed norm {path!r} other values than apart")
-        self.is_divisible = path is None
-        return self.is_divisible
-
-    def _keep_apart(self, reason: str) -> None:
-        self.is_divisible = False
-        self.is_doubted |= self._groups.merged > 0
-        self.apart = self.apart or reason
 
     def why_not(self, path: str) -> str:
         """Why nothing was measured at a norm."""
@@ -415,11 +361,6 @@ class _Retry(BatchError):
     def __init__(self, reason: str, *, own: bool) -> None:
         super().__init__(f"a batch that had run before failed when it was run again: {reason}")
         self.own = own
-
-
-def _none(_piece: Piece) -> float:
-    """How many samples may run together where none may."""
-    return 0
 
 
 def _not_finite(model: nn.Module) -> str:

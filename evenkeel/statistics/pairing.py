@@ -25,7 +25,6 @@ from evenkeel.statistics.pairs import Match, Pairs, paired_statistics
 from evenkeel.statistics.population import Statistics
 from evenkeel.statistics.stretching import has_class_labels
 
-HELD = 4  # times as much memory as the largest input of a norm may take, for the inputs of all norms
 UNPAIRED = "with dropout on it is not fed the same samples and positions as with dropout off: left as it was"
 _ALWAYS_ON = (
     "the model draws at random in eval mode, too, as by dropout that stays on: what is noise in it cannot be told, so "

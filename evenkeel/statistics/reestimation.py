@@ -16,7 +16,7 @@ from evenkeel.model.evaluation import Score, Scorer, evaluate
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.statistics.attempt import Attempt
 from evenkeel.statistics.distributed import Ranks, default_group
-from evenkeel.statistics.measurement import MEMORY
+from evenkeel.statistics.group_limits import MEMORY
 from evenkeel.statistics.pairs import Match
 from evenkeel.statistics.prior import Weight
 from evenkeel.statistics.reestimation_report import Reestimation

@@ -107,13 +107,13 @@ def settle(
     source = held.pieces if is_complete else None if is_part or isinstance(batches, Iterator) else batches
     source = None if ranks.largest(source is None) else source
     doubts: dict[str, Doubt] = {}
-    while not is_done or ranks.largest(measurement.is_doubted):
+    while not is_done or ranks.largest(measurement.limits.is_doubted):
         if near > _NEAR:
             doubts = _adjust_by_few(measurement, held, store, near)
         else:
             doubts, _ = _adjust(measurement, held, store, _usual(measurement, _FIRST if passes == 1 else _MANY))
         is_near = _worst(doubts) <= near
-        if (is_near and not ranks.largest(measurement.is_doubted)) or measurement.is_random:
+        if (is_near and not ranks.largest(measurement.limits.is_doubted)) or measurement.is_random:
             break
         if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
             used = _settle_on_held(measurement, held, store)
@@ -149,14 +149,14 @@ def _first_pass(
     Returns:
         Whether nothing is left to be done; whether it stopped before the data ended; and how near the result must come.
     """
-    measurement.least, measurement.most = _FIRST, _MOST if tolerance is None else _FIRST
+    measurement.limits.least, measurement.limits.most = _FIRST, _MOST if tolerance is None else _FIRST
     measurement.seen = lambda own, path, norm: store(path, own.populations[path], own.total)
     groups = measurement.groups(batches, max_batches)
 
     def add(group: Group | None) -> Group | None:
         group = measurement.add(group)
         for piece in group.held if group else ():
-            held.add(piece, is_divisible=measurement.is_divisible)
+            held.add(piece, is_divisible=measurement.limits.is_divisible)
         return group
 
     first: list[Group | None] = []
@@ -173,7 +173,7 @@ def _first_pass(
     settle_on(measurement, first, store, most if in_parts else 0, still)
     at_first = {path: population.copy() for path, population in measurement.populations.items()}
     count = measurement.samples
-    measurement.least = 0
+    measurement.limits.least = 0
     settled = set(measurement.populations)
     measurement.seen = lambda own, path, norm: (
         None if path in settled else store(path, own.populations[path], own.total)
@@ -181,7 +181,7 @@ def _first_pass(
     while following is not _END:
         measurement.arrivals = {}
         add(following)
-        measurement.most = min(_wanted(measurement, tolerance), _MOST)
+        measurement.limits.most = min(_wanted(measurement, tolerance), _MOST)
         is_part = _is_within(measurement, tolerance)
         following = _END if is_part else next(groups, _END)
     groups.close()
@@ -205,7 +205,8 @@ def _is_alike(first: Mapping[str, Population], everything: Mapping[str, Populati
 def _pass_again(measurement: Measurement, source: Iterable[Any], max_batches: int | None) -> bool:
     """Run all data as norms are by now; false if they cannot be had once more."""
     before = measurement.populations, measurement.batches, measurement.samples
-    measurement.least, measurement.most, measurement.seen, measurement.is_doubted = 0, _MOST, None, False
+    limits, measurement.seen = measurement.limits, None
+    limits.least, limits.most, limits.is_doubted = 0, _MOST, False
     for group in measurement.groups(source, None if isinstance(source, list) else max_batches, again=True):
         measurement.arrivals = {}
         measurement.add(group)
@@ -277,7 +278,7 @@ def _usual(measurement: Measurement, fewest: int) -> int:
 
 def _settle_on_held(measurement: Measurement, held: Reservoir, store: Store) -> int:
     """Settle on what is held as if it were all the data; how many samples these are."""
-    measurement.least, measurement.most = _FIRST, _MOST
+    measurement.limits.least, measurement.limits.most = _FIRST, _MOST
     groups = measurement.regrouped(held.pieces)
     measurement.arrive(groups)
     settle_on(measurement, groups, store, _MOST_ALL, _SETTLED)
@@ -286,10 +287,10 @@ def _settle_on_held(measurement: Measurement, held: Reservoir, store: Store) -> 
 
 def _sample(measurement: Measurement, held: Reservoir, count: int) -> tuple[list[Group | None], bool]:
     """About so many samples from all over the stream, grouped; and whether they are all that there are."""
-    size, divisible = measurement.ranks.size, measurement.is_divisible
+    size, divisible = measurement.ranks.size, measurement.limits.is_divisible
     count = -(-count // size)
     pieces = held.sample(count, -(-_FEWEST // size), is_divisible=divisible)
-    measurement.least, measurement.most = count, _MOST
+    measurement.limits.least, measurement.limits.most = count, _MOST
     is_part = not held.is_complete or pieces is not held.pieces
     return measurement.regrouped(pieces), not measurement.ranks.largest(is_part)
 

@@ -82,7 +82,7 @@ def variance_shift(
             notes.append(f"which dropouts feed a norm is not known: {error}")
         measurement = Measurement(plain, norms, forward=forward)
         measurement.spoilt = [path for path, norm in norms.items() if fault_of(norm)]
-        measurement.most = _AT_ONCE
+        measurement.limits.most = _AT_ONCE
         groups = measurement.groups(chain([first], stream))
         closely: list[Group | None] = []
         for group in groups:
@@ -90,7 +90,7 @@ def variance_shift(
             if measurement.samples >= _CLOSELY:
                 break
         passes = compare(measurement, closely, frozen)
-        measurement.most = math.inf
+        measurement.limits.most = math.inf
         del closely
         for group in groups:
             measurement.arrivals = {}
