@@ -1,7 +1,7 @@
 """What eval mode is to keep, the variance or the mean over dropout masks: held-out scores of nets of many kinds.
 
     python -m benchmarks.matching [--seeds 5] [--data-dir DIR] [--nets FOLDER] [--parts "MLP, digits" flights]
-        [--only PATTERN] [--resume] [--train] [--plot results/matching.svg]
+        [--only PATTERN] [--resume] [--train] [--plot results/matching.svg] [--page docs/matching.md]
 
 Nets are trained with dropout at three rates, and at the places that their family has; each is trained once and kept in
 --nets. --only takes rows whose name, such as "MLP, digits: Linear-BN-ReLU-Dropout .5 seed 0", holds the pattern;
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.matching.nets import FAMILIES
-from benchmarks.matching.report import draw, show
+from benchmarks.matching.report import draw, show, write_page
 from benchmarks.matching.scores import TASKS
 from benchmarks.matching.treatments import judge
 from benchmarks.measuring import Part, run_parts
@@ -69,11 +69,14 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="leave the rows that are there")
     parser.add_argument("--train", action="store_true", help="only train the nets")
     parser.add_argument("--plot", type=Path, default=Path("results/matching.svg"))
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the table of all families into this page")
     options = run_parts(parser, {name: part_of(name) for name in FAMILIES}, RESULTS)
     if not options.train:
         results = json.loads(options.out.read_text())
         print(show({name: results[name] for name in options.parts if name in results}))
         draw(results, options.plot)
+        if options.page is not None:
+            write_page(results, options.page)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,8 @@ PAIRS = (
     ("mean behind ReLU", "mean"),
     (EACH, CHOSEN),
 )
+SHOWN = ("variance", "mean", CHOSEN, ENSEMBLE)  # in a page
+MARKS = re.compile(r"(<!-- trained nets -->\n).*?(<!-- /trained nets -->)", re.DOTALL)
 COLORS = {
     "variance": "#d55e00",
     "mean": "#0072b2",
@@ -116,6 +119,29 @@ def claims(results: dict[str, Any]) -> list[str]:
             chosen, today = (fmean(run[which][0] for run in rows.values()) for which in (CHOSEN, "variance"))
             lines.append(f"{name}: {scores[0]} {chosen:.2f} by held-out choice, {today:.2f} by matching the variance")
     return lines
+
+
+def summary(results: dict[str, Any]) -> str:
+    """A line a family, in Markdown: what each treatment leaves of the first score, over that as trained.
+
+    Geometric means over places and rates of dropout of means over seeds, and the row where it does the most harm.
+    """
+    lines = [f"| nets | score | {' | '.join(SHOWN)} |", "|---" * (len(SHOWN) + 2) + "|"]
+    for name, scores, rows in families(results):
+        cells = [name, scores[0].removesuffix(" %")]
+        for treatment in SHOWN:
+            pairs = [(mean_of(runs, treatment), mean_of(runs, "as trained")) for runs in arms(rows).values()]
+            pairs = [(after, before) for after, before in pairs if after > 0 and before > 0]
+            cells.append(f"x{geometric(pairs):.2f}, up to x{max(after / before for after, before in pairs):.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """Put the summary into a page, between its marks."""
+    with atomic_write(path) as temporary:
+        text = path.read_text(encoding="utf-8")
+        temporary.write_text(MARKS.sub(lambda m: f"{m[1]}{summary(results)}\n{m[2]}", text), encoding="utf-8")
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

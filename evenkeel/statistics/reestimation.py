@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from evenkeel.errors import BatchError, EvenkeelError, ModelError
+from evenkeel.errors import BatchError, EvenkeelError
 from evenkeel.model.batches import Forward
-from evenkeel.model.evaluation import Score, Scorer, evaluate
-from evenkeel.model.wrappers import unwrapped
+from evenkeel.model.batches import samples as samples_in
+from evenkeel.model.evaluation import Scorer, evaluate
 from evenkeel.statistics.attempt import Attempt
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.group_limits import MEMORY
+from evenkeel.statistics.judging import Beginning, Judge
 from evenkeel.statistics.pairs import Match
 from evenkeel.statistics.prior import Weight
 from evenkeel.statistics.reestimation_report import Reestimation
@@ -77,9 +76,10 @@ def reestimate_(
         match: what eval mode is to keep of train mode: "variance", of each norm's output over the data, or "mean", of
             each output over masks. Matching variances makes outputs larger where dropout stands right before a norm:
             the arg max of a classifier stays, and log losses of small ones got better, but the error of a regression
-            grew up to fourfold (`benchmarks.matching`). So None is "mean" where nothing says that the model is no
-            regression (targets that are whole numbers or 0 and 1; no targets, and several values a sample) and
-            "variance" otherwise. Without any noise both are the same.
+            grew, up to twelvefold (`benchmarks.matching`). So None is "variance" but for what looks like a regression:
+            floating targets that its outputs fit, or one value a sample and no targets. There it is "mean", or, by the
+            batches' own targets, whichever of both and the statistics as found has the lowest squared error. Without
+            any noise both are the same.
         forward: how to run anything else: `lambda model, batch: ...`.
         stats: which statistics to write: both, var (as the paper says) or mean.
         relative: with match="variance", multiply the stored variance by that with noise off over that with noise on,
@@ -158,70 +158,20 @@ def reestimate_(
         seed=seed,
         leave=unsure == "leave" and choose == "new",
     )
-    if held_out is None:
-        done = attempt.reestimated(model, match)
-        warn(done.stretch)
+    ranks, is_once = Ranks(attempt.group), isinstance(batches, Iterator)
+    if held_out is not None:
+        judge = Judge(model, partial(evaluate, batches=held_out, score=score, forward=forward), ranks)
+        before = judge.score()
+        if match is None and choose == "best" and not is_once:
+            return judge.best(attempt, before)
+        done = judge.judged(attempt.reestimated(model, match), before)
+        if choose == "best":
+            judge.keep_better(done)
+            done.notes = (*done.notes, *([_ONCE.format(done.match)] if match is None else []))
         return done
-    judge = _Judge(model, partial(evaluate, batches=held_out, score=score, forward=forward), Ranks(attempt.group))
-    before = judge.score()
-    if choose == "new":
-        return judge.judged(attempt.reestimated(model, match), before)
-    if match is None and not isinstance(batches, Iterator):
-        return judge.best(attempt, before)
-    done = judge.judged(attempt.reestimated(model, match), before)
-    if match is None:
-        done.notes = (*done.notes, _ONCE.format(done.match))
-    judge.keep_better(done)
+    done = attempt.reestimated(model, match)
+    if match is None and done.match == "mean" and not is_once:
+        own = Judge(model, partial(evaluate, batches=Beginning(batches, samples_in), forward=forward), ranks)
+        return own.best_by_own_targets(attempt, done)
+    warn(done.stretch)
     return done
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Scores a model on held-out data, on all ranks together."""
-
-    model: nn.Module
-    evaluate: Callable[[nn.Module], Score]
-    ranks: Ranks
-
-    def score(self) -> Score:
-        with unwrapped(self.model) as plain:
-            return self.ranks.collectively(partial(self.evaluate, plain))
-
-    def judged(self, done: Reestimation, before: Score) -> Reestimation:
-        """With the scores before and after; undone if it cannot be scored."""
-        try:
-            done.before, done.after = before, self.score()
-        except BaseException:
-            done.undo()
-            raise
-        return done
-
-    def best(self, attempt: Attempt, before: Score) -> Reestimation:
-        """The better of matching the mean and matching the variance, kept if it is better than the model as found."""
-        try:
-            done = self.judged(attempt.reestimated(self.model, "mean"), before)
-        except (ModelError, BatchError) as error:
-            done = self.judged(attempt.reestimated(self.model, "variance"), before)
-            done.notes = (*done.notes, f"match='mean' was not tried: {error}")
-        if done.match == "mean":
-            done.undo()
-            other = self.judged(attempt.reestimated(self.model, "variance"), before)
-            scores = {"mean": done.after, "variance": other.after}
-            if self._is_better(other.after, done.after):
-                done = other
-            else:
-                other.undo()
-                done.redo()
-            done.scores = scores
-        self.keep_better(done)
-        return done
-
-    def keep_better(self, done: Reestimation) -> None:
-        """Take new statistics back if they are no better than those found."""
-        done.kept = self._is_better(done.after, done.before)
-        if not done.kept:
-            done.undo()
-
-    def _is_better(self, one: Score | None, other: Score | None) -> bool:
-        assert one is not None and other is not None
-        return bool(self.ranks.first(torch.tensor([one.is_better_than(other)])))

@@ -32,7 +32,8 @@ class Reestimation(Report[NormChange]):
         unsure: norms whose statistics may be off by more than their standard errors, by path, each with the reason.
         notes: how the statistics were made, if not in the usual way, and whether the data suffice.
         converged: whether the standard errors are within the tolerance asked for, if one was.
-        before, after: the model's scores on held-out data, if there were any, before and with the new statistics.
+        before, after: the model's scores on held-out data, if there were any, before and with the new statistics; of a
+            regression, by default, on the data themselves.
         scores: of each match that was tried, where both were.
         kept: whether the new statistics are in the model, or, having been no better, were taken back.
 

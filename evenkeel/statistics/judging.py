@@ -1,0 +1,112 @@
+"""Judge: which statistics a model does best with, by its score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from evenkeel.errors import BatchError, ModelError
+from evenkeel.model.evaluation import Score
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.statistics.attempt import Attempt
+from evenkeel.statistics.distributed import Ranks
+from evenkeel.statistics.reestimation_report import Reestimation
+
+_ENOUGH = 8192  # samples
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first of some batches, as many as hold enough samples to judge by; can be iterated over again if they can."""
+
+    batches: Iterable[Any]
+    count: Callable[[Any], int]
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = 0
+        for batch in self.batches:
+            yield batch
+            samples += self.count(batch)
+            if samples >= _ENOUGH:
+                return
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores a model, on all ranks together, and keeps what it does best with.
+
+    Attributes:
+        model: the model.
+        evaluate: scores it.
+        ranks: of which the first decides.
+    """
+
+    model: nn.Module
+    evaluate: Callable[[nn.Module], Score]
+    ranks: Ranks
+
+    def score(self) -> Score:
+        """The model's score as it is."""
+        with unwrapped(self.model) as plain:
+            return self.ranks.collectively(partial(self.evaluate, plain))
+
+    def judged(self, done: Reestimation, before: Score) -> Reestimation:
+        """What was done, with the scores before and after; undone if it cannot be scored."""
+        try:
+            done.before, done.after = before, self.score()
+        except BaseException:
+            done.undo()
+            raise
+        return done
+
+    def best(self, attempt: Attempt, before: Score) -> Reestimation:
+        """The better of matching the mean and matching the variance, kept if it is better than the model as found."""
+        try:
+            done = self.judged(attempt.reestimated(self.model, "mean"), before)
+        except (ModelError, BatchError) as error:
+            done = self.judged(attempt.reestimated(self.model, "variance"), before)
+            done.notes = (*done.notes, f"match='mean' was not tried: {error}")
+        return self._best_of_both(attempt, done)
+
+    def best_by_own_targets(self, attempt: Attempt, done: Reestimation) -> Reestimation:
+        """The same where means were matched already, by the targets of the data themselves, if they have any."""
+        done.undo()
+        try:
+            before = self.score()
+        except BatchError:
+            done.redo()
+            return done
+        done.redo()
+        best = self._best_of_both(attempt, self.judged(done, before))
+        best.notes = (*best.notes, "judged by the targets of these data themselves: held_out= tells more")
+        return best
+
+    def keep_better(self, done: Reestimation) -> None:
+        """Take new statistics back if they are no better than those found."""
+        done.kept = self._is_better(done.after, done.before)
+        if not done.kept:
+            done.undo()
+
+    def _best_of_both(self, attempt: Attempt, done: Reestimation) -> Reestimation:
+        """The better of what was done and, where that matched means, matching the variance."""
+        if done.match == "mean" and done.before is not None:
+            done.undo()
+            other = self.judged(attempt.reestimated(self.model, "variance"), done.before)
+            scores = {"mean": done.after, "variance": other.after}
+            if self._is_better(other.after, done.after):
+                done = other
+            else:
+                other.undo()
+                done.redo()
+            done.scores = scores
+        self.keep_better(done)
+        return done
+
+    def _is_better(self, one: Score | None, other: Score | None) -> bool:
+        assert one is not None and other is not None
+        return bool(self.ranks.first(torch.tensor([one.is_better_than(other)])))
