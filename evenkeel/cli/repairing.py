@@ -55,7 +55,7 @@ def reestimated(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)  # it is in the notes
         done = reestimate_(model, bar, **options, held_out=judging, choose="new" if judging is None else "best")
-    _require_better(done.before, done.after)
+    _require_better(done.before, done.after, "held-out loss" if judging else "loss on these data")
     after = _judge(model, given, max_batches, "measuring after")
     return _comparison(before, after, done), {
         "match": done.match,
@@ -94,14 +94,14 @@ def corrected(
         reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
     scores.append(None if judging is None else evaluate(model, judging))
-    _require_better(*scores)
+    _require_better(scores[0], scores[1], "held-out loss")
     shown = Group("The shift as predicted:\n", before, "", done)
     return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
 
 
-def _require_better(before: Score | None, after: Score | None) -> None:
+def _require_better(before: Score | None, after: Score | None, what: str) -> None:
     if before is not None and after is not None and not after.is_better_than(before):
-        raise EvenkeelError(f"nothing is written: the held-out loss gets no lower: {before.change_to(after)}")
+        raise EvenkeelError(f"nothing is written: the {what} gets no lower: {before.change_to(after)}")
 
 
 @dataclass(frozen=True)

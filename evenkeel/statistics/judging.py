@@ -71,32 +71,9 @@ class Judge:
         except (ModelError, BatchError) as error:
             done = self.judged(attempt.reestimated(self.model, "variance"), before)
             done.notes = (*done.notes, f"match='mean' was not tried: {error}")
-        return self._best_of_both(attempt, done)
-
-    def best_by_own_targets(self, attempt: Attempt, done: Reestimation) -> Reestimation:
-        """The same where means were matched already, by the targets of the data themselves, if they have any."""
-        done.undo()
-        try:
-            before = self.score()
-        except BatchError:
-            done.redo()
-            return done
-        done.redo()
-        best = self._best_of_both(attempt, self.judged(done, before))
-        best.notes = (*best.notes, "judged by the targets of these data themselves: held_out= tells more")
-        return best
-
-    def keep_better(self, done: Reestimation) -> None:
-        """Take new statistics back if they are no better than those found."""
-        done.kept = self._is_better(done.after, done.before)
-        if not done.kept:
+        if done.match == "mean":
             done.undo()
-
-    def _best_of_both(self, attempt: Attempt, done: Reestimation) -> Reestimation:
-        """The better of what was done and, where that matched means, matching the variance."""
-        if done.match == "mean" and done.before is not None:
-            done.undo()
-            other = self.judged(attempt.reestimated(self.model, "variance"), done.before)
+            other = self.judged(attempt.reestimated(self.model, "variance"), before)
             scores = {"mean": done.after, "variance": other.after}
             if self._is_better(other.after, done.after):
                 done = other
@@ -106,6 +83,28 @@ class Judge:
             done.scores = scores
         self.keep_better(done)
         return done
+
+    def better_by_own_targets(self, done: Reestimation) -> Reestimation:
+        """What was done, unless the targets of the data themselves say that the model was better as found.
+
+        Matching variances is not tried: a net that fits its own data too well looks better with larger outputs.
+        """
+        done.undo()
+        try:
+            before = self.score()
+        except BatchError:
+            done.redo()
+            return done
+        done.redo()
+        self.keep_better(self.judged(done, before))
+        done.notes = (*done.notes, "judged by the targets of these data themselves: held_out= tells more")
+        return done
+
+    def keep_better(self, done: Reestimation) -> None:
+        """Take new statistics back if they are no better than those found."""
+        done.kept = self._is_better(done.after, done.before)
+        if not done.kept:
+            done.undo()
 
     def _is_better(self, one: Score | None, other: Score | None) -> bool:
         assert one is not None and other is not None

@@ -77,9 +77,8 @@ def reestimate_(
             each output over masks. Matching variances makes outputs larger where dropout stands right before a norm:
             the arg max of a classifier stays, and log losses of small ones got better, but the error of a regression
             grew, up to twelvefold (`benchmarks.matching`). So None is "variance" but for what looks like a regression:
-            floating targets that its outputs fit, or one value a sample and no targets. There it is "mean", or, by the
-            batches' own targets, whichever of both and the statistics as found has the lowest squared error. Without
-            any noise both are the same.
+            floating targets that its outputs fit, or one value a sample and no targets. There it is "mean", and taken
+            back if the squared error by the batches' own targets gets no lower. Without any noise both are the same.
         forward: how to run anything else: `lambda model, batch: ...`.
         stats: which statistics to write: both, var (as the paper says) or mean.
         relative: with match="variance", multiply the stored variance by that with noise off over that with noise on,
@@ -172,6 +171,6 @@ def reestimate_(
     done = attempt.reestimated(model, match)
     if match is None and done.match == "mean" and not is_once:
         own = Judge(model, partial(evaluate, batches=Beginning(batches, samples_in), forward=forward), ranks)
-        return own.best_by_own_targets(attempt, done)
+        return own.better_by_own_targets(done)
     warn(done.stretch)
     return done
