@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from benchmarks.matching import __main__ as command
 from benchmarks.matching.nets import FAMILIES, ORDERS, Margin, embedding, mlp
-from benchmarks.matching.report import NAMES, families, show
+from benchmarks.matching.report import MARKS, NAMES, families, show, summary
 from benchmarks.matching.scores import HALVES, TASKS, line, temperature
 from benchmarks.matching.settling import behind, best_of, ensemble, look, mean, noisy_stream, settle, variance
 from evenkeel.model.norms import norms_of
@@ -153,3 +154,9 @@ def test_the_command_goes_on_where_it_ended(tmp_path, monkeypatch, capsys):
     command.main()
     assert "to train" not in capsys.readouterr().out
     assert json.loads(out.read_text()) == results
+
+
+def test_the_page_has_the_table_of_the_results():
+    results = json.loads(command.RESULTS.read_text())
+    shown = MARKS.search(Path("docs/matching.md").read_text(encoding="utf-8"))
+    assert shown[0] == f"{shown[1]}{summary(results)}\n{shown[2]}"
