@@ -91,7 +91,7 @@ def _differ(quiet: Fed, noisy: Fed) -> bool:
 
 def _unlike(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) != len(other) or not all(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+        a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()) for a, b in zip(one, other, strict=True)
     )
 
 

@@ -90,6 +90,11 @@ def test_dropout_that_is_on_in_eval_mode_too_changes_nothing():
     assert float((statistics_in(model)[1] / before[1]).log().abs().mean()) < 0.2
 
 
+def test_data_that_are_not_finite_are_no_noise():
+    with pytest.raises(ek.BatchError, match="batch 1 is not finite"):
+        ek.reestimate_(net(nn.Dropout()), [x * math.nan for x in BATCHES], match="mean")
+
+
 class Averages(nn.Module):
     """A norm made by hand, whose statistics train mode moves."""
 
