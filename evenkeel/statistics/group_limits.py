@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,8 @@ class GroupLimits:
             cheap or a small part of all, and all where they are not many more.
         most: samples that it should not exceed.
         expected: number of batches.
-        is_held: whether the inputs of all norms are held while a group runs, which takes more memory.
+        holds: whether the inputs of all norms are to be held while a group runs, which takes more memory; asked once,
+            with the outputs of a sample.
         apart: why batches run one by one; empty if they need not.
         is_doubted: whether batches had been merged before it was found that they must not be.
         is_divisible: whether it is proven that samples can be run in any company.
@@ -40,7 +42,7 @@ class GroupLimits:
 
     def __init__(self, model: nn.Module, probes: Probes, memory: int) -> None:
         self.least, self.most, self.expected = 0.0, math.inf, math.inf
-        self.is_held = False
+        self.holds: Callable[[Any], bool] = _never
         self.apart = (
             "a norm normalises by its batch in eval mode, too" if any(map(mixes_batch, model.modules())) else ""
         )
@@ -49,7 +51,7 @@ class GroupLimits:
         self._is_cpu = device_of(model).type == "cpu"
         self._probes = probes
         self._memory = 0 if self.apart else memory
-        self._sizes: tuple[float, float] | None = None  # bytes of a sample at the norm where it is largest, and at all
+        self._size: float | None = None  # bytes of a sample, as far as groups are limited by them
         self._groups: Groups | None = None  # that were given out last
 
     def groups_of(self, pieces: Iterable[Piece], expected: float) -> Groups:
@@ -59,8 +61,8 @@ class GroupLimits:
         return self._groups
 
     def release(self) -> None:
-        """Hold no batches any more."""
-        self._groups = None
+        """Hold no batches, and nothing that was to be asked, any more."""
+        self._groups, self.holds = None, _never
 
     def regrouped(self, pieces: Iterable[Piece]) -> list[Group]:
         """Batches that were run before, in groups as large as the memory allows."""
@@ -80,10 +82,9 @@ class GroupLimits:
 
     def _limit(self, piece: Piece) -> float:
         """How many samples a group may hold."""
-        if self._sizes is None:
-            self._sizes = self._bytes_of_a_sample(piece) if self._memory else (math.inf, math.inf)
-        largest, all_together = self._sizes
-        size = max(largest, all_together / _HELD if self.is_held else 0, 1)
+        if self._size is None:
+            self._size = self._bytes_of_a_sample(piece) if self._memory else math.inf
+        size = self._size
         cheap = min(self._memory, _CHEAP) if self._is_cpu else self._memory
         total = self.expected * piece.samples
         least = max(self.least, cheap // size)
@@ -93,13 +94,14 @@ class GroupLimits:
             least = max(least, min(total // _ALL, _ALL * self.least))
         return min(least, self.most, self._memory // size)
 
-    def _bytes_of_a_sample(self, piece: Piece) -> tuple[float, float]:
-        """Bytes of the largest input of a norm, and of all; infinite if the model does not take one sample."""
+    def _bytes_of_a_sample(self, piece: Piece) -> float:
+        """Bytes that count of a sample, at least 1; infinite if the model does not take one."""
         try:
-            return self._probes.bytes_of_a_sample(piece.batch)
+            largest, together, outputs = self._probes.bytes_of_a_sample(piece.batch)
         except BatchError as error:
             self.keep_apart(f"one sample alone, {error}")
-            return math.inf, math.inf
+            return math.inf
+        return max(largest, together / _HELD if self.holds(outputs) else 0, 1)
 
     def _is_proven(self, group: Group) -> bool:
         """Whether every norm is fed the same by samples of the group's batches, apart and merged."""
@@ -112,6 +114,10 @@ class GroupLimits:
             self.keep_apart(f"merged, they feed norm {path!r} other values than apart")
         self.is_divisible = path is None
         return self.is_divisible
+
+
+def _never(_outputs: Any) -> bool:
+    return False
 
 
 def _none(_piece: Piece) -> float:

@@ -104,6 +104,7 @@ class Measurement:
         self._forward = forward
         self._probes = Probes(model, norms, forward)
         self.limits = GroupLimits(model, self._probes, memory)
+        self.limits.holds = self._holds
         self._count = count
         self._paths = list(norms)
         # On a CPU this layout makes statistics of images cheap.
@@ -225,13 +226,17 @@ class Measurement:
             except BatchError:  # what is wrong comes up where it is measured, if it must be
                 is_needed = self.pairing.match is not None
         if not self.ranks.largest(is_needed):
-            self.pairing, self.limits.is_held = None, False
+            self.pairing = None
         elif self.ranks.largest(self.pairing.is_shared):
             self.pairing.is_shared = True
             reason = "with noise on, the samples of a batch share masks"
             self.limits.keep_apart(reason)
             return group and self.limits.split(group, reason)
         return group
+
+    def _holds(self, outputs: Any) -> bool:
+        """Whether pairs may be needed, for which the inputs of norms are held."""
+        return self.pairing is not None and self.pairing.may_be_needed(self.example, outputs, self._forward)
 
     def _tried(self, batch: Any) -> Any:
         return forward_pass(self.model, copied(batch if self._forward else inputs(batch)), 1, self._forward)
@@ -253,9 +258,7 @@ class Measurement:
             if isinstance(batch, Piece):
                 yield batch
                 continue
-            if self.example is None:
-                self.example = batch
-                self.limits.is_held = self.pairing is not None and not self.pairing.is_ruled_out(batch)
+            self.example = batch if self.example is None else self.example
             try:
                 count = int(self._count(batch))
             except Exception as error:

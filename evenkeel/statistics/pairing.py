@@ -15,6 +15,7 @@ from evenkeel.errors import BatchError, ModelError
 from evenkeel.model.batches import Forward
 from evenkeel.model.buffers import write_
 from evenkeel.model.evaluation import is_regression
+from evenkeel.model.nested import map_tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import seed_all
@@ -79,6 +80,11 @@ class Pairing:
     def is_ruled_out(self, batch: Any) -> bool:
         """Whether the batch says that there is no need: only regressions are paired, and it holds class labels."""
         return self.match is None and has_class_labels(batch)
+
+    def may_be_needed(self, batch: Any, outputs: Any, forward: Forward | None) -> bool:
+        """Whether to pair, as far as a batch tells, and the outputs of its first sample."""
+        first = map_tensors(lambda t: t[:1] if t.ndim else t, batch)
+        return self.match is not None or (not self.is_ruled_out(batch) and is_regression(first, outputs, forward))
 
     def is_needed(self, run: Run, batch: Any, forward: Forward | None, *, is_divisible: bool) -> bool:
         """Whether to pair: there is noise, and, if only of a regression, the model looks like one.
@@ -196,9 +202,8 @@ class Pairing:
         for (number, off), *others in zip(group.parts(x), *map(group.parts, noisy), strict=True):
             split = zip(_split(off, pieces), *(_split(part, pieces) for _, part in others), strict=True)
             for place, (one, *several) in enumerate(split):
-                repeated = one.repeat(len(several), *[1] * (one.ndim - 1)) if len(several) > 1 else one
-                on = torch.cat(several) if len(several) > 1 else several[0]
-                found.append((number * MOST_PARTS + place, paired_statistics(repeated, on, pooled=pooled)))
+                off_and_on = torch.cat([one] * len(several)), torch.cat(several)
+                found.append((number * MOST_PARTS + place, paired_statistics(*off_and_on, pooled=pooled)))
         return found
 
 

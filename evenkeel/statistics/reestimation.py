@@ -122,6 +122,7 @@ def reestimate_(
         StretchWarning: variances were matched, dropout stands right before a norm, nothing says that the model is a
             classifier, and no held-out data judge: what the norm passes on has grown, and so may a regression's error.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2, momentum=1.0))
     >>> data = [torch.randn(256, 2) for _ in range(4)]
     >>> _ = model(data[0])
