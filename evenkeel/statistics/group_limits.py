@@ -17,7 +17,7 @@ from evenkeel.statistics.probes import Probes
 MEMORY = 1 << 27  # bytes
 _CHEAP = 1 << 24  # bytes that a CPU's allocator reuses; it maps larger pieces anew every time
 _ALL = 4  # times as many samples as a group should hold, at most, may all be in it; of more, so large a part
-_HELD = 4  # times as much memory as the largest input of a norm may take, for the inputs of all norms
+_HELD = 8  # times as much memory as the largest input of a norm may take, for the inputs of all norms
 
 
 class GroupLimits:

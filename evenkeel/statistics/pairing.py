@@ -123,14 +123,19 @@ class Pairing:
             group: the group.
             total: samples in all.
         """
-        count = min(max(math.ceil(_SAMPLES / max(total, 1)), 1), _MOST_DRAWS)
-        key = (group.first, group.sizes, count)
-        found = self._kept.get(key) or [self._drawn(run, group, draw) for draw in range(count)]
+        wanted = min(max(math.ceil(_SAMPLES / max(total, 1)), 1), _MOST_DRAWS)
+        key = (group.first, group.sizes, wanted)
+        found = self._kept.get(key)
+        if found is None:
+            found = [self._drawn(run, group, 0)]
+            size = sum(x.numel() * x.element_size() for calls in found[0].values() for x in calls)
+            of_all = max(size * max(total / max(group.samples, 1), 1), 1)
+            count = max(min(wanted, int(_KEPT // of_all)), 1)  # so many of all samples can be kept
+            found += [self._drawn(run, group, draw) for draw in range(1, count)]
+            if count * size <= self._room:
+                self._kept[key] = found
+                self._room -= count * size
         self._draws = [{path: deque(calls) for path, calls in held.items()} for held in found]
-        size = sum(x.numel() * x.element_size() for held in found for calls in held.values() for x in calls)
-        if key not in self._kept and size <= self._room:
-            self._kept[key] = found
-            self._room -= size
 
     def _drawn(self, run: Callable[[], Any], group: Group, draw: int) -> Held:
         """What reaches the norms with masks of a draw."""

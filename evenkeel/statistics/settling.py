@@ -26,6 +26,7 @@ _MARGIN = 1.2  # times as many samples as the doubts ask for
 _FEWEST = 8  # batches that these must come from: samples of one may be alike
 _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
 _MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
+_MOST_PAIRED = 3  # of all samples, where each is run with noise on, too
 _MOST_PASSES = 12
 # Doubts above which all data are run once more: if the first samples were not like the others, and if they were, when
 # what is left is as large as what any sample leaves.
@@ -169,7 +170,7 @@ def _first_pass(
     is_all = following is _END
     if in_parts or not is_all:
         measurement.try_for_noise(held.pieces)
-    most, still = (_MOST_ALL, _STILL) if is_all and not measurement.is_random else (_MOST_SWEEPS, _SETTLED)
+    most, still = (_most_of_all(measurement), _STILL) if is_all else (_MOST_SWEEPS, _SETTLED)
     settle_on(measurement, first, store, most if in_parts else 0, still)
     at_first = {path: population.copy() for path, population in measurement.populations.items()}
     count = measurement.samples
@@ -250,7 +251,7 @@ def _adjust(measurement: Measurement, held: Reservoir, store: Store, count: int)
     groups, is_all = _sample(measurement, held, count)
     base, old = measurement.populations, measurement.arrive(groups)
     if is_all:
-        settle_on(measurement, groups, store, _MOST_SWEEPS if measurement.is_random else _MOST_ALL, _STILL)
+        settle_on(measurement, groups, store, _most_of_all(measurement), _STILL)
         return {}, measurement.samples
     latest, result = old, base
     in_parts, unrest = len(groups) > 1 or any(map(is_repeated, old.values())), 0.0
@@ -265,6 +266,13 @@ def _adjust(measurement: Measurement, held: Reservoir, store: Store, count: int)
     left = math.sqrt(max(1 - size / max(measurement.samples, 1), 0))  # of the data, those that were not among them
     doubts = {path: doubt(old.get(path, ()), latest.get(path, ())) for path in result}
     return {path: Doubt(max(left * d.channels, unrest), left * d.mean) for path, d in doubts.items()}, size
+
+
+def _most_of_all(measurement: Measurement) -> int:
+    """How often all samples are run at most until nothing changes."""
+    if measurement.is_random:
+        return _MOST_SWEEPS
+    return _MOST_ALL if measurement.pairing is None else _MOST_PAIRED
 
 
 def _worst(doubts: Mapping[str, Doubt]) -> float:
