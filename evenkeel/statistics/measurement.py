@@ -230,8 +230,9 @@ class Measurement:
         elif self.ranks.largest(self.pairing.is_shared):
             self.pairing.is_shared = True
             reason = "with noise on, the samples of a batch share masks"
+            if group is not None:
+                return self.limits.split(group, reason)
             self.limits.keep_apart(reason)
-            return group and self.limits.split(group, reason)
         return group
 
     def _holds(self, outputs: Any) -> bool:
