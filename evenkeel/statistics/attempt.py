@@ -33,9 +33,10 @@ from evenkeel.statistics.pairs import Match, Pairs
 from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import Prior, Weight
 from evenkeel.statistics.reestimation_report import Reestimation, largest
-from evenkeel.statistics.settling import Settled, settle
+from evenkeel.statistics.settling import Settled, settle, settle_paired
 from evenkeel.statistics.stored_values import NEVER_UPDATED, faults_in, is_never_updated
 from evenkeel.statistics.stretching import has_class_labels, stretched
+from evenkeel.statistics.sweeps import Store
 
 _HELD = (
     "settled on {} of {} samples, held from all over the stream: the first were not like the others, and all can be "
@@ -50,6 +51,7 @@ _NO_SAY = (
     "samples in several batches, or a number"
 )
 _NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
+_PART_OF_ALL = "one of every {} samples was run, noise on and off: these tell slopes well enough"
 _FAR = 1.5  # times what training left, noise on: more is worth telling
 STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
@@ -111,7 +113,7 @@ class Attempt:
 
                 with closing(Bar(self.batches, "re-estimating", total=self.max_batches)) as bar:
                     stream = bar if self.progress else self.batches
-                    settled = settle(measurement, stream, store, max_batches=self.max_batches, tolerance=self.tolerance)
+                    settled = self._settled(measurement, stream, store)
             unpaired = _unpaired(measurement, free)
             found = {p: _matched(population) for p, population in settled.populations.items() if p not in unpaired}
             new = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
@@ -155,6 +157,12 @@ class Attempt:
             converged=self.tolerance is None or largest(errors.values()) <= self.tolerance,
             held=held,
         )
+
+    def _settled(self, measurement: Measurement, batches: Iterable[Any], store: Store) -> Settled:
+        """What settling finds: on fewer than all samples only where the caller set no standard for their number."""
+        if self.tolerance is None and self.prior == 0:
+            return settle_paired(measurement, batches, store, max_batches=self.max_batches)
+        return settle(measurement, batches, store, max_batches=self.max_batches, tolerance=self.tolerance)
 
     def _pairing(
         self, model: nn.Module, norms: Mapping[str, Norm], match: Match | None, ranks: Ranks
@@ -277,6 +285,8 @@ def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
 def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> list[str]:
     """What the reader must know of how the statistics were made."""
     notes = [f"batches ran one by one: {measurement.limits.apart}"] if measurement.limits.apart else []
+    if measurement.step > 1:
+        notes.append(_PART_OF_ALL.format(measurement.step))
     if settled.is_uneven:
         notes.append(
             f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "

@@ -30,11 +30,13 @@ class Piece(NamedTuple):
         number: of the batch, from 1.
         batch: the batch.
         samples: how many it holds.
+        places: which of the batch's samples these are, as they were taken step by step; empty of all.
     """
 
     number: int
     batch: Any
     samples: int
+    places: tuple[Sequence[int], ...] = ()
 
     @property
     def form(self) -> Hashable | None:
@@ -43,8 +45,14 @@ class Piece(NamedTuple):
 
     def thinned(self, step: int) -> Piece:
         """A copy of every `step`-th of its samples, for which the batch must have a form; of all with 1."""
-        batch = map_together(lambda leaves: _strided(leaves[0], step), [self.batch])
-        return Piece(self.number, batch, -(-self.samples // step))
+        if step == 1:
+            return self._replace(batch=copied(self.batch))
+        return self.chosen(range(0, self.samples, step))
+
+    def chosen(self, places: Sequence[int]) -> Piece:
+        """A copy of the samples at these places, for which the batch must have a form."""
+        batch = map_together(lambda leaves: _chosen(leaves[0], places), [self.batch])
+        return Piece(self.number, batch, len(places), (*self.places, places))
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ class Group:
     def first(self) -> int:
         """Number of the first batch."""
         return self.held[0].number
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for groups of the same samples."""
+        return tuple((piece.number, piece.places) for piece in self.held)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -226,8 +239,10 @@ def _own(leaves: Sequence[Any]) -> Any:
     return copy.copy(leaf) if hasattr(leaf, "__dict__") or isinstance(leaf, np.ndarray) else leaf
 
 
-def _strided(leaf: Any, step: int) -> Any:
-    return _own([leaf[::step] if step > 1 and (isinstance(leaf, Tensor) or is_words(leaf)) else leaf])
+def _chosen(leaf: Any, places: Sequence[int]) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf[list(places)]
+    return type(leaf)(leaf[place] for place in places) if is_words(leaf) else _own([leaf])
 
 
 def _concatenated(leaves: Sequence[Any]) -> Any:

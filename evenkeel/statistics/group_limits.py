@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -33,8 +32,7 @@ class GroupLimits:
             cheap or a small part of all, and all where they are not many more.
         most: samples that it should not exceed.
         expected: number of batches.
-        holds: whether the inputs of all norms are to be held while a group runs, which takes more memory; asked once,
-            with the outputs of a sample.
+        holds: whether the inputs of all norms are held while a group runs, which takes more memory.
         apart: why batches run one by one; empty if they need not.
         is_doubted: whether batches had been merged before it was found that they must not be.
         is_divisible: whether it is proven that samples can be run in any company.
@@ -42,7 +40,7 @@ class GroupLimits:
 
     def __init__(self, model: nn.Module, probes: Probes, memory: int) -> None:
         self.least, self.most, self.expected = 0.0, math.inf, math.inf
-        self.holds: Callable[[Any], bool] = _never
+        self.holds = False
         self.apart = (
             "a norm normalises by its batch in eval mode, too" if any(map(mixes_batch, model.modules())) else ""
         )
@@ -61,8 +59,8 @@ class GroupLimits:
         return self._groups
 
     def release(self) -> None:
-        """Hold no batches, and nothing that was to be asked, any more."""
-        self._groups, self.holds = None, _never
+        """Hold no batches any more."""
+        self._groups = None
 
     def regrouped(self, pieces: Iterable[Piece]) -> list[Group]:
         """Batches that were run before, in groups as large as the memory allows."""
@@ -73,6 +71,13 @@ class GroupLimits:
         assert self._groups is not None
         self.keep_apart(reason)
         return self._groups.split(group)
+
+    def can_divide(self, piece: Piece) -> bool:
+        """Whether it is proven, by halves of a batch, that its samples can be run in any company."""
+        if self.apart or not self._memory or piece.form is None or piece.samples < 2:
+            return False
+        halves = (piece.chosen(range(start, piece.samples, 2)) for start in (0, 1))
+        return self._is_proven(Group(tuple(halves)))
 
     def keep_apart(self, reason: str) -> None:
         """Merge no more."""
@@ -97,11 +102,11 @@ class GroupLimits:
     def _bytes_of_a_sample(self, piece: Piece) -> float:
         """Bytes that count of a sample, at least 1; infinite if the model does not take one."""
         try:
-            largest, together, outputs = self._probes.bytes_of_a_sample(piece.batch)
+            largest, together = self._probes.bytes_of_a_sample(piece.batch)
         except BatchError as error:
             self.keep_apart(f"one sample alone, {error}")
             return math.inf
-        return max(largest, together / _HELD if self.holds(outputs) else 0, 1)
+        return max(largest, together / _HELD if self.holds else 0, 1)
 
     def _is_proven(self, group: Group) -> bool:
         """Whether every norm is fed the same by samples of the group's batches, apart and merged."""
@@ -114,10 +119,6 @@ class GroupLimits:
             self.keep_apart(f"merged, they feed norm {path!r} other values than apart")
         self.is_divisible = path is None
         return self.is_divisible
-
-
-def _never(_outputs: Any) -> bool:
-    return False
 
 
 def _none(_piece: Piece) -> float:

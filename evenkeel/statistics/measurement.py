@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.batches import Forward, device_of, each, forward_pass, inputs, length, samples
@@ -17,12 +18,13 @@ from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import restored
-from evenkeel.statistics.batch_merging import MOST_PARTS, Count, Group, Piece, copied
+from evenkeel.statistics.batch_merging import MOST_PARTS, Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
 from evenkeel.statistics.group_limits import MEMORY, GroupLimits
 from evenkeel.statistics.pairing import Pairing
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 from evenkeel.statistics.probes import Probes
+from evenkeel.statistics.thinning import thinned
 
 _END: Any = object()
 Layout = Callable[[Tensor], Tensor]
@@ -34,7 +36,7 @@ Seen = Callable[["Measurement", str, Norm], None]
 
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
-_TRIED = 64  # samples of the first batch that show whether there is noise
+_TRIED = 16  # samples of the first batch that show whether there is noise
 
 
 class Measurement:
@@ -65,6 +67,8 @@ class Measurement:
         shapes: of the tensors that the model returned last.
         is_random: whether the model draws at random in eval mode, too, as far as it was tried.
         pairing: as given; None if it was found not to be needed.
+        wanted: told how many samples there are in all, how many to run; all if None, or if they can be had only once.
+        step: of how many samples one is run.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
     >>> measurement = Measurement(model, {"1": model[1]})
@@ -100,11 +104,12 @@ class Measurement:
         self.shapes: list[torch.Size] = []
         self.is_random = False
         self.pairing = pairing
-        self._is_pairing_tried = False
+        self.wanted: Callable[[float], float] | None = None
+        self.step = 1
+        self._is_pairing_tried = pairing is None
         self._forward = forward
         self._probes = Probes(model, norms, forward)
         self.limits = GroupLimits(model, self._probes, memory)
-        self.limits.holds = self._holds
         self._count = count
         self._paths = list(norms)
         # On a CPU this layout makes statistics of images cheap.
@@ -144,12 +149,10 @@ class Measurement:
         """
         self.populations, self.arrivals, self.batches, self.samples = {}, {}, 0, 0
         may_be_empty = again or self.ranks.size > 1
+        expected = min(length(batches), max_batches or math.inf)
         pieces = self._pieces(batches, max_batches, may_be_empty, again)
-        groups = self.limits.groups_of(pieces, min(length(batches), max_batches or math.inf))
         try:
-            for group in self.ranks.rounds(groups):
-                is_first, self._is_pairing_tried = not self._is_pairing_tried, True
-                yield self._try_pairing(group) if is_first and self.pairing else group
+            yield from self.ranks.rounds(self._grouped(pieces, batches, expected))
         finally:
             self._group = None
             pieces.close()  # and with them the loader
@@ -212,32 +215,53 @@ class Measurement:
         found = bool(pieces) and self._probes.are_random(pieces[0], is_divisible=self.limits.is_divisible)
         self.is_random = bool(self.ranks.largest(found))
 
-    def _try_pairing(self, group: Group | None) -> Group | None:
-        """Pair on all ranks, if that is needed on one, as far as some samples of the first batch tell; what to run."""
+    def _grouped(self, pieces: Iterator[Piece], batches: Iterable[Any], expected: float) -> Groups:
+        """The pieces in groups: all, or as many as are wanted."""
+        if not self._is_pairing_tried or self.wanted is not None:
+            first = self.ranks.collectively(lambda: next(pieces, None))
+            pieces = itertools.chain([] if first is None else [first], pieces)
+            if not self._is_pairing_tried:
+                self._try_pairing(first)
+            self.step = self._step(first, batches, expected)
+            if self.step > 1:
+                is_divisible = first is not None and self.limits.can_divide(first)
+                pieces = thinned(pieces, self.step, is_divisible=is_divisible)
+                expected *= min((first.samples if first is not None and is_divisible else 1) / self.step, 1)
+        return self.limits.groups_of(pieces, expected)
+
+    def _step(self, first: Piece | None, batches: Iterable[Any], expected: float) -> int:
+        """Of how many samples one is to be run, on all ranks."""
+        if self.pairing is None or self.wanted is None:
+            return 1
+        can_be_had_again = hasattr(batches, "__getitem__") or isinstance(batches, DataLoader)
+        total = self.ranks.total(expected * first.samples if first is not None else 0)
+        if self.ranks.largest(not can_be_had_again) or not math.isfinite(total):
+            return 1
+        return max(int(total // self.wanted(total)), 1)
+
+    def _try_pairing(self, first: Piece | None) -> None:
+        """Pair on all ranks, if that is needed on one, as far as some samples of the first batch tell."""
         assert self.pairing is not None
-        is_needed = False
-        if group is not None:
-            piece = Piece(1, self.example, group.held[0].samples)
-            batch = (piece.thinned(-(-piece.samples // _TRIED)) if piece.form is not None else piece).batch
-            try:
-                with restored(self.model, parameters=False):
-                    is_divisible = piece.form is not None
-                    is_needed = self.pairing.is_needed(self._tried, batch, self._forward, is_divisible=is_divisible)
-            except BatchError:  # what is wrong comes up where it is measured, if it must be
-                is_needed = self.pairing.match is not None
+        self._is_pairing_tried = True
+        is_needed = self.ranks.collectively(partial(self._is_pairing_needed, self.pairing, first))
         if not self.ranks.largest(is_needed):
             self.pairing = None
         elif self.ranks.largest(self.pairing.is_shared):
             self.pairing.is_shared = True
-            reason = "with noise on, the samples of a batch share masks"
-            if group is not None:
-                return self.limits.split(group, reason)
-            self.limits.keep_apart(reason)
-        return group
+            self.limits.keep_apart("with noise on, the samples of a batch share masks")
+        self.limits.holds = self.pairing is not None
 
-    def _holds(self, outputs: Any) -> bool:
-        """Whether pairs may be needed, for which the inputs of norms are held."""
-        return self.pairing is not None and self.pairing.may_be_needed(self.example, outputs, self._forward)
+    def _is_pairing_needed(self, pairing: Pairing, first: Piece | None) -> bool:
+        if first is None:
+            return False
+        piece = Piece(1, self.example, first.samples)
+        is_divisible = piece.form is not None
+        batch = (piece.thinned(-(-piece.samples // _TRIED)) if is_divisible else piece).batch
+        try:
+            with restored(self.model, parameters=False):
+                return pairing.is_needed(self._tried, batch, self._forward, is_divisible=is_divisible)
+        except BatchError:  # what is wrong comes up where it is measured, if it must be
+            return pairing.match is not None
 
     def _tried(self, batch: Any) -> Any:
         return forward_pass(self.model, copied(batch if self._forward else inputs(batch)), 1, self._forward)
@@ -280,7 +304,7 @@ class Measurement:
                 on_read = None if self.batches else self.entangled.add
                 run = partial(self._forwarded, group)
                 if self.pairing is not None:
-                    self.pairing.hold(run, group, self._in_all(group))
+                    self.pairing.hold(run, group, self._in_all(group) if self.step == 1 else math.inf)
                 with NormCalls(self.norms, self._arrive, on_read):
                     outputs = run()
                 self.shapes = [tensor.shape for tensor in tensors(outputs)]

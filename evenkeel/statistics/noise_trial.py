@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from evenkeel.errors import BatchError
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm
@@ -20,6 +22,7 @@ from evenkeel.statistics.noise import Noise
 
 _TRIES = 8  # draws of masks that show whether there are any
 _COPIES, _DRAWS = 16, 24  # of one sample, and of masks for them, that show whether samples share these
+_FEW, _MANY = 5, 7  # copies, for which as many numbers are drawn as there are, or not
 _SHARED = 3.0  # times as far apart as masks of their own would leave the draws' averages over copies
 Run = Callable[[Any], Any]
 Fed = dict[str, list[Tensor]]  # what reaches each norm, by path, call by call
@@ -66,14 +69,36 @@ class NoiseTrial:
     def shares_masks(self) -> bool:
         """Whether samples of a batch share masks: then copies of one sample have much in common that draws have not.
 
-        Needs samples along the leading dimension of every tensor of the batch.
+        Not if torch draws as many numbers for every sample, and nothing else does. Needs samples along the leading
+        dimension of every tensor of the batch.
         """
-        copies = map_tensors(lambda t: t[:1].expand(_COPIES, *t.shape[1:]).clone() if t.ndim else t, self._batch)
+        if self._draws_by_sample():
+            return False
+        copies = self._copies(_COPIES)
         draws = [self._fed(copies, seed, noise=True)[0] for seed in range(_DRAWS)]
         if any(draw.keys() != draws[0].keys() for draw in draws):
             return True  # a norm is reached in some draws alone, by all samples or none
         calls = (call for path in draws[0] for call in zip(*(draw[path] for draw in draws), strict=False))
         return any(map(_is_shared, calls))
+
+    def _draws_by_sample(self) -> bool:
+        """Whether torch draws random numbers in proportion to the samples, and no other generator does."""
+        try:
+            few, many = (self._drawn(count) for count in (_FEW, _MANY))
+        except BatchError:  # a model may not run while its operations are watched
+            return False
+        return bool(few) and [_MANY * size for size in few] == [_FEW * size for size in many]
+
+    def _drawn(self, count: int) -> list[int]:
+        """How many numbers each of torch's random operations draws for copies of a sample; none if others draw, too."""
+        before = _state_of_others()
+        with Draws() as draws:
+            self._fed(self._copies(count), 0, noise=True)
+        return draws.sizes if before == _state_of_others() else []
+
+    def _copies(self, count: int) -> Any:
+        """A batch of copies of the first sample."""
+        return map_tensors(lambda t: t[:1].expand(count, *t.shape[1:]).clone() if t.ndim else t, self._batch)
 
     def _fed(self, batch: Any, seed: int, *, noise: bool) -> tuple[Fed, Any]:
         """What reaches the norms, and what comes out."""
@@ -82,6 +107,31 @@ class NoiseTrial:
             seed_all(seed)
             outputs = self._run(batch)
         return dict(fed), outputs
+
+
+class Draws(TorchDispatchMode):
+    """While entered, counts what torch draws at random.
+
+    Attributes:
+        sizes: how many numbers each random operation made.
+
+    >>> with Draws() as draws:
+    ...     _ = torch.nn.functional.dropout(torch.ones(5, 2)), torch.ones(3).exp()
+    >>> draws.sizes
+    [10]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.sizes.append(sum(tensor.numel() for tensor in tensors(result)))
+        return result
 
 
 def _differ(quiet: Fed, noisy: Fed) -> bool:
@@ -98,7 +148,12 @@ def _unlike(one: list[Tensor], other: list[Tensor]) -> bool:
 def _random_state() -> tuple[Any, ...]:
     """The states of the generators that masks may be drawn from; those on other devices count as moved."""
     elsewhere = [object()] if torch.cuda.is_initialized() else []
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(np.random.get_state()), *elsewhere
+    return torch.get_rng_state().numpy().tobytes(), *_state_of_others(), *elsewhere
+
+
+def _state_of_others() -> tuple[Any, ...]:
+    """The states of the generators that are not torch's."""
+    return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _is_shared(draws: tuple[Tensor, ...]) -> bool:

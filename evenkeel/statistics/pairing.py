@@ -15,7 +15,6 @@ from evenkeel.errors import BatchError, ModelError
 from evenkeel.model.batches import Forward
 from evenkeel.model.buffers import write_
 from evenkeel.model.evaluation import is_regression
-from evenkeel.model.nested import map_tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import seed_all
@@ -81,11 +80,6 @@ class Pairing:
         """Whether the batch says that there is no need: only regressions are paired, and it holds class labels."""
         return self.match is None and has_class_labels(batch)
 
-    def may_be_needed(self, batch: Any, outputs: Any, forward: Forward | None) -> bool:
-        """Whether to pair, as far as a batch tells, and the outputs of its first sample."""
-        first = map_tensors(lambda t: t[:1] if t.ndim else t, batch)
-        return self.match is not None or (not self.is_ruled_out(batch) and is_regression(first, outputs, forward))
-
     def is_needed(self, run: Run, batch: Any, forward: Forward | None, *, is_divisible: bool) -> bool:
         """Whether to pair: there is noise, and, if only of a regression, the model looks like one.
 
@@ -124,7 +118,7 @@ class Pairing:
             total: samples in all.
         """
         wanted = min(max(math.ceil(_SAMPLES / max(total, 1)), 1), _MOST_DRAWS)
-        key = (group.first, group.sizes, wanted)
+        key = (group.key, wanted)
         found = self._kept.get(key)
         if found is None:
             found = [self._drawn(run, group, 0)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from evenkeel.statistics.population import KNOWN, Population, Statistics, batch_statistics
 
 _UNKNOWN = 0.1  # standard error of a slope, relative if that is below 1, above which it stays 1
+_WELL = 0.03  # standard error, over channels, that asks for no more samples
 _FEWEST = 4  # parts that must have a share in what varies with noise off, or a slope's error says nothing
 _PRIOR = 4  # parts that the median of the channels' errors counts for in that of each
 _DEAD = 1e-9  # of what training left: what varies less with noise off does not vary
@@ -118,7 +119,29 @@ class Pairs(Population):
         is_told = done._sums[0, :-1] ** 2 >= (_FEWEST - 1e-6) * done._products[0, 0, :-1]
         is_near = error <= _UNKNOWN * value.clamp_max(1)
         is_known = (value > 0) & value.isfinite() & is_near & is_told.to(value.device) & ~is_dead
+        error = torch.where(is_told.to(value.device), error, math.nan)
         return Slope(torch.where(is_known, value, 1.0), error, is_known, is_dead)
+
+    def missing(self, most: float) -> float:
+        """How many times as many samples it takes until slopes and differences of means are known well.
+
+        That is, to within a root mean square over channels of 0.03, which adds a thousandth to the variance of what the
+        norm passes on; and each slope as well as it takes to be used, where so many samples can be had. Infinite where
+        too few parts tell.
+
+        Args:
+            most: times as many samples as there may be.
+        """
+        matched = self.matched()
+        slope, (of_means, _) = matched.slope, matched.errors
+        error = (slope.error / slope.value)[~slope.is_dead]
+        if math.isnan(of_means) or bool(error.isnan().any()):
+            return math.inf
+        can_be_known = error <= _UNKNOWN * math.sqrt(most)
+        unknown = error[can_be_known & ~slope.is_known[~slope.is_dead]]
+        of_slopes = float(error[can_be_known].square().mean().nan_to_num().sqrt())
+        worst = float(unknown.max()) if len(unknown) else 0.0
+        return max(of_means / _WELL, of_slopes / _WELL, worst / _UNKNOWN) ** 2
 
     def matched(self) -> Matched:
         """What the norm is to store."""

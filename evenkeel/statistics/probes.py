@@ -36,13 +36,13 @@ class Probes:
         self._norms = norms
         self._forward = forward
 
-    def bytes_of_a_sample(self, batch: Any) -> tuple[float, float, Any]:
-        """Bytes of the largest input of a norm, and of all, and the outputs of one sample; BatchError if not taken."""
+    def bytes_of_a_sample(self, batch: Any) -> tuple[float, float]:
+        """Bytes of the largest input of a norm, and of all, of one sample; BatchError if it is not taken."""
         sample = map_tensors(lambda t: (t[:1] if t.ndim else t).clone(), batch)
         sizes = [t.numel() * t.element_size() for t in tensors(sample)]
         with restored(self._model, parameters=False):
-            outputs = self._try(sample, lambda path, norm, x: sizes.append(x.numel() * x.element_size()))
-        return max(sizes, default=1), sum(sizes), outputs
+            self._try(sample, lambda path, norm, x: sizes.append(x.numel() * x.element_size()))
+        return max(sizes, default=1), sum(sizes)
 
     def are_random(self, piece: Piece, *, is_divisible: bool) -> bool:
         """Whether samples, run twice, feed a norm something else the second time."""
@@ -88,10 +88,10 @@ class Probes:
         self._try(group.batch, on_call, seed)
         return found
 
-    def _try(self, batch: Any, on_call: OnCall, seed: int = 0) -> Any:
+    def _try(self, batch: Any, on_call: OnCall, seed: int = 0) -> None:
         with NormCalls(self._norms, on_call):
             seed_all(seed)
-            return forward_pass(self._model, batch, 1, self._forward)
+            forward_pass(self._model, batch, 1, self._forward)
 
 
 def _is_alike(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from evenkeel.model.batches import length
 from evenkeel.model.buffers import write_
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
+from evenkeel.statistics.pairs import Pairs
 from evenkeel.statistics.population import KNOWN, Population
 from evenkeel.statistics.reservoir import Reservoir
 from evenkeel.statistics.small_steps import step_by_step
@@ -33,6 +35,8 @@ _MOST_PASSES = 12
 _NEAR, _NEAR_SHUFFLED = 3e-3, 2e-2
 _AIM = 2e-3  # a doubt that is no larger needs no more samples
 _ALIKE = 4.0  # squared, and in standard errors of samples drawn at random, how far the first ones may be from all
+_PART, _UNTIL = 8, 1024  # the part of all samples that shows how many must be paired, and how many samples at most
+_MORE = 2  # times as many samples, at least, are paired where these were not enough
 _END: Any = object()
 
 
@@ -137,6 +141,31 @@ def settle(
     return Settled(found, passes, doubts, restless, is_part, is_uneven, is_random, used, entangled, left)
 
 
+def settle_paired(
+    measurement: Measurement, batches: Iterable[Any], store: Store, *, max_batches: int | None = None
+) -> Settled:
+    """As `settle`, on as few of the samples, from all over the stream, as tell slopes well enough.
+
+    A sample that is paired costs several times one that is not, and slopes are known from few: both of a pair are of
+    the same data, so that what differs between samples is in both. A few show how many are needed. All are run where a
+    slope is not known, or where the batches can be had only once.
+    """
+    measurement.wanted = _few
+    while True:
+        settled = settle(measurement, batches, store, max_batches=max_batches)
+        pairs = [found for found in settled.populations.values() if isinstance(found, Pairs)]
+        missing = max((found.missing(measurement.step) for found in pairs), default=0.0)
+        if measurement.step == 1 or missing <= 1:
+            return settled
+        measurement.wanted = partial(min, measurement.samples * max(_MARGIN * missing, _MORE))
+
+
+def _few(total: float) -> float:
+    """How many of all samples show how many must be paired; all where these are not many."""
+    part = min(total // _PART, _UNTIL)
+    return part if part >= _FIRST else total
+
+
 def _first_pass(
     measurement: Measurement,
     batches: Iterable[Any],
@@ -229,7 +258,8 @@ def _adjust_by_few(measurement: Measurement, held: Reservoir, store: Store, near
     """
     base, total, usual = measurement.populations, measurement.samples, _usual(measurement, _FIRST)
     stored = [(buffer, buffer.clone()) for norm in measurement.norms.values() for buffer in norm.buffers()]
-    count: float = usual if total <= 2 * usual else max(_FEW, total // _ENOUGH)
+    is_small = total <= 2 * (usual if measurement.pairing is None else _FEW)  # pairs cost several times as much
+    count: float = usual if is_small else max(_FEW, total // _ENOUGH)
     used = 0.0
     while True:
         before, (doubts, used) = used, _adjust(measurement, held, store, int(count))

@@ -33,6 +33,8 @@ CASES = {
         ("unequal", "FSDP2", "mean"),
         ("in turn", "plain", "relative"),
         ("in turn", "plain", "mean nan"),
+        ("in turn", "plain", "many"),
+        ("one has none", "DDP", "many"),
     ],
     4: [
         ("unequal", "plain", "mean"),
@@ -66,6 +68,8 @@ def test_ranks_end_alike_and_as_one_process_does(tmp_path, processes):
             assert ranks[0]["match"] == ("mean" if fault == "mean" else "variance")
             first, second, _ = ranks[0]["slopes"]  # of the third, so few samples tell nothing
             assert set(first) == {1} and set(second) != {1}
+        elif fault == "many":
+            assert ranks[0]["samples"] < 192 * 64 and all(rank == ranks[0] for rank in ranks)
         elif fault is None:
             assert (ranks[0]["batches"], ranks[0]["samples"]) == (7, 79)
             assert agree(ranks[0]["statistics"], norms_of(alone))
