@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.pages import put_into
 from evenkeel.output.files import atomic_write
 from evenkeel.theory.li2018 import dropout_noise
 from evenkeel.theory.matching import Stored, mean_matched, slope_through
@@ -28,7 +28,6 @@ P = 0.5
 NOISE = float(dropout_noise(P))  # beside a signal of mean 0 and variance 1
 GRID = torch.linspace(-8, 8, 16001, dtype=torch.float64)  # of the signal, in its standard deviations
 DENSITY = torch.softmax(-(GRID**2) / 2, 0)
-MARKS = re.compile(r"(<!-- one neuron -->\n).*?(<!-- /one neuron -->)", re.DOTALL)
 STYLES = {"as trained": ("#0072b2", "--"), "variance matched": ("#d55e00", "-."), "mean matched": ("#009e73", ":")}
 
 
@@ -140,9 +139,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=PLOT)
     options = parser.parse_args()
     print(table())
-    page = MARKS.sub(lambda marks: marks[1] + table() + marks[2], options.page.read_text(encoding="utf-8"))
-    with atomic_write(options.page) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    put_into(options.page, {"one neuron": table()})
     draw(options.plot)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,12 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.pages import put_into
 from evenkeel.output.files import atomic_write
 
 RESULTS, PAGE, PLOT = Path("results/prediction.json"), Path("docs/is-it-worth-it.md"), Path("results/worth.svg")
 BANDS = (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, math.inf)  # of the worst norm's folded ratio
 KINDS = {"with convolutions": False, "fully connected": True}
-MARKS = re.compile(r"(<!-- worth -->\n).*?(<!-- /worth -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,7 @@ def main() -> None:
     found = outcomes(json.loads(RESULTS.read_text()))
     shown = table(found)
     print(shown)
-    page = MARKS.sub(lambda marks: marks[1] + shown + marks[2], options.page.read_text(encoding="utf-8"))
-    with atomic_write(options.page) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    put_into(options.page, {"worth": shown})
     draw(found, options.plot)
 
 

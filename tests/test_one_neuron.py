@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.one_neuron import CASES, MARKS, NOISE, PAGE, PLOT, STYLES, P, draw, figures, table
+from benchmarks.one_neuron import CASES, NOISE, PAGE, PLOT, STYLES, P, draw, figures, table
+from benchmarks.pages import text_in
 from evenkeel.theory.matching import dropout_stretch, slope_through
 
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
 def test_the_table_is_what_the_formulas_say():
-    shown = MARKS.search(TEXT)
-    assert shown[0] == shown[1] + table() + shown[2]
+    assert text_in(PAGE, "one neuron") == table()
 
 
 def test_the_picture_is_what_the_formulas_say(tmp_path):

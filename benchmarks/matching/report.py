@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.matching.treatments import CHOSEN, EACH, ENSEMBLE, NAMES
+from benchmarks.pages import put_into
 from evenkeel.output.files import atomic_write
 
 Rows = dict[str, dict[str, list[float]]]  # of a family: scores by treatment, by row
@@ -23,7 +23,6 @@ PAIRS = (
     (EACH, CHOSEN),
 )
 SHOWN = ("variance", "mean", CHOSEN, ENSEMBLE)  # in a page
-MARKS = re.compile(r"(<!-- trained nets -->\n).*?(<!-- /trained nets -->)", re.DOTALL)
 COLORS = {
     "variance": "#d55e00",
     "mean": "#0072b2",
@@ -139,9 +138,7 @@ def summary(results: dict[str, Any]) -> str:
 
 def write_page(results: dict[str, Any], path: Path) -> None:
     """Put the summary into a page, between its marks."""
-    with atomic_write(path) as temporary:
-        text = path.read_text(encoding="utf-8")
-        temporary.write_text(MARKS.sub(lambda m: f"{m[1]}{summary(results)}\n{m[2]}", text), encoding="utf-8")
+    put_into(path, {"trained nets": summary(results) + "\n"})
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

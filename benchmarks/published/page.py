@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.pages import put_into
 from benchmarks.published.catalogue import STUDIES
 from benchmarks.published.repairs import PUBLISHED
 from benchmarks.published.study import Figure
 from evenkeel.errors import EvenkeelError
-from evenkeel.output.files import atomic_write
 
 OUT, PAGE = Path("results/published.json"), Path("docs/case-studies.md")
-
-
-def marks(name: str) -> re.Pattern[str]:
-    """Where the page holds the tables of a net."""
-    return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
 
 
 def write_page(page: Path, out: Path) -> None:
@@ -28,16 +22,9 @@ def write_page(page: Path, out: Path) -> None:
     Raises:
         EvenkeelError: the page or the figures are missing, or the page has no place for a net.
     """
-    for path in (page, out):
-        if not path.is_file():
-            raise EvenkeelError(f"{path} is missing: there is nothing to write the tables into, or from")
-    text = page.read_text(encoding="utf-8")
-    for name, row in json.loads(out.read_text(encoding="utf-8")).items():
-        if not marks(name).search(text):
-            raise EvenkeelError(f"{page} has no place for the tables of {name}: <!-- {name} --> to <!-- /{name} -->")
-        text = marks(name).sub(lambda found, row=row, name=name: found[1] + tables(name, row) + found[2], text)
-    with atomic_write(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    if not out.is_file():
+        raise EvenkeelError(f"{out} is missing: there is nothing to write the tables from")
+    put_into(page, {name: tables(name, row) for name, row in json.loads(out.read_text(encoding="utf-8")).items()})
 
 
 def tables(name: str, row: dict[str, Any]) -> str:
