@@ -1,0 +1,273 @@
+"""What every verb costs: time over a bare forward pass, with one thread and two, cold and warm; and how time grows.
+
+    python -m benchmarks.speed [--parts verbs growth] [--models MODEL ...] [--verbs VERB ...] [--threads 1 2]
+        [--rounds 5] [--page docs/speed.md]
+
+Every figure comes from a process of its own: the first call there is cold, the others take turns with the bare
+forward pass in eval mode of the same input, and ratios are medians over these rounds. Verbs that read data are given
+batches, all others an example of two samples. Memory is what the process holds at its peak beyond what it held after
+a bare pass. Growth: seconds of a chain of linear layers, norms, ReLUs and dropouts as one number of it grows, and the
+exponent that fits them. --page puts the tables of all that the results hold into a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import evenkeel as ek
+from benchmarks.measuring import run_parts, seconds, show, spread
+from benchmarks.nets import mlp
+from benchmarks.pages import put_into
+from benchmarks.reestimation import bare, densenet121, resnet18
+from benchmarks.torchvision_cpu import import_torchvision
+
+RESULTS, PAGE = Path("results/speed.json"), Path("docs/speed.md")
+SHORT, LEAST = 20, 3  # seconds that a cold call takes at most where it is repeated, and rounds that are wanted
+
+
+class Block(nn.Module):
+    """Of a transformer: attention and two layers, with batch norm over tokens before each."""
+
+    def __init__(self, width: int = 192, heads: int = 3, p: float = 0.1) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(p), nn.Linear(4 * width, width))
+        self.heads, self.drop = heads, nn.Dropout(p)
+
+    def normed(self, place: int, x: Tensor) -> Tensor:
+        return self.norms[place](x.transpose(1, 2)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.normed(0, x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.drop(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        return x + self.drop(self.layers(self.normed(1, x)))
+
+
+class Transformer(nn.Module):
+    """Twelve blocks on 8 x 8 patches of a 32-pixel image."""
+
+    def __init__(self, width: int = 192) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(12)))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def resnet50() -> nn.Module:
+    model = import_torchvision().models.resnet50()
+    for block in (block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer):
+        block.conv3 = nn.Sequential(nn.Dropout(0.3), block.conv3)
+    return model
+
+
+class Model(NamedTuple):
+    """A model, the shape of a sample, and how many samples and batches verbs that read data are given."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    samples: int
+    batches: int
+
+
+MODELS = {
+    "MLP 3 x 256": Model(mlp, (784,), 128, 40),
+    "ResNet-18, 32 px": Model(resnet18, (3, 32, 32), 128, 8),
+    "ResNet-50, 224 px": Model(resnet50, (3, 224, 224), 16, 4),
+    "DenseNet-121, 224 px": Model(densenet121, (3, 224, 224), 16, 4),
+    "transformer, 12 blocks with batch norm": Model(Transformer, (3, 32, 32), 64, 8),
+}
+Run = Callable[[nn.Module, Tensor, Sequence[Tensor]], object]
+OF_GRAPH: dict[str, Run] = {
+    "trace": lambda model, example, _: ek.trace(model, example),
+    "lint": lambda model, example, _: ek.lint(model, example),
+    "fix": lambda model, example, _: ek.fix(model, example, guideline="li2018"),
+    "init_": lambda model, example, _: ek.init_(model, example),
+    "predict_shift": lambda model, example, _: ek.predict_shift(model, example),
+    "correct_": lambda model, example, _: ek.correct_(model, example).undo(),
+    "check_signals": lambda model, example, _: ek.check_signals(model, example),
+}
+OF_DATA: dict[str, Run] = {
+    "variance_shift": lambda model, _, batches: ek.variance_shift(model, batches),
+    "reestimate_": lambda model, _, batches: ek.reestimate_(model, batches).undo(),
+    "reestimate_, match='mean'": lambda model, _, batches: ek.reestimate_(model, batches, match="mean").undo(),
+}
+VERBS = OF_GRAPH | OF_DATA
+GROWING = ("trace", "lint", "init_", "predict_shift", "correct_", "check_signals", "reestimate_")
+DEPTHS, WIDTHS, SIZES = (20, 50, 100, 200, 400), (32, 64, 128, 256, 512), (8, 32, 128, 512)  # layers of a kind; samples
+AXES = {
+    "layers": [(depth, 32, 16) for depth in DEPTHS],
+    "width": [(20, width, 16) for width in WIDTHS],
+    "batch": [(20, 64, size) for size in SIZES],
+}
+
+
+def as_trained(build: Callable[[], nn.Module], example: Tensor) -> nn.Module:
+    """A model whose norms have seen a batch in train mode, as verbs that read statistics expect."""
+    torch.manual_seed(0)
+    model = build()
+    with torch.no_grad():
+        model.train()(torch.randn(8, *example.shape[1:]))
+    return model
+
+
+def peak() -> float:
+    """MiB that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def time_verb(name: str, verb: str, rounds: int) -> dict[str, Any]:
+    """Seconds of a verb's first call, of a bare pass and of the calls that take turns with it; memory in MiB."""
+    found = MODELS[name]
+    example = torch.randn(2, *found.shape)
+    model = as_trained(found.build, example)
+    data = [torch.randn(found.samples, *found.shape) for _ in range(found.batches)] if verb in OF_DATA else [example]
+    pass_by = partial(bare, model, data)
+    pass_by()
+    before = peak()
+    run = partial(VERBS[verb], model, example, data)
+    first = seconds(run)
+    held = peak() - before
+    turns = [(seconds(pass_by), seconds(run)) for _ in range(rounds if first < SHORT else LEAST)]
+    passes, runs = zip(*turns, strict=True)
+    return {
+        "bare": median(passes),
+        "cold": first,
+        "seconds": median(runs),
+        "ratio": spread([one / other for other, one in turns]),
+        "cold ratio": first / median(passes),
+        "MiB": held,
+    }
+
+
+def chain(layers: int, width: int) -> nn.Sequential:
+    blocks = ((nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1)) for _ in range(layers))
+    return nn.Sequential(*(layer for block in blocks for layer in block))
+
+
+def time_growth(verb: str, axis: str, rounds: int) -> dict[str, Any]:
+    """Least seconds of a verb at every place of an axis, and the exponent that fits them."""
+    found = list[float]()
+    for layers, width, size in AXES[axis]:
+        data = [torch.randn(size, width) for _ in range(4)]
+        model = as_trained(partial(chain, layers, width), data[0])
+        run = partial(VERBS[verb], model, data[0], data)
+        run()
+        found.append(min(seconds(run) for _ in range(rounds)))
+    places = {"layers": DEPTHS, "width": WIDTHS, "batch": SIZES}[axis]
+    return {"seconds": found, "exponent": exponent_of(places, found)}
+
+
+def exponent_of(places: Sequence[float], times: Sequence[float]) -> float:
+    """The slope of log time over log size, by least squares.
+
+    >>> round(exponent_of([1, 2, 4], [3, 12, 48]), 6)
+    2.0
+    """
+    x, y = (torch.tensor([math.log(value) for value in values], dtype=torch.float64) for values in (places, times))
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def measured(options: argparse.Namespace, threads: int, *what: str) -> dict[str, Any]:
+    """What a process of its own with so many threads finds."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--rounds", str(options.rounds), "--one", str(threads), *what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_verbs(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Time over a bare forward pass of the same input: warm (middle half), cold; peak memory."""
+    for name, threads in product(options.models, options.threads):
+        rows = {}
+        for verb in options.verbs:
+            rows[verb] = figure = measured(options, threads, "verb", name, verb)
+            print(f"  {name}, {threads} threads: {verb:26} {_said(figure)}", flush=True)
+        known = json.loads(options.out.read_text()).get("verbs", {}) if options.out.exists() else {}
+        key = f"{name}; {threads} threads"
+        yield key, known.get(key, {}) | rows
+
+
+def _said(figure: dict[str, Any]) -> str:
+    if "error" in figure:
+        return str(figure["error"])
+    times = f"x{show(figure['ratio'], '.1f')}, cold x{figure['cold ratio']:.1f}"
+    return f"{times}; {figure['seconds']:.2f} s, cold {figure['cold']:.2f} s; {figure['MiB']:.0f} MiB"
+
+
+def run_growth(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Seconds as a net grows in layers, width or batch, one thread; and the exponent fitted."""
+    for verb in options.verbs:
+        if verb not in GROWING:
+            continue
+        found = {axis: measured(options, 1, "growth", verb, axis) for axis in AXES}
+        for axis, figure in found.items():
+            times = " ".join(f"{one:.3f}" for one in figure.get("seconds", []))
+            print(f"  {verb:16} {axis:8} {times}  {figure.get('exponent', figure.get('error'))}", flush=True)
+        yield verb, found
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The tables of the page, in Markdown, by their marks."""
+    heads = "| | bare pass, s | " + " | ".join(f"`{verb}`" for verb in VERBS) + " |"
+    lines = [heads, "|---" * (len(VERBS) + 2) + "|"]
+    for name, rows in results.get("verbs", {}).items():
+        bare_pass = next((row["bare"] for row in rows.values() if "bare" in row), math.nan)
+        cells = [_cell(rows.get(verb, {})) for verb in VERBS]
+        lines.append(f"| {name} | {bare_pass:.3f} | " + " | ".join(cells) + " |")
+    growth = ["| exponent of | " + " | ".join(AXES) + " |", "|---" * (len(AXES) + 1) + "|"]
+    for verb, found in results.get("growth", {}).items():
+        cells = [f"{found[axis]['exponent']:.2f}" if "exponent" in found[axis] else "failed" for axis in AXES]
+        growth.append(f"| `{verb}` | " + " | ".join(cells) + " |")
+    return {"verbs": "\n".join(lines) + "\n", "growth": "\n".join(growth) + "\n"}
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """Warm ratio and seconds, cold seconds, memory."""
+    if "ratio" not in row:
+        return "failed" if row else ""
+    return f"x{row['ratio']['median']:.3g}: {row['seconds']:.3g} s ({row['cold']:.3g}), {row['MiB']:.0f} MiB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--verbs", nargs="+", choices=VERBS, default=list(VERBS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables of all results into this page")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    known = parser.parse_known_args()[0]
+    if known.one:
+        threads, kind, *what = known.one
+        torch.set_num_threads(int(threads))
+        measure = time_verb if kind == "verb" else time_growth
+        print(json.dumps(measure(what[0], what[1], known.rounds)))
+        return
+    options = run_parts(parser, {"verbs": run_verbs, "growth": run_growth}, RESULTS)
+    if options.page is not None:
+        put_into(options.page, tables(json.loads(options.out.read_text())))
+
+
+if __name__ == "__main__":
+    main()
