@@ -122,12 +122,17 @@ def extremes(layers: list[dict[str, float]], name: str) -> list[float]:
 
 
 def run_cost(options: argparse.Namespace) -> dict[str, Any]:
-    """Time over kaiming_normal_."""
+    """Time over kaiming_normal_, on one thread, two, and as many as there are."""
     results: dict[str, Any] = {}
-    for name, build in (("ResNet-50 at 64 px", resnet50), ("MLP, 6 x 4096 (100 M)", mlp)):
+    models = {"ResNet-50 at 64 px": resnet50, "MLP, 6 x 4096 (100 M)": mlp}
+    most = torch.get_num_threads()
+    for threads, (model, build) in product(sorted({1, 2, most}), models.items()):
+        torch.set_num_threads(threads)
+        name = f"{model}, {threads} thread{'s' * (threads > 1)}"
         results[name] = costs(*build(), options.rounds)
         for contestant, taken in results[name]["seconds"].items():
             print(f"  {name}: {contestant:18} x{show(results[name][contestant])}  {taken:.2f} s", flush=True)
+    torch.set_num_threads(most)
     return results
 
 

@@ -13,7 +13,8 @@ import copy
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -26,6 +27,7 @@ import evenkeel as ek
 from benchmarks.measuring import Part, run_parts, seconds
 from benchmarks.nets import Batches, Net, add_options
 from benchmarks.placements import FAMILIES, PLACES, RATES, net_of
+from benchmarks.torchvision_cpu import import_torchvision
 from evenkeel.model.evaluation import evaluate
 
 GOALS = {"MLP": 0.05, "plain CNN": 0.05, "residual net": 0.10, "DenseNet": 0.10}
@@ -99,17 +101,34 @@ def print_runs(name: str, runs: list[dict[str, Any]], goal: float) -> None:
 
 
 def run_speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Residual nets of 50 layers: seconds that predict_shift takes, and the peak of memory, each in its own process."""
+    """Seconds that predict_shift takes, beside a busy process too, and the peak of memory, each in its own process."""
     figures: dict[str, Any] = {}
-    for name, pixels in (("pre-activation bottlenecks, 50 layers", 32), ("the same, as wide as ResNet-50", 224)):
-        command = [sys.executable, "-m", "benchmarks.prediction", "--one", str(pixels)]
-        first, again, before, peak = map(
-            float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        )
-        figures[name] = {"pixels": pixels, "seconds first": first, "seconds": again, "MiB": peak, "MiB before": before}
-        times = f"{again:.2f} s, the first time in a process {first:.2f} s"
+    for name, (pixels, _) in TIMED.items():
+        first, again, before, peak = timed_alone(name)
+        with busy_process():
+            _, beside, *_ = timed_alone(name)
+        figures[name] = {"pixels": pixels, "seconds first": first, "seconds": again, "seconds beside": beside}
+        figures[name] |= {"MiB": peak, "MiB before": before}
+        times = f"{again:.2f} s, the first time in a process {first:.2f} s, beside a busy one {beside:.2f} s"
         print(f"{name}, {pixels} px: {times}; {peak:.0f} MiB at the peak, {before:.0f} of them before", flush=True)
     return figures
+
+
+def timed_alone(name: str) -> list[float]:
+    """What `time_one` prints, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.prediction", "--one", name]
+    return [float(x) for x in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
+
+
+@contextmanager
+def busy_process() -> Generator[None]:
+    """Have another process compute meanwhile."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def bottlenecks(widths: tuple[int, ...], depths: tuple[int, ...], stem: Sequence[nn.Module]) -> nn.Sequential:
@@ -140,18 +159,30 @@ class Bottleneck(nn.Module):
         return self.shortcut(x) + self.branch(x)
 
 
-def time_one(pixels: int) -> None:
+TIMED: dict[str, tuple[int, Callable[[], nn.Module]]] = {
+    "pre-activation bottlenecks, 50 layers": (
+        32,
+        lambda: bottlenecks((16, 32, 64), (5, 6, 5), [nn.Conv2d(3, 16, 3, 1, 1, bias=False)]),
+    ),
+    "the same, as wide as ResNet-50": (
+        224,
+        lambda: bottlenecks(
+            (64, 128, 256, 512), (3, 4, 6, 3), [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
+        ),
+    ),
+    "DenseNet-121": (224, lambda: import_torchvision().models.densenet121(drop_rate=0.2)),
+}
+
+
+def time_one(name: str) -> None:
     """Print seconds of a first and a second predict_shift, and the peak of memory before them and after, in MiB."""
     import resource
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    if pixels == 32:
-        net = bottlenecks((16, 32, 64), (5, 6, 5), [nn.Conv2d(3, 16, 3, 1, 1, bias=False)])
-    else:
-        stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
-        net = bottlenecks((64, 128, 256, 512), (3, 4, 6, 3), stem)
+    pixels, build = TIMED[name]
+    net = build()
     with torch.no_grad():
         net(torch.randn(8, 3, pixels, pixels))
     before = peak()
@@ -163,9 +194,9 @@ def main() -> None:
     torch.set_num_threads(2)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    if pixels := parser.parse_known_args()[0].one:
-        time_one(pixels)
+    parser.add_argument("--one", choices=TIMED, help=argparse.SUPPRESS)
+    if name := parser.parse_known_args()[0].one:
+        time_one(name)
     else:
         parts = {family: part_of(family) for family in FAMILIES} | {"speed": run_speed}
         run_parts(parser, parts, Path("results/prediction.json"))

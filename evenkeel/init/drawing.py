@@ -13,7 +13,8 @@ from evenkeel.signals.weights import Weights
 
 Distribution = Literal["sphere", "orthogonal", "normal", "uniform"]
 
-_BLOCK = 1 << 19  # elements drawn at once
+_BLOCK = 1 << 15  # elements drawn at once: few enough for a core's own cache
+_LANES = 16  # numbers that torch draws together: of whole ones, blocks get what all at once would get
 
 
 def draw_(weights: Weights, variance: float, distribution: Distribution, generator: torch.Generator) -> None:
@@ -51,7 +52,8 @@ def fill_(matrix: Tensor, variance: float, distribution: Distribution, generator
 
 def _sphere(matrix: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     length = scale * math.sqrt(matrix.shape[1])
-    for rows in matrix.split(max(_BLOCK // max(matrix.shape[1], 1), 1)):  # small enough for the cache
+    count = max(_BLOCK // max(matrix.shape[1], 1), 1)
+    for rows in matrix.split(count - count % _LANES or count):
         rows.normal_(generator=generator)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(torch.finfo(matrix.dtype).tiny)
         rows.mul_(length / norms)

@@ -65,7 +65,7 @@ def choose_variances(
     *,
     xavier: bool = False,
     scales: Mapping[Layer, float],
-) -> dict[nn.Parameter, float]:
+) -> tuple[dict[nn.Parameter, float], Propagation]:
     """Choose the variance of each parameter's entries, by one of the modes of `init_`.
 
     Args:
@@ -74,6 +74,9 @@ def choose_variances(
         mode: one of MODES.
         xavier: for hendrycks2016: its form for uniform weights, with fan_out at the second term.
         scales: extra factors of single layers' weights.
+
+    Returns:
+        The variances, and the signals that they were chosen for.
     """
     rules: dict[Mode, Rule] = {
         "forward": _forward,
@@ -100,14 +103,14 @@ def choose_variances(
         return variances.get(parameter, 1 / weights.fan_in)
 
     at = tuple(owners.values()) if mode in ("backward", "mean") else ()
-    for _ in range(_ROUNDS):
-        before = dict(variances)
+    rounds = _ROUNDS
+    while True:
+        before, rounds = dict(variances), rounds - 1
         propagation = propagate(graph, training=True, bordered=False, choose=choose, gradients_at=at)
         tilts = {layer: _tilt(propagation, layer) for layer in at}
         change = max((abs(variances[p] / before.get(p, math.inf) - 1) for p in variances), default=0.0)
-        if change < _SETTLED or not (at or guessed):
-            break
-    return variances
+        if change < _SETTLED or not (at or guessed) or not rounds:
+            return variances, propagation
 
 
 def words(graph: LayerGraph, layer: Layer) -> tuple[str, str]:

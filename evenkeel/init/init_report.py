@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class InitReport(Report[InitRow]):
     """What `init_` did and what it predicts, layer by layer in execution order; `str()` is the table.
 
     Attributes:
-        rows: one a weight layer.
+        rows: one a weight layer, made when they are first read; the predictions are those of the model as it was left.
         untouched: weight layers and parameters that were not drawn, by name, each with the reason.
         unsure: weight layers whose gain is a guess, by name, each with what it is guessed from.
         notes: what concerns the whole model.
@@ -54,7 +54,7 @@ class InitReport(Report[InitRow]):
 
     def __init__(
         self,
-        rows: Iterable[InitRow],
+        rows: Callable[[], Iterable[InitRow]],
         *,
         untouched: Mapping[str, str],
         unsure: Mapping[str, str],

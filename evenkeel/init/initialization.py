@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -17,14 +18,14 @@ from evenkeel.graph.kinds import EMBEDDINGS, Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.tracing import graph_of
 from evenkeel.init.drawing import FILLS, Distribution, draw_
+from evenkeel.init.forecast import Forecast
 from evenkeel.init.gains import MODES, Mode, choose_variances, words
 from evenkeel.init.init_report import InitReport, InitRow
 from evenkeel.model.buffers import write_
 from evenkeel.model.sharding import groups_of
+from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.signals.marginals import Sum
-from evenkeel.signals.propagation import MeanSquares, Propagation, given_weights, predict_mean_squares
-from evenkeel.signals.signal import Signal
+from evenkeel.signals.propagation import MeanSquares, Propagation
 from evenkeel.signals.weights import Weights, weights_of
 from evenkeel.statistics.distributed import Ranks
 
@@ -94,17 +95,18 @@ def init_(
         biases = {w.bias for w in calls.values() if w and w.parameter in owners and _is_free(w.bias)}
         scales = _branch_scales(graph, branch_scale)
         gammas = {layer.arguments["weight"]: scale for layer, scale in scales.items() if layer.kind is Kind.NORM}
-        with _restored_on_error([*owners, *biases, *gammas]) as before:
+        with _restored_on_error() as before:
             for parameter, value in {**gammas, **dict.fromkeys(biases, 0.0)}.items():
+                before[parameter] = _copy(parameter)
                 write_(parameter, torch.full_like(parameter, value))
-            variances = choose_variances(graph, owners, mode, xavier=weights == "uniform", scales=scales)
-            _draw([w for layer in owners.values() if (w := calls[layer])], variances, weights, seed)
-            rows, unsure = _rows(graph, calls, owners, variances)
+            variances, chosen_for = choose_variances(graph, owners, mode, xavier=weights == "uniform", scales=scales)
+            _draw([w for layer in owners.values() if (w := calls[layer])], variances, weights, seed, before)
+            rows = cache(partial(_rows, Forecast.of(graph, calls, variances), calls))
             return InitReport(
                 rows,
                 untouched=_undrawn(calls, owners) | _unread(plainly, calls),
-                unsure=unsure,
-                notes=_notes(rows, mode),
+                unsure={layer.name: found for layer in owners.values() if (found := _guess(graph, layer, chosen_for))},
+                notes=_shrinking(rows()) if mode == "hendrycks2016" else (),
                 mode=mode,
                 weights=weights,
                 model=model,
@@ -172,11 +174,9 @@ def _has_gamma(layer: Layer) -> bool:
 
 
 @contextmanager
-def _restored_on_error(parameters: Iterable[nn.Parameter]) -> Generator[dict[nn.Parameter, Tensor]]:
-    """Yield a copy of the parameters; on any error, put them back."""
-    parameters = list(parameters)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # fresh memory is slow to get
-        before = dict(zip(parameters, pool.map(_copy, parameters), strict=True))
+def _restored_on_error() -> Generator[dict[nn.Parameter, Tensor]]:
+    """Yield where to keep copies of parameters before they are changed; on any error, put them back."""
+    before: dict[nn.Parameter, Tensor] = {}
     try:
         yield before
     except BaseException:
@@ -190,61 +190,53 @@ def _copy(parameter: nn.Parameter) -> Tensor:
 
 
 def _draw(
-    drawn: Sequence[Weights], variances: Mapping[nn.Parameter, float], distribution: Distribution, seed: int | None
+    drawn: Sequence[Weights],
+    variances: Mapping[nn.Parameter, float],
+    distribution: Distribution,
+    seed: int | None,
+    before: dict[nn.Parameter, Tensor],
 ) -> None:
     """Fill all weights at once, each from a seed of its own, so that the number of threads does not matter.
 
-    Orthogonal ones are filled one by one: LAPACK uses all cores by itself.
+    Each is copied to `before` by the thread that then fills it, as fresh memory is slow to get. Orthogonal ones are
+    filled one by one: LAPACK uses all cores by itself.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     seeds: list[int] = torch.randint(2**62, (len(drawn),), generator=generator).tolist()
 
     def fill(item: tuple[Weights, int]) -> None:
         weights, own_seed = item
+        before[weights.parameter] = _copy(weights.parameter)
         own = torch.Generator(weights.parameter.device).manual_seed(own_seed)
         draw_(weights, variances[weights.parameter], distribution, own)
 
     largest_first = sorted(zip(drawn, seeds, strict=True), key=lambda item: -item[0].parameter.numel())
-    with ThreadPoolExecutor(1 if distribution == "orthogonal" else torch.get_num_threads()) as pool:
+    if distribution == "orthogonal":
+        list(map(fill, largest_first))
+        return
+    count = torch.get_num_threads()
+    with single_threaded(), ThreadPoolExecutor(count) as pool:  # whose threads do not divide their work further
         list(pool.map(fill, largest_first))
 
 
-def _rows(
-    graph: LayerGraph,
-    calls: Mapping[Layer, Weights | None],
-    owners: Mapping[nn.Parameter, Layer],
-    variances: Mapping[nn.Parameter, float],
-) -> tuple[list[InitRow], dict[str, str]]:
-    """The report's rows, and what single gains are guessed from."""
-
-    def choose(layer: Layer, weights: Weights, x: Signal, reached: Sum) -> float:
-        return variances.get(weights.parameter) or given_weights(layer, weights, x, reached)
-
-    predicted, train = predict_mean_squares(graph, choose=choose)
-    rows = [_row(graph, layer, weights, variances, predicted[layer]) for layer, weights in calls.items()]
-    return rows, {layer.name: found for layer in owners.values() if (found := _guess(graph, layer, train))}
+def _rows(forecast: Forecast, calls: Mapping[Layer, Weights | None]) -> list[InitRow]:
+    predicted = forecast.mean_squares()
+    return [_row(forecast, forecast.graph[n.name], weights, predicted[n.name]) for n, weights in calls.items()]
 
 
-def _row(
-    graph: LayerGraph,
-    layer: Layer,
-    weights: Weights | None,
-    variances: Mapping[nn.Parameter, float],
-    predicted: MeanSquares,
-) -> InitRow:
+def _row(forecast: Forecast, layer: Layer, weights: Weights | None, predicted: MeanSquares) -> InitRow:
     fan_in = fan_out = gain = math.nan
     if weights is not None:
         fan_in, fan_out = weights.fan_in, weights.fan_out
-        square = variances.get(weights.parameter) or float(weights.parameter.detach().double().square().mean())
-        gain = math.sqrt(square * fan_in)
-    return InitRow(layer.name, *words(graph, layer), fan_in, fan_out, gain, predicted)
+        gain = math.sqrt(forecast.squares[layer.name] * fan_in)
+    return InitRow(layer.name, *words(forecast.graph, layer), fan_in, fan_out, gain, predicted)
 
 
-def _guess(graph: LayerGraph, layer: Layer, train: Propagation) -> str | None:
+def _guess(graph: LayerGraph, layer: Layer, chosen_for: Propagation) -> str | None:
     """What a layer's gain is guessed from; None if its input is understood."""
-    if train.signals[layer.inputs[0]].known:
+    if chosen_for.signals[layer.inputs[0]].known:
         return None
-    unknown = [x for x in graph.upstream(layer, (Kind.WEIGHT, Kind.NORM)) if not train.signals[x].known]
+    unknown = [x for x in graph.upstream(layer, (Kind.WEIGHT, Kind.NORM)) if not chosen_for.signals[x].known]
     return f"its input is not understood ({unknown[-1].name if unknown else '?'}): factor 1/2"
 
 
@@ -268,8 +260,8 @@ def _unread(model: nn.Module, calls: Mapping[Layer, Weights | None]) -> dict[str
     return dict.fromkeys(left, "no weight layer in the graph reads it")
 
 
-def _notes(rows: Sequence[InitRow], mode: Mode) -> list[str]:
-    if mode != "hendrycks2016" or len(rows) == 1:
+def _shrinking(rows: Sequence[InitRow]) -> list[str]:
+    if len(rows) == 1:
         return []
     last = rows[-1]
     return [

@@ -132,7 +132,10 @@ def _restore_tensor(tensor: Tensor, content: Tensor, origin: Any) -> None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().flatten().view(torch.uint8)
+    """The bytes of a tensor, eight at a time where that can be."""
+    flat = tensor.detach().flatten()
+    whole = all(count * flat.element_size() % 8 == 0 for count in (flat.numel(), flat.storage_offset()))
+    return flat.view(torch.int64 if whole else torch.uint8)
 
 
 @contextmanager

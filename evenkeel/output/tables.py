@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -24,8 +25,16 @@ class Rows(Sequence[Row_co]):
     (['a', 'b'], 2, 'a')
     """
 
-    def __init__(self, rows: Iterable[Row_co]) -> None:
-        self.rows = tuple(rows)
+    def __init__(self, rows: Iterable[Row_co] | Callable[[], Iterable[Row_co]]) -> None:
+        self._rows = rows if callable(rows) else tuple(rows)
+
+    @cached_property
+    def rows(self) -> tuple[Row_co, ...]:
+        """The rows, which a function given in their place makes when they are first read."""
+        return tuple(self._rows() if callable(self._rows) else self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_rows": self.rows}  # what makes them need not be fit to be copied or stored
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,7 +76,7 @@ class Report(Rows[Row_co]):
 
     def __init__(
         self,
-        rows: Iterable[Row_co],
+        rows: Iterable[Row_co] | Callable[[], Iterable[Row_co]],
         *,
         untouched: Mapping[str, str] | None = None,
         unsure: Mapping[str, str] | None = None,

@@ -14,6 +14,7 @@ from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.tracing import graph_of
 from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers_
 from evenkeel.model.norms import foreign_norms, norms_of
+from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.prediction.doubts import departure
@@ -87,6 +88,7 @@ def _slope(row: NormChange) -> tuple[str]:
     return ("",) if row.paired is None else (f"{row.paired.slope:.3f}",)
 
 
+@single_threaded()
 def correct_(
     model: nn.Module,
     example: Any,

@@ -20,6 +20,7 @@ from evenkeel.model.flags import set_modes
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.restoring import restored
+from evenkeel.model.threads import threads_for
 from evenkeel.prediction.noisy_call import NoisyCall
 from evenkeel.prediction.random_inputs import takes_turns
 from evenkeel.prediction.replica_recorder import SamplingPlan, Site
@@ -41,12 +42,13 @@ class _NormWatch(Recorder):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = tensors((args, kwargs or {}))
-        if kind_of_function(function_name(func)) is Kind.NORM:
-            for path in {self.norms[id(t)] for t in given if id(t) in self.norms}:
-                self.fed.setdefault(path, []).append(given[0].clone())
-        self._call = NoisyCall.of(func, args, kwargs or {}, self._copied, self._noise_in) if self.always else None
-        return super().__torch_function__(func, types, args, kwargs)
+        given, kind = tensors((args, kwargs or {})), kind_of_function(function_name(func))
+        with threads_for(given, product=kind is Kind.WEIGHT):
+            if kind is Kind.NORM:
+                for path in {self.norms[id(t)] for t in given if id(t) in self.norms}:
+                    self.fed.setdefault(path, []).append(given[0].clone())
+            self._call = NoisyCall.of(func, args, kwargs or {}, self._copied, self._noise_in) if self.always else None
+            return super().__torch_function__(func, types, args, kwargs)
 
     def _add(self, kind: Kind, function: str, outputs: Iterable[Tensor], **details: Any) -> None:
         outputs = list(outputs)
@@ -100,14 +102,14 @@ def contradictions(given: Sampled) -> dict[str, str]:
     """Norms that eval mode feeds something else than the replica without noise has there, each with the reason.
 
     So are found dropout that stays on, samples that mix, and whatever else is not what the replicas make of it. The
-    model's parameters are the caller's to restore.
+    model is the caller's to restore, unless the pass of the replicas raises.
     """
     model, norms = given.model, given.norms
     with restored(model, parameters=False):
         set_modes(model, training=True)
         expected, _ = sample(given, SamplingPlan(elements=1, fewest=2, matched=False))
     watch = _NormWatch(model, norms, given.always)
-    with restored(model, parameters=False), torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.eval()
         try:

@@ -24,6 +24,7 @@ from evenkeel.graph.recorder import Recorder
 from evenkeel.model.buffers import is_as_written, is_mean_matched, trained_buffer, write_
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
+from evenkeel.model.threads import single_threaded, threads_for
 from evenkeel.prediction.anchors import Stored, is_repaired, is_untrained
 from evenkeel.prediction.arrivals import Arrival, Pending, whole_of
 from evenkeel.prediction.mask_versions import MaskVersions
@@ -130,13 +131,15 @@ class ReplicaRecorder(Recorder):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, name = kwargs or {}, function_name(func)
-        if self.whole is None:
-            if kind_of_function(name) is Kind.NORM:
-                self._arrive(args, kwargs)
-            self._remember(func, args, kwargs)
-        result = super().__torch_function__(func, types, args, kwargs)
-        if self.whole is None and name in HIDDEN_DROPOUT and self.layers and self.layers[-1].p:
-            self._repeat(func, name, args, kwargs, result)
+        kind = kind_of_function(name)
+        with threads_for(tensors((args, kwargs)), product=kind is Kind.WEIGHT):
+            if self.whole is None:
+                if kind is Kind.NORM:
+                    self._arrive(args, kwargs)
+                self._remember(func, args, kwargs)
+            result = super().__torch_function__(func, types, args, kwargs)
+            if self.whole is None and name in HIDDEN_DROPOUT and self.layers and self.layers[-1].p:
+                self._repeat(func, name, args, kwargs, result)
         return result
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -200,6 +203,7 @@ class ReplicaRecorder(Recorder):
         """How many of so many rows, from the first on, are without noise."""
         return rows // COUNT
 
+    @single_threaded()  # some of its places, however many there are
     def _energies(self, x: Tensor) -> Energies | None:
         return energies_of(x, self.samples)
 

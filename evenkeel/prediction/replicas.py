@@ -98,7 +98,7 @@ def channels_of(x: Tensor) -> Channels:
     parts = x.unflatten(0, (COUNT, -1)).movedim(2, 0).flatten(2)  # channels, replicas, values
     parts = parts.float() if x.dtype.itemsize < 4 else parts
     mean = parts.mean(2, keepdim=True)
-    centered = parts - mean
+    centered = parts - mean if parts.data_ptr() == x.data_ptr() else parts.sub_(mean)  # fresh memory is slow to get
     products = torch.bmm(centered, centered.mT).double() / parts.shape[2]
     (noise_free, first, second), (noise_free_mean, *train_means) = (
         products.unbind(1),
@@ -192,15 +192,18 @@ def _rescale_(x: Tensor, found: Channels, wanted: Channels, silent: Tensor) -> N
     def along(t: Tensor) -> Tensor:
         return t.to(wide.dtype).view(1, -1, *(1,) * (x.dim() - 2))
 
-    common = (first + second) * along(rest_scale / 2) + noise_free * along(along_noise_free)
+    common = (first + second).mul_(along(rest_scale / 2)).addcmul_(noise_free, along(along_noise_free))
     common += along(wanted.train_mean - rest_scale * found.train_mean - along_noise_free * found.eval_mean)
-    difference = (first - second) * along(noise_scale / 2)
-    noise_free_new = noise_free * along(noise_free_scale) + along(wanted.eval_mean - noise_free_scale * found.eval_mean)
+    difference = (first - second).mul_(along(noise_scale / 2))
+    noise_free.mul_(along(noise_free_scale)).add_(along(wanted.eval_mean - noise_free_scale * found.eval_mean))
     if silent.any():
         variation = torch.randn_like(noise_free) * along((wanted.covariance * silent).sqrt())
-        common, noise_free_new = common + variation, noise_free_new + variation
-    for part, new in zip(x.chunk(COUNT), (noise_free_new, common + difference, common - difference), strict=True):
-        part.copy_(new)
+        common += variation
+        noise_free += variation
+    torch.add(common, difference, out=first)
+    torch.sub(common, difference, out=second)
+    if wide is not x:
+        x.copy_(wide)
 
 
 def _alike(found: Channels, signal: Tensor, silent: Tensor) -> Tensor:
@@ -274,7 +277,7 @@ def energies_of(x: Tensor, samples: int) -> Energies | None:
         return None
     limits = [size if d == dim else _CHANNELS if d == 1 else _PLACES for d, size in enumerate(x.shape)]
     thinned = [slice(None, None, max(math.ceil(size / limit), 1)) for size, limit in zip(x.shape, limits, strict=True)]
-    parts = x[tuple(thinned)].movedim(dim, 0).unflatten(0, (COUNT, -1)).float()
+    parts = x[tuple(thinned)].movedim(dim, 0).float().contiguous().unflatten(0, (COUNT, -1))
     mean = parts.mean([d for d in range(1, parts.dim()) if d != 2], keepdim=True)  # of channels
     flat = (parts - mean).flatten(1)
     products = (flat @ flat.T / max(flat.shape[1], 1)).tolist()

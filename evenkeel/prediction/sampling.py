@@ -88,7 +88,7 @@ def _sample_at_once(given: Sampled, plan: SamplingPlan, **options: Any) -> tuple
     """One pass, in whose batch the replicas lie one after the other."""
     examples = tensors(given.inputs)
     size = next((len(t) for t in examples if t.dim()), 1)
-    samples = _samples(given.graph, size, plan)
+    samples = _samples(given, size, plan)
     kept = structures_among(examples)
     rows = torch.randint(max(size, 1), (samples,)) if kept else torch.arange(samples)
     recorder = ReplicaRecorder(given.model, samples=samples, plan=plan, **options)
@@ -133,8 +133,9 @@ def _copies(graph: LayerGraph, plan: SamplingPlan) -> int:
     return max(1, min(math.ceil(_ROWS / max(rows, 1.0)), int(affordable), _MOST_COPIES))
 
 
-def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
-    """How many inputs there can be, so that no dimension but the batch's can be taken for it."""
+def _samples(given: Sampled, size: int, plan: SamplingPlan) -> int:
+    """How many inputs there are to be, so that no dimension before the batch's can be taken for it (`row_dim`)."""
+    graph = given.graph
     single = sum(math.prod(layer.shape) for layer in graph) / max(size, 1)
     by_mask = any(
         kind_of_function(d.function) is Kind.GATE or d.function in CHANNEL_DROPOUT for d in graph.of(Kind.DROPOUT)
@@ -143,7 +144,13 @@ def _samples(graph: LayerGraph, size: int, plan: SamplingPlan) -> int:
     fewest = plan.fewest * (4 if by_mask or positions < _POSITIONS else 1)
     most = _CHUNKED if any(chunked(norm) for norm in graph.of(Kind.NORM)) else _MOST
     samples = int(min(max(plan.elements / COUNT / max(single, 1), fewest), most))
-    lengths = {length for layer in graph for length in layer.shape[1:]} - {0}
+    lengths = set[int]() if _comes_first(given, size) else {n for layer in graph for n in layer.shape[1:]} - {0}
     while any(length % (COUNT * samples) == 0 for length in lengths):
         samples += 1
     return samples
+
+
+def _comes_first(given: Sampled, size: int) -> bool:
+    """Whether the batch, of this size in the graph, is the first dimension of all that is looked for replicas in."""
+    signals = (layer for layer in given.graph if layer.shape)
+    return not given.always and all(x.shape[0] == size and (x.inputs or x.kind is Kind.INPUT) for x in signals)

@@ -18,6 +18,7 @@ from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import FROZEN, set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
+from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.prediction.anchors import WRITTEN, Stored, distrust, is_repaired, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
@@ -65,6 +66,7 @@ class Prediction:
         return evaluated / trained if trained else (math.inf if evaluated else 1.0)
 
 
+@single_threaded()
 def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftReport:
     """Predict the rows of `variance_shift` without data, and which dropouts cause each shift.
 
@@ -189,6 +191,7 @@ class PredictionInputs:
         return set(filter(is_repaired, self.norms.values()))
 
 
+@single_threaded()
 def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm]) -> PredictionInputs:
     """Read what predictions of a model need, and check it against one pass in eval mode.
 
@@ -214,6 +217,7 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     return PredictionInputs(replace(sampled, in_turn=in_turn), anchors, distrusted, contradicted)
 
 
+@single_threaded()
 def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     """Predict what every norm reads in train and in eval mode; the model is restored.
 

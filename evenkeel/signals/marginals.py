@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Array = npt.NDArray[np.float64]
 
 _END = 8.0  # nodes lie between -8 and 8
 _PIECES = 256  # of the interval, each with its own rule, so that kinks at multiples of 1/16 are met exactly
@@ -31,7 +34,7 @@ def nodes() -> tuple[Tensor, Tensor]:
     return z, weights / weights.sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Marginal:
     """The distribution ("law") of one element of a signal, given the level of its sample.
 
@@ -67,6 +70,12 @@ class Marginal:
     normal: bool = True
     kept: float | None = 1.0
     channelwise: bool = False
+
+    @cached_property
+    def hermite(self) -> Array:
+        """The coefficients of the mean over levels, before dropout, in normalized Hermite polynomials of z."""
+        _, weights = nodes()
+        return (_hermite() @ (weights * (self.masses @ self.values)[:-1])).numpy()
 
     @property
     def level_variance(self) -> float:
@@ -223,10 +232,8 @@ def shared(marginal: Marginal, rho: Tensor, same_mask: bool = False) -> Tensor:
         rho: the correlation, of any shape.
         same_mask: whether one mask drops both.
     """
-    rho, result = rho.clamp(-1, 1), torch.zeros_like(rho)
-    for coefficient in _coefficients(marginal, same_mask).flip(0).tolist():
-        result = result.mul_(rho).add_(coefficient)
-    return result
+    powers = np.polynomial.polynomial.polyval(rho.clamp(-1, 1).numpy(), _coefficients(marginal, same_mask))
+    return torch.from_numpy(powers)
 
 
 def latent_correlation(marginal: Marginal, share: Tensor, same_mask: bool = False) -> Tensor:
@@ -235,21 +242,19 @@ def latent_correlation(marginal: Marginal, share: Tensor, same_mask: bool = Fals
     return torch.from_numpy(np.interp(share.numpy(), known.numpy(), _GRID.numpy()))
 
 
-def _coefficients(marginal: Marginal, same_mask: bool) -> Tensor:
+def _coefficients(marginal: Marginal, same_mask: bool) -> Array:
     """The squares a_n^2 and, last, the rest of E x^2, as far as the masks of both elements keep it."""
-    _, weights = nodes()
-    averaged, keep = marginal.masses @ marginal.values, float(marginal.weights[:-1].sum())
-    terms = (_hermite() @ (weights * averaged[:-1])) ** 2  # of what is kept
-    dropped = averaged[-1] * (1 - keep)
+    keep, last = float(marginal.weights[:-1].sum()), float(marginal.masses @ marginal.values[:, -1])
+    terms, dropped = marginal.hermite**2, last * (1 - keep)  # of what is kept, and of what is not
     if same_mask:
         squares = keep * terms
-        squares[0] = squares[0] + dropped * averaged[-1]
+        squares[0] += dropped * last
         left = 1 - squares.sum()
     else:
         squares = keep**2 * terms
-        squares[0] = (keep * (_hermite()[0] @ (weights * averaged[:-1])) + dropped) ** 2
-        left = keep**2 * ((1 - dropped * averaged[-1]) / max(keep, 1e-300) - terms.sum())
-    return torch.cat([squares, left.clamp_min(0)[None]])
+        squares[0] = (keep * marginal.hermite[0] + dropped) ** 2
+        left = keep**2 * ((1 - dropped * last) / max(keep, 1e-300) - terms.sum())
+    return np.append(squares, max(left, 0.0))
 
 
 @cache

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import ActivationError, brief
+from evenkeel.model.threads import single_threaded
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -45,6 +46,7 @@ class Moments:
         return self.second - self.mean**2
 
 
+@single_threaded()
 def activation_moments(f: Activation) -> Moments:
     """Integrate an activation's second moment, and its derivative's, against the normal density.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from evenkeel.errors import ActivationError
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.model.threads import single_threaded
 from evenkeel.signals.activations import activation_of, is_homogeneous
 from evenkeel.signals.marginals import Sum
 from evenkeel.signals.signal import Signal
@@ -60,6 +61,7 @@ def given_weights(layer: Layer, weights: Weights, x: Signal, reached: Sum) -> fl
     return float(weights.parameter.detach().square().mean(dtype=torch.float64))
 
 
+@single_threaded()
 @torch.inference_mode(False)
 @torch.enable_grad()
 def propagate(

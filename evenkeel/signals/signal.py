@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Signal:
     local: Tensor
     known: bool = True
 
-    @property
+    @cached_property
     def power(self) -> float:
         """Mean of E x^2 over all elements."""
         return float(self.second.mean())

@@ -136,3 +136,11 @@ def test_filling_leaves_no_trace_in_autograd():
     module.weight.grad = torch.ones(4, 3)
     draw_(read(module, torch.ones(2, 3))[1], 1.0, "normal", seeded())
     assert module.weight.is_leaf and module.weight.requires_grad and module.weight.grad.eq(1).all()
+
+
+@pytest.mark.parametrize("columns", [1, 7, 16, 147, 1 << 10, 5000, 1 << 16])
+def test_blocks_of_a_sphere_get_the_numbers_that_all_at_once_would_get(columns):
+    matrix, whole = (torch.empty(3 * (1 << 17) // columns // 16 * 16 + 16, columns) for _ in range(2))
+    fill_(matrix, 2.0, "sphere", torch.Generator().manual_seed(0))
+    whole.normal_(generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(matrix, whole * (2 * columns / whole.square().sum(1, keepdim=True)).sqrt())

@@ -26,7 +26,7 @@ def chosen(model, shape, mode, *, owned=lambda layer: True, scales=None, xavier=
     for layer in layers:
         owners.setdefault(weights_of(layer).parameter, layer)
     scales = {graph[name]: scale for name, scale in (scales or {}).items()}
-    variances = choose_variances(graph, owners, mode, xavier=xavier, scales=scales)
+    variances, _ = choose_variances(graph, owners, mode, xavier=xavier, scales=scales)
     return graph, {owners[parameter].name: v for parameter, v in variances.items()}
 
 
@@ -179,7 +179,7 @@ def test_a_tied_parameter_settles_by_the_layer_that_owns_it():
     model = Tied()
     graph = ek.trace(model, torch.zeros(2, 4, dtype=torch.long))
     head = graph["head"]
-    found = choose_variances(graph, {model.head.weight: head}, "forward", scales={})
+    found, _ = choose_variances(graph, {model.head.weight: head}, "forward", scales={})
     assert found[model.head.weight] == pytest.approx(1 / math.sqrt(30), rel=0.01)
 
 

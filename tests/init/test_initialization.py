@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.init import initialization
+from evenkeel.init import forecast, initialization
 from evenkeel.init.drawing import FILLS
 from evenkeel.init.gains import MODES
 
@@ -488,8 +488,7 @@ def broken_model():
         (initialization, "draw_", 1),
         (initialization, "draw_", 3),
         (initialization, "_draw", 1),
-        (initialization, "predict_mean_squares", 1),
-        (initialization, "words", 3),
+        (forecast, "snapshot", 1),
         (initialization, "InitReport", 1),
     ],
 )

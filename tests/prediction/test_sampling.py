@@ -260,3 +260,28 @@ def test_large_models_get_fewer_samples():
     assert 4 <= few < many <= 4096
     assert few * COUNT * 64 * 256 * 2 <= 1 << 20
     assert math.isclose(few, (1 << 20) / COUNT / (256 * (3 + 64 + 64)), rel_tol=0.2)
+
+
+class Wide(nn.Module):
+    """As many channels as 12 rows of the fewest samples go into, with a batch that comes first, or does not."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.conv, self.drop = how, nn.Conv2d(96, 96, 1), nn.Dropout(0.5)
+        self.place = nn.Parameter(torch.zeros(1, 96, 1, 1))
+
+    def forward(self, x):
+        if self.how == "channels first for a while":
+            x = self.drop(x.transpose(0, 1)).transpose(0, 1)
+        if self.how == "dropout on a parameter":
+            x = x + self.drop(self.place)
+        return self.drop(self.conv(x))
+
+
+@pytest.mark.parametrize("how", ["plainly", "channels first for a while", "dropout on a parameter"])
+def test_channels_count_as_rows_nowhere_and_cost_no_samples_where_the_batch_is_first(how):
+    model = Wide(how)
+    recorder, inputs, outputs = sampled(model, torch.zeros(1, 96, 4, 4), elements=1)
+    assert (COUNT * recorder.samples == 12) is (how == "plainly")
+    with torch.no_grad():
+        assert torch.allclose(outputs.chunk(COUNT)[0], model.eval()(inputs.chunk(COUNT)[0]), atol=1e-5)
