@@ -14,7 +14,8 @@ Result = TypeVar("Result")
 class Halves(Generic[Item, Result]):
     """Which of many items go well together: those that would also be kept one by one, if what goes well does in parts.
 
-    One that goes wrong among n costs about 2 log2 n attempts, and k of them at most 2 n.
+    Groups are as large as they are expected to go well, and those that do not are halved: each item that goes wrong
+    costs about log2 n attempts, of few among n, and of many a few (Hwang 1972, generalized binary splitting).
 
     Args:
         attempt: what comes of some items, and why they do not go together, "" if they do.
@@ -36,9 +37,13 @@ class Halves(Generic[Item, Result]):
     reasons: list[tuple[Item, str]] = field(default_factory=list[tuple[Item, str]])
 
     def keep(self, items: Sequence[Item]) -> None:
-        """Keep those of the items that go well with what is kept by now."""
-        if reason := self._refused(items):
-            self._divide(items, reason)
+        """Keep those of the items that go well with what is kept by now, and with those before them."""
+        place = 0
+        while place < len(items):
+            size = (place + len(items)) // (len(self.reasons) + 1)  # by the share that went wrong so far
+            group = items[place : place + size]
+            reason = self._refused(group)
+            place += self._until_wrong(group, reason) if reason else len(group)
 
     def _refused(self, items: Sequence[Item]) -> str:
         """Why items do not go with what is kept; "" if they do, and are kept then."""
@@ -48,14 +53,14 @@ class Halves(Generic[Item, Result]):
             self.result = result
         return reason
 
-    def _divide(self, items: Sequence[Item], reason: str) -> None:
-        """Keep those that go well, of items that do not all."""
-        if len(items) == 1:
-            self.reasons.append((items[0], reason))
-            return
-        first, second = items[: len(items) // 2], items[len(items) // 2 :]
-        if found := self._refused(first):
-            self._divide(first, found)
-            self.keep(second)
-        else:  # it is the second half's then, and need not be tried again
-            self._divide(second, reason)
+    def _until_wrong(self, items: Sequence[Item], reason: str) -> int:
+        """Keep what comes before the first item that goes wrong, and say how many items that is, with it."""
+        first, last = 0, len(items)
+        while last - first > 1:
+            middle = (first + last) // 2
+            if found := self._refused(items[first:middle]):
+                last, reason = middle, found
+            else:
+                first = middle
+        self.reasons.append((items[first], reason))
+        return last
