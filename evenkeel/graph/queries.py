@@ -32,9 +32,10 @@ def cut_from(part: Layer) -> Layer | None:
     return source if same and part.shape[0] <= source.shape[0] else None
 
 
-def is_on_parameters(graph: LayerGraph, layer: Layer) -> bool:
-    """Whether a layer reads parameters alone, as dropout on weights does."""
-    return not any(source.kind is Kind.INPUT for source in (layer, *graph.upstream(layer)))
+def on_parameters(graph: LayerGraph) -> frozenset[Layer]:
+    """The layers that read parameters alone, as dropout on weights does."""
+    inputs = graph.of(Kind.INPUT)
+    return frozenset(graph).difference(inputs, *(graph.downstream(given) for given in inputs))
 
 
 def stays_on(layer: Layer) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.queries import has_weights, is_on_parameters, norms_behind
+from evenkeel.graph.queries import has_weights, norms_behind, on_parameters
 from evenkeel.layers.uout import Uout
 from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Edit, Insert, Move, Remove
@@ -59,13 +59,13 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
         for weight in filter(has_weights, graph)
         if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
     }
-    before = _last_weights(graph)
+    before, parametric = _last_weights(graph), on_parameters(graph)
     found: list[DropoutReach] = []
     mover: Layer | None = None  # the last dropout that is moved before a head
     for dropout in noisy:
         if dropout in harmless:
             continue
-        hidden, on_parameter = dropout.kind is Kind.OPAQUE, is_on_parameters(graph, dropout)
+        hidden, on_parameter = dropout.kind is Kind.OPAQUE, dropout in parametric
         direct = () if hidden else norms_behind(graph, dropout)  # in such a call, weights or products come behind it
         norms = direct or norms_behind(graph, dropout, through_weights=True)
         heads = [head for head, feeding in before.items() if dropout in feeding]
