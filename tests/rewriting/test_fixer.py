@@ -274,17 +274,17 @@ class OneByOne(Halves):
         self.reasons += [(item, reason) for item in items if (reason := self._refused([item]))]
 
 
-@pytest.mark.parametrize("touchy", [{}, {5}, {1, 2, 9}, {0}, set(range(12))])
+@pytest.mark.parametrize("touchy", [set(), {5}, {1, 2, 6}, {0}, set(range(8))])
 def test_what_is_fixed_beside_edits_that_go_wrong_is_what_would_be_one_by_one(monkeypatch, touchy):
-    model, x = nn.Sequential(*(Block(i in touchy) for i in range(12)), nn.Linear(4, 2)), torch.randn(2, 4)
+    model, x = nn.Sequential(*(Block(i in touchy) for i in range(8)), nn.Linear(4, 2)), torch.randn(2, 4)
     attempts = []
     monkeypatch.setattr(fixer, "_attempt", lambda *given, way=fixer._attempt: attempts.append(given) or way(*given))
     fixed, attempted = fix_quietly(model, x), len(attempts)
     monkeypatch.setattr(fixer, "Halves", OneByOne)
     expected = fix_quietly(model, x)
     assert repr(fixed) == repr(expected) and set(fixed.evenkeel_fix) == set(expected.evenkeel_fix)
-    assert len(fixed.evenkeel_fix.left) == (12 if 0 in touchy else len(touchy))  # the first one is moved for the others
-    assert attempted <= 1 + len(touchy) * (4 + 2)
+    assert len(fixed.evenkeel_fix.left) == (8 if 0 in touchy else len(touchy))  # the first one is moved for the others
+    assert attempted <= 1 + len(touchy) * (3 + 2)
 
 
 def fix_quietly(model, x):
