@@ -56,8 +56,8 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
     harmless = {layer for layer in noisy if not norms_behind(graph, layer, through_weights=True)}
     taken = {
         weight
-        for weight in filter(has_weights, graph)
-        if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
+        for layer in harmless
+        for weight in filter(has_weights, graph.downstream(layer, until=(Kind.WEIGHT, Kind.NORM)))
     }
     before, parametric = _last_weights(graph), on_parameters(graph)
     found: list[DropoutReach] = []
