@@ -10,10 +10,13 @@ import pytest
 from wings import PACKAGE
 
 import evenkeel as ek
+from evenkeel.cli import app
 
 STUB = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
 HOMES = {a.name: node.module for node in STUB.body if isinstance(node, ast.ImportFrom) for a in node.names}
 LOADED = "import sys; before = set(sys.modules); import evenkeel; print(*set(sys.modules) - before)"
+HEAVY = {"torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "torch.testing"}
+COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
 
 
 def modules_after(code):
@@ -29,14 +32,22 @@ def test_import_loads_nothing_of_weight():
 @pytest.mark.slow
 def test_a_verb_loads_torch_but_not_its_compiler():
     loaded = modules_after("import torch; " + LOADED.replace("print", "evenkeel.variance_shift; print"))
-    heavy = {"torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "torch.testing"}
-    assert "evenkeel.statistics.shift" in loaded and loaded & heavy == set()
+    assert "evenkeel.statistics.shift" in loaded and loaded & HEAVY == set()
     assert {name.partition(".")[0] for name in loaded} & {"rich", "typer", "matplotlib", "sklearn"} == set()
 
 
 @pytest.mark.slow
+def test_small_models_are_linted_without_torch_s_compiler():
+    run = "net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(4)); evenkeel.lint(net, torch.ones(2, 4))"
+    loaded = modules_after("import torch; " + LOADED.replace("print", f"{run}; print"))
+    assert "evenkeel.linting.linter" in loaded and loaded & HEAVY == set()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["repair", "--help"], ["reproduce", "--help"], ["explain", "EK201"]]
+    "arguments",
+    [["--help"], ["--version"], ["explain"], ["explain", "EK201"], *([name, "--help"] for name in COMMANDS)],
+    ids=" ".join,
 )
 def test_the_program_helps_without_torch(arguments):
     code = f"import sys\nfrom evenkeel.cli import app\napp({arguments}, standalone_mode=False)\nprint(*sys.modules)"

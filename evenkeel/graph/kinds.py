@@ -184,6 +184,11 @@ REPLACING = {"where": 0, "masked_fill": 1, "setitem": 1}
 ADDING = frozenset("addcmul addcdiv lerp".split())
 # Functions that take data out of torch, where no call is seen, and those that bring data in: it may be that signal.
 LEAVING = frozenset("numpy tolist item array float int bool index complex dlpack".split())
+# Functions of tensors whose values say what is returned, or of which shape.
+BY_VALUES = frozenset(
+    "equal allclose is_nonzero nonzero argwhere masked_select unique unique_consecutive bincount repeat_interleave "
+    "pack_padded_sequence pad_packed_sequence".split()
+)
 ENTERING = frozenset("from_numpy tensor as_tensor asarray frombuffer from_dlpack scalar_tensor".split())
 # Functions that take only shape, dtype or device from a tensor: what they return carries no signal.
 SHAPE_ONLY = frozenset(

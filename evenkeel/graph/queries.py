@@ -32,9 +32,10 @@ def cut_from(part: Layer) -> Layer | None:
     return source if same and part.shape[0] <= source.shape[0] else None
 
 
-def is_on_parameters(graph: LayerGraph, layer: Layer) -> bool:
-    """Whether a layer reads parameters alone, as dropout on weights does."""
-    return not any(source.kind is Kind.INPUT for source in (layer, *graph.upstream(layer)))
+def on_parameters(graph: LayerGraph) -> frozenset[Layer]:
+    """The layers that read parameters alone, as dropout on weights does."""
+    inputs = graph.of(Kind.INPUT)
+    return frozenset(graph).difference(inputs, *(graph.downstream(given) for given in inputs))
 
 
 def stays_on(layer: Layer) -> bool:
@@ -81,9 +82,11 @@ def has_weights(layer: Layer) -> bool:
 
 def rescaling_between(graph: LayerGraph, layer: Layer, norm: Layer) -> Layer | None:
     """The first norm without stored statistics on a way from a layer to a norm: it rescales each sample by itself."""
-    before = set(graph.upstream(norm))
-    between = (x for x in graph.downstream(layer, until=lambda x: x is norm) if x in before)
-    return next((x for x in between if x.kind is Kind.NORM and x.function not in BATCH_NORMS), None)
+    rescaling = {x for x in graph.of(Kind.NORM) if x.function not in BATCH_NORMS}
+    if rescaling:  # most graphs have none
+        rescaling.intersection_update(graph.upstream(norm))
+    behind = graph.downstream(layer, until=lambda x: x is norm) if rescaling else ()
+    return next((x for x in behind if x in rescaling), None)
 
 
 def source_of(layer: Layer, passing: Callable[[Layer], bool] = lambda layer: layer.kind is Kind.PASS) -> Layer | None:

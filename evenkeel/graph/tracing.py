@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import TraceError
+from evenkeel.graph.blind_recorder import BlindRecorder
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.recorder import Recorder
 from evenkeel.model.batches import device_of
 from evenkeel.model.flags import set_modes
-from evenkeel.model.nested import map_tensors
+from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
+
+_SMALL, _FEW = 1 << 12, 1 << 28  # elements of the inputs; times those that the model holds
 
 
 def trace(model: nn.Module, example: Any) -> LayerGraph:
@@ -28,7 +32,8 @@ def trace(model: nn.Module, example: Any) -> LayerGraph:
     The pass runs on fake tensors, which have shapes but no data, with the model in train mode, so that every dropout
     is seen, functional ones too (modules in eval mode inside a model in train mode stay so: they are frozen). Where
     that fails it is repeated in eval mode, and where fake tensors fail (control flow that depends on data) with
-    the example itself, in eval mode. The model is restored exactly.
+    the example itself, in eval mode. Of a small model, copies of its own tensors serve as fake ones, which take longer,
+    unless control flow depends on them. The model is restored exactly.
 
     Args:
         model: the model, in train or eval mode, on any device, its parameters in any floating dtype.
@@ -47,7 +52,7 @@ def trace(model: nn.Module, example: Any) -> LayerGraph:
     i W A D W N o
     """
     with unwrapped(model) as plain:
-        graph = record(plain, *runner(plain, example))
+        graph = record_call(plain, example)
     return replace(graph, model=plain, example=example)
 
 
@@ -74,6 +79,27 @@ def runner(model: nn.Module, example: Any) -> tuple[Callable[[Any], Any], Any]:
     return lambda inputs: model(*inputs), example if isinstance(example, tuple) else (example,)
 
 
+def record_call(model: nn.Module, example: Any, *, training: bool = True) -> LayerGraph:
+    """Record the pass that a model makes when it is called on an example, and on nothing else.
+
+    A small one is run as it is, on copies of its tensors, unless their values decide how the pass goes on.
+
+    Args:
+        model: the model, without wrappers.
+        example: as for `trace`.
+        training: as for `record`.
+
+    Raises:
+        TraceError: as for `trace`.
+    """
+    run, inputs = runner(model, example)
+    inputs = prepared(inputs, model)
+    with suppress(Exception):  # whatever it is, the pass on fake tensors will say
+        if _is_small(model, inputs):
+            return _pass(BlindRecorder(model, training=training), run, inputs, _copies)
+    return record(model, run, inputs, training=training)
+
+
 def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any, *, training: bool = True) -> LayerGraph:
     """Record the pass that `run(inputs)` makes through the model.
 
@@ -93,14 +119,25 @@ def record(model: nn.Module, run: Callable[[Any], Any], inputs: Any, *, training
     for mode, fake in attempts if training else (a for a in attempts if not a[0]):
         recorder = Recorder(model, training=mode)
         try:
-            with restored(model, parameters=not fake), unwrapped(model), torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
-                set_modes(model, mode)
-                with _fake_tensors(model) if fake else nullcontext(torch.clone) as convert:
-                    return recorder.run(run, map_tensors(convert, inputs, objects=True))
+            return _pass(recorder, run, inputs, _fake_tensors if fake else _own)
         except Exception as error:
             failure = error
     raise TraceError(recorder.explain(failure)) from failure
+
+
+def _pass(recorder: Recorder, run: Callable[[Any], Any], inputs: Any, held: Holding) -> LayerGraph:
+    """Record one pass, in the recorder's mode."""
+    model = recorder.model
+    with (
+        restored(model, parameters=held is not _fake_tensors),
+        unwrapped(model),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # such as of checkpointing, that there are no gradients
+        set_modes(model, recorder.training)
+        with held(model) as convert:
+            return recorder.run(run, map_tensors(convert, inputs, objects=True))
 
 
 def prepared(inputs: Any, model: nn.Module) -> Any:
@@ -111,19 +148,52 @@ def prepared(inputs: Any, model: nn.Module) -> Any:
     return map_tensors(lambda t: t.detach().to(device, dtype if t.is_floating_point() else None), inputs, objects=True)
 
 
+# What a model holds as parameters and buffers while a pass is made; yields how tensors of the inputs are made alike.
+Holding = Callable[[nn.Module], AbstractContextManager[Callable[[Tensor], Tensor]]]
+
+
+@contextmanager
+def _own(model: nn.Module) -> Generator[Callable[[Tensor], Tensor]]:
+    """The model's own."""
+    yield torch.clone
+
+
+@contextmanager
+def _copies(model: nn.Module) -> Generator[Callable[[Tensor], Tensor]]:
+    """Copies, which the pass may write to."""
+    memo: dict[int, Any] = {}
+    _hold_(model, lambda tensor: copy.deepcopy(tensor, memo))
+    yield torch.clone
+
+
 @contextmanager
 def _fake_tensors(model: nn.Module) -> Generator[Callable[[Tensor], Tensor]]:
-    """Yield the conversion to fake tensors, in a mode in which the model holds fake parameters and buffers."""
+    """Fake ones, in their mode."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True  # it prints a traceback for errors that are handled here
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            for module in model.modules():  # in-place updates by the pass never reach the real ones then
-                for held in (module._parameters, module._buffers):
-                    for name, tensor in held.items():
-                        held[name] = None if tensor is None else mode.from_tensor(tensor)  # type: ignore[assignment]
+            _hold_(model, mode.from_tensor)
             yield mode.from_tensor
     finally:
         logger.disabled = disabled
+
+
+def _hold_(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> None:
+    """Make the model hold others in place of its parameters and buffers: in-place updates never reach its own then."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                held[name] = None if tensor is None else convert(tensor)  # type: ignore[assignment]
+
+
+def _is_small(model: nn.Module, inputs: Any) -> bool:
+    """Whether a pass on real tensors takes milliseconds, whatever the model does with them."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return False
+    held, given = [*model.parameters(), *model.buffers()], tensors(inputs)
+    real = all(t.device.type == "cpu" and t.layout is torch.strided for t in (*held, *given))
+    elements = sum(t.numel() for t in given)
+    return real and elements <= _SMALL and elements * sum(t.numel() for t in held) <= _FEW

@@ -14,7 +14,7 @@ from evenkeel.graph.branches import Branch, branches_of, gating
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.queries import stays_on
-from evenkeel.graph.tracing import graph_of, prepared, record, runner
+from evenkeel.graph.tracing import graph_of, prepared, record_call, runner
 from evenkeel.linting.dropout_reach import DropoutReach, reaches_of
 from evenkeel.linting.eval_randomness import random_layers
 from evenkeel.linting.findings import Finding
@@ -63,7 +63,7 @@ class Context:
     @cached_property
     def eval_graph(self) -> LayerGraph:
         """The layers in eval mode."""
-        return record(self.model, *runner(self.model, self.example), training=False)
+        return record_call(self.model, self.example, training=False)
 
     @cached_property
     def inputs(self) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.queries import has_weights, is_on_parameters, norms_behind
+from evenkeel.graph.queries import has_weights, norms_behind, on_parameters
 from evenkeel.layers.uout import Uout
 from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Edit, Insert, Move, Remove
@@ -56,18 +56,19 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
     harmless = {layer for layer in noisy if not norms_behind(graph, layer, through_weights=True)}
     taken = {
         weight
-        for weight in filter(has_weights, graph)
-        if harmless.intersection(graph.upstream(weight, until=(Kind.WEIGHT, Kind.NORM)))
+        for layer in harmless
+        for weight in filter(has_weights, graph.downstream(layer, until=(Kind.WEIGHT, Kind.NORM)))
     }
+    before, parametric = _last_weights(graph), on_parameters(graph)
     found: list[DropoutReach] = []
     mover: Layer | None = None  # the last dropout that is moved before a head
     for dropout in noisy:
         if dropout in harmless:
             continue
-        hidden, on_parameter = dropout.kind is Kind.OPAQUE, is_on_parameters(graph, dropout)
+        hidden, on_parameter = dropout.kind is Kind.OPAQUE, dropout in parametric
         direct = () if hidden else norms_behind(graph, dropout)  # in such a call, weights or products come behind it
         norms = direct or norms_behind(graph, dropout, through_weights=True)
-        heads = _heads(graph, dropout)
+        heads = [head for head, feeding in before.items() if dropout in feeding]
         reach = DropoutReach(dropout, norms, bool(direct), not heads, on_parameter)
         if not hidden and not on_parameter:
             free = [head for head in heads if head not in taken]
@@ -78,11 +79,13 @@ def reaches_of(graph: LayerGraph, dropouts: Iterable[Layer]) -> tuple[DropoutRea
     return tuple(found)
 
 
-def _heads(graph: LayerGraph, dropout: Layer) -> list[Layer]:
-    """The last weight layers that a dropout reaches, if they are behind all norms."""
-    weights = [layer for layer in graph.downstream(dropout) if has_weights(layer)]
-    last = [w for w in weights if not any(map(has_weights, graph.downstream(w)))]
-    return [weight for weight in last if not norms_behind(graph, weight)]
+def _last_weights(graph: LayerGraph) -> dict[Layer, set[Layer]]:
+    """The weight layers that come last, if they are behind all norms, each with what its signal comes from."""
+    found: dict[Layer, set[Layer]] = {}
+    for weight in reversed(list(filter(has_weights, graph))):
+        if not any(weight in feeding for feeding in found.values()):
+            found[weight] = {*graph.upstream(weight)}
+    return {head: feeding for head, feeding in reversed(found.items()) if not norms_behind(graph, head)}
 
 
 def _edits(dropout: Layer, heads: Collection[Layer], free: list[Layer], mover: Layer | None) -> tuple[Edit, ...]:

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
@@ -19,6 +19,7 @@ from evenkeel.linting.linter import examine, wanted
 from evenkeel.linting.rule import Guideline
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.rewriting.fix_report import FixReport, FixRow
+from evenkeel.rewriting.halves import Halves
 from evenkeel.rewriting.operations import EditError, EditPlan, Operation, carry_out_, recompute_
 from evenkeel.rewriting.source_calls import file_of
 
@@ -134,22 +135,18 @@ def _is_safe(finding: Finding) -> bool:
 
 def _apply(context: Context, findings: list[Finding]) -> tuple[Context, Reasons]:
     """Carry out the edits of findings on a copy, all together, or, if that goes wrong, those that go well."""
-    together, failed, reason = _attempt(context, findings)
-    if not reason:
-        return together, failed
-    good: list[Finding] = []
-    result, failed = context, Reasons()
-    for finding in findings:
-        tried, unplanned, reason = _attempt(context, [*good, finding])
-        if unplanned or reason:
-            failed |= unplanned or {_key(finding): reason}
-        else:
-            good.append(finding)
-            result = tried
-    return result, failed
+
+    def attempt(some: Sequence[Finding]) -> tuple[tuple[Context, Reasons], str]:
+        copied, unplanned, reason = _attempt(context, some)
+        return (copied, unplanned), reason
+
+    halves = Halves(attempt)
+    halves.keep(findings)
+    result, unplanned = halves.result or (context, Reasons())
+    return result, unplanned | {_key(finding): reason for finding, reason in halves.reasons}
 
 
-def _attempt(context: Context, findings: list[Finding]) -> tuple[Context, Reasons, str]:
+def _attempt(context: Context, findings: Sequence[Finding]) -> tuple[Context, Reasons, str]:
     """Carry out edits on a copy.
 
     Returns:
@@ -168,21 +165,21 @@ def _attempt(context: Context, findings: list[Finding]) -> tuple[Context, Reason
     return copied, failed, "" if agree else _UNEQUAL
 
 
-def _planned(context: Context, findings: list[Finding]) -> tuple[EditPlan, list[Operation], Reasons]:
+def _planned(context: Context, findings: Sequence[Finding]) -> tuple[EditPlan, list[Operation], Reasons]:
     """The operations for findings, without those that cannot be carried out, on which others may depend."""
     failed = Reasons()
     while True:
         active = [finding for finding in findings if _key(finding) not in failed]
         plan = EditPlan(context.model, context.graph, [edit for finding in active for edit in finding.edits])
-        operations: list[Operation] = []
+        operations, refused = list[Operation](), Reasons()
         for finding in active:
             try:
                 operations += [operation for edit in finding.edits for operation in plan.operations(edit)]
             except EditError as error:
-                failed[_key(finding)] = str(error)
-                break
-        else:
+                refused[_key(finding)] = str(error)
+        if not refused:
             return plan, operations, failed
+        failed |= refused
 
 
 def _agree(before: Context, after: Context) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Correct, Edit, Initialize, Insert, Move, Remove, Side, Swap
 from evenkeel.model.hooks import attach_, free_name
 from evenkeel.prediction.correction import correct_
-from evenkeel.rewriting.source_edits import Change, RewriteError, method_of, rewrite_
+from evenkeel.rewriting.source_edits import Change, RewriteError, changed_sources, method_of, rewrite_
 
 Action = Literal["remove", "replace", "before", "after"]
 
@@ -100,6 +101,10 @@ class EditPlan:
         self.gone: set[Layer] = set()
         self.inserted: set[tuple[Layer, Side]] = set()
         self.rates = Counter(_rate(layer) for layer in graph if layer.drops)
+        self._sites: dict[object, list[Layer]] = defaultdict(list)
+        for layer in graph:
+            self._sites[layer.site].append(layer)
+        self._allowed: set[tuple[str, Change]] = set()  # changes that the source allows, by the caller's path
         for edit in edits:
             if isinstance(edit, (Remove, Move, Swap)):
                 self.gone.add(edit.layer)
@@ -166,9 +171,14 @@ class EditPlan:
             raise EditError(f"no source line is known for {layer.name}")
         if method_of(caller, layer.file, layer.line) is None:
             raise EditError(f"{layer.where} is in no method of {owner}, which makes the call")
-        rest = [x for x in self.graph if x.site == layer.site and not self._is_edited(x, action)]
+        rest = [x for x in self._sites[layer.site] if not self._is_edited(x, action)]
         if rest:
             raise EditError(f"{layer.where} also makes {rest[0].name}, which is to stay as it is")
+        change = Change(layer.file, layer.line, layer.module or layer.call, action, "new", layer.end)
+        if (layer.caller, change) not in self._allowed:  # asked now, while it is known whose edit it is
+            with _source_edited():
+                changed_sources(caller, [change])
+            self._allowed.add((layer.caller, change))
         target = layer.call if layer.module is None else self.paths[layer.module][0]
         return Rewrite(layer.caller, layer.file, layer.line, target, action, new, layer.end)
 
@@ -221,10 +231,17 @@ def carry_out_(model: nn.Module, operations: Sequence[Operation]) -> None:
         elif isinstance(operation, Rewrite):
             changes[operation.path].append(_change(modules, operation))
     for path, found in changes.items():
-        try:
+        with _source_edited():
             rewrite_(modules[path], found)
-        except RewriteError as error:
-            raise EditError(str(error)) from error
+
+
+@contextmanager
+def _source_edited() -> Generator[None]:
+    """Where a method's source cannot be changed, an edit cannot be carried out."""
+    try:
+        yield
+    except RewriteError as error:
+        raise EditError(str(error)) from error
 
 
 def recompute_(model: nn.Module, operations: Sequence[Operation], example: Any) -> None:

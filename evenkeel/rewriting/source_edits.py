@@ -76,6 +76,16 @@ def rewrite_(module: nn.Module, changes: Sequence[Change]) -> None:
     >>> net, isinstance(net, Net), net(torch.tensor([-1.0, 2.0]))
     (Net(), True, tensor([0., 2.]))
     """
+    if sources := changed_sources(module, changes):
+        _become_(module, _original(type(module)), sources)
+
+
+def changed_sources(module: nn.Module, changes: Sequence[Change]) -> tuple[SourceCode, ...]:
+    """The methods that `rewrite_` gives a module, and those given before; the module stays as it is.
+
+    Raises:
+        RewriteError: as for `rewrite_`.
+    """
     if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         raise RewriteError(f"a {type(module).__bases__[0].__name__} runs code that was generated")
     sources = {source.name: source for source in _sources(type(module))}
@@ -86,8 +96,7 @@ def rewrite_(module: nn.Module, changes: Sequence[Change]) -> None:
         planned.append((place_of(source, scope, change), name, scope, change))
     for place, name, scope, change in sorted(planned, key=lambda plan: -plan[0]):  # the last first, so that places stay
         sources[name] = edited(sources[name], scope, change, place)
-    if sources:
-        _become_(module, _original(type(module)), tuple(sorted(sources.values())))
+    return tuple(sorted(sources.values()))
 
 
 class _Rewritten:

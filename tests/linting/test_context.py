@@ -31,7 +31,7 @@ def test_every_reading_leaves_the_model_as_found_and_is_made_once(reading, train
 
 
 def test_nothing_is_read_before_it_is_asked_for(monkeypatch):
-    for name in ("graph_of", "record", "predict", "predict_mean_squares"):
+    for name in ("graph_of", "record_call", "predict", "predict_mean_squares"):
         monkeypatch.setattr(module, name, None)
     Context(net(), X)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from benchmarks.torchvision_cpu import import_torchvision
 from evenkeel.linting.context import Context
 from evenkeel.linting.linter import examine, wanted
 from evenkeel.model.nested import tensors
+from evenkeel.rewriting import fixer
+from evenkeel.rewriting.halves import Halves
 
 PLACEMENT = ("li2018", "kim2023")
 
@@ -247,3 +250,68 @@ def test_without_findings_a_copy_comes_back_with_an_empty_report():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
     fixed = ek.fix(model, torch.zeros(2, 4), guideline="li2018")
     assert fixed is not model and len(fixed.evenkeel_fix) == 0
+
+
+# When some of many edits go wrong
+
+
+class Block(nn.Module):
+    """Weights, dropout and a norm; a touchy one computes something else once its dropout is gone."""
+
+    def __init__(self, touchy):
+        super().__init__()
+        self.touchy, self.weights, self.drop, self.norm = touchy, nn.Linear(4, 4), nn.Dropout(0.1), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        changed = self.touchy and not isinstance(self.drop, nn.Dropout)
+        return self.norm(self.drop(self.weights(x))) * (2 if changed else 1)
+
+
+class OneByOne(Halves):
+    """The slow, obvious way."""
+
+    def keep(self, items):
+        self.reasons += [(item, reason) for item in items if (reason := self._refused([item]))]
+
+
+@pytest.mark.parametrize("touchy", [set(), {5}, {1, 2, 6}, {0}, set(range(8))])
+def test_what_is_fixed_beside_edits_that_go_wrong_is_what_would_be_one_by_one(monkeypatch, touchy):
+    model, x = nn.Sequential(*(Block(i in touchy) for i in range(8)), nn.Linear(4, 2)), torch.randn(2, 4)
+    attempts = []
+    monkeypatch.setattr(fixer, "_attempt", lambda *given, way=fixer._attempt: attempts.append(given) or way(*given))
+    fixed, attempted = fix_quietly(model, x), len(attempts)
+    monkeypatch.setattr(fixer, "Halves", OneByOne)
+    expected = fix_quietly(model, x)
+    assert repr(fixed) == repr(expected) and set(fixed.evenkeel_fix) == set(expected.evenkeel_fix)
+    assert len(fixed.evenkeel_fix.left) == (8 if 0 in touchy else len(touchy))  # the first one is moved for the others
+    assert attempted <= 1 + len(touchy) * (3 + 2)
+
+
+def fix_quietly(model, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ek.UnappliedWarning)
+        return ek.fix(model, x, guideline="li2018")
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(F.dropout(self.weights(x), 0.1, self.training))
+
+
+class Decorated(Functional):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.norm(F.dropout(self.weights(x), 0.1, self.training))
+
+
+def test_what_cannot_be_done_to_the_source_is_known_without_an_attempt(monkeypatch):
+    attempts = []
+    monkeypatch.setattr(fixer, "_attempt", lambda *given, way=fixer._attempt: attempts.append(given) or way(*given))
+    model = nn.Sequential(*(Decorated() if i % 3 == 1 else Functional() for i in range(9)), nn.Linear(4, 2))
+    left = fix_quietly(model, torch.randn(2, 4)).evenkeel_fix.left
+    assert [row.path for row in left] == ["1.dropout", "4.dropout", "7.dropout"]
+    assert all("a decorator wraps" in row.reason for row in left) and len(attempts) == 1

@@ -44,16 +44,17 @@ _LAST = 3  # spatial dimensions that a norm takes
 @rule("EK302", guideline="chen2019")
 def weight_without_ic(context: Context) -> Iterator[Finding]:
     """Weight layers that do not read an IC layer."""
+    dropouts = set(context.dropouts)
     for weight in context.graph.of(Kind.WEIGHT):
-        inner = any(layer.kind is Kind.WEIGHT for layer in context.graph.upstream(weight))
+        behind = context.graph.upstream(weight, until=Kind.WEIGHT)
+        inner = any(layer.kind is Kind.WEIGHT for layer in behind)
         source = source_of(weight, _passes)
         dropout = source if source and source.drops else None
         before = source_of(dropout, _passes) if dropout else source
         normed = before is not None and before.kind is Kind.NORM
         if inner and not (normed and dropout) and weight.function != "embedding":
             missing, place = ("dropout", f"Dropout({_RATE})") if normed else ("norm", "evenkeel.IC")
-            behind = context.graph.upstream(weight, until=Kind.WEIGHT)
-            others = [] if normed else [layer for layer in behind if layer in context.dropouts]
+            others = [] if normed else [layer for layer in behind if layer in dropouts]
             yield Finding.at(
                 weight,
                 f"the weights read no IC layer: there is no {missing} right before them.",

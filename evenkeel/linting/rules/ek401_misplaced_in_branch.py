@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from evenkeel.graph.branches import Branch
 from evenkeel.graph.layer_graph import Layer
+from evenkeel.graph.queries import norms_behind
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.placement import caveat, in_words, is_well_placed, kept, move_into
@@ -63,7 +64,7 @@ def _offence(dropout: Layer, branch: Branch) -> str:
 
 
 def _nearest_norm(context: Context, dropout: Layer) -> str | None:
-    return next((layer.path for layer in context.graph.downstream(dropout) if layer.stores), None)
+    return next((norm.path for norm in norms_behind(context.graph, dropout, through_weights=True)), None)
 
 
 def bad() -> nn.Module:

@@ -44,8 +44,9 @@ def head_dropout_after_pool(context: Context) -> Iterator[Finding]:
     joins = {branch.join for branch in context.branches}
     for dropout in context.dropouts:
         pool = source_of(dropout)
-        inside = dropout in context.gating or not joins.isdisjoint(context.graph.downstream(dropout))
-        if pool and is_global_average(pool) and not inside:
+        if not pool or not is_global_average(pool):
+            continue
+        if dropout not in context.gating and joins.isdisjoint(context.graph.downstream(dropout)):
             yield Finding.at(
                 dropout,
                 f"{in_words(dropout)} acts on what the global average pool {pool.name} returns.",
