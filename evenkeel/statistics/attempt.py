@@ -51,7 +51,7 @@ _NO_SAY = (
     "samples in several batches, or a number"
 )
 _NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
-_PART_OF_ALL = "one of every {} samples was run, noise on and off: these tell slopes well enough"
+_PART_OF_ALL = "one of every {:.3g} samples was run, noise on and off: these tell slopes well enough"
 _FAR = 1.5  # times what training left, noise on: more is worth telling
 STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 

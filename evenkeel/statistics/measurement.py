@@ -105,7 +105,7 @@ class Measurement:
         self.is_random = False
         self.pairing = pairing
         self.wanted: Callable[[float], float] | None = None
-        self.step = 1
+        self.step = 1.0
         self._is_pairing_tried = pairing is None
         self._forward = forward
         self._probes = Probes(model, norms, forward)
@@ -229,7 +229,7 @@ class Measurement:
                 expected *= min((first.samples if first is not None and is_divisible else 1) / self.step, 1)
         return self.limits.groups_of(pieces, expected)
 
-    def _step(self, first: Piece | None, batches: Iterable[Any], expected: float) -> int:
+    def _step(self, first: Piece | None, batches: Iterable[Any], expected: float) -> float:
         """Of how many samples one is to be run, on all ranks."""
         if self.pairing is None or self.wanted is None:
             return 1
@@ -237,7 +237,7 @@ class Measurement:
         total = self.ranks.total(expected * first.samples if first is not None else 0)
         if self.ranks.largest(not can_be_had_again) or not math.isfinite(total):
             return 1
-        return max(int(total // self.wanted(total)), 1)
+        return max(total / self.wanted(total), 1)
 
     def _try_pairing(self, first: Piece | None) -> None:
         """Pair on all ranks, if that is needed on one, as far as some samples of the first batch tell."""

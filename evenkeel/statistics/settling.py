@@ -29,10 +29,11 @@ _FEWEST = 8  # batches that these must come from: samples of one may be alike
 _MOST_SWEEPS, _SETTLED = 4, 1e-3  # of samples that stand for others: how often, and until what is left to change
 _MOST_ALL, _STILL = 40, 1e-4  # the same, of all samples
 _MOST_PAIRED = 3  # of all samples, where each is run with noise on, too
-_MOST_PASSES = 12
+_MOST_PASSES, _MOST_PASSES_PAIRED = 12, 2  # the latter of data whose first samples are like all
 # Doubts above which all data are run once more: if the first samples were not like the others, and if they were, when
 # what is left is as large as what any sample leaves.
 _NEAR, _NEAR_SHUFFLED = 3e-3, 2e-2
+_NEAR_PAIRED = 3e-2  # no nearer than slopes are known
 _AIM = 2e-3  # a doubt that is no larger needs no more samples
 _ALIKE = 4.0  # squared, and in standard errors of samples drawn at random, how far the first ones may be from all
 _PART, _UNTIL = 8, 1024  # the part of all samples that shows how many must be paired, and how many samples at most
@@ -117,7 +118,7 @@ def settle(
             doubts = _adjust_by_few(measurement, held, store, near)
         else:
             doubts, _ = _adjust(measurement, held, store, _usual(measurement, _FIRST if passes == 1 else _MANY))
-        is_near = _worst(doubts) <= near
+        is_near = _worst(doubts) <= near or (near == _NEAR_PAIRED and passes == _MOST_PASSES_PAIRED)
         if (is_near and not ranks.largest(measurement.limits.is_doubted)) or measurement.is_random:
             break
         if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
@@ -217,7 +218,8 @@ def _first_pass(
     groups.close()
     is_alike = _is_alike(at_first, measurement.populations, count)
     is_part = is_part or (max_batches is not None and max_batches < length(batches))
-    return is_all, is_part, _NEAR_SHUFFLED if is_alike else _NEAR
+    near = _NEAR_SHUFFLED if measurement.pairing is None else _NEAR_PAIRED
+    return is_all, is_part, near if is_alike else _NEAR
 
 
 def _is_alike(first: Mapping[str, Population], everything: Mapping[str, Population], count: int) -> bool:
@@ -258,14 +260,15 @@ def _adjust_by_few(measurement: Measurement, held: Reservoir, store: Store, near
     """
     base, total, usual = measurement.populations, measurement.samples, _usual(measurement, _FIRST)
     stored = [(buffer, buffer.clone()) for norm in measurement.norms.values() for buffer in norm.buffers()]
+    best = _AIM if measurement.pairing is None else near
     is_small = total <= 2 * (usual if measurement.pairing is None else _FEW)  # pairs cost several times as much
     count: float = usual if is_small else max(_FEW, total // _ENOUGH)
     used = 0.0
     while True:
         before, (doubts, used) = used, _adjust(measurement, held, store, int(count))
-        needed, wanted = (_MARGIN * used * (_worst(doubts) / aim) ** 2 for aim in (near, _AIM))
+        needed, wanted = (_MARGIN * used * (_worst(doubts) / aim) ** 2 for aim in (near, best))
         count = max(needed, min(wanted, usual))
-        if _worst(doubts) <= _AIM or not before < used < count <= _MOST_PART * total:  # whole batches may be no more
+        if _worst(doubts) <= best or not before < used < count <= _MOST_PART * total:  # whole batches may be no more
             return doubts
         measurement.populations = base
         for buffer, value in stored:
