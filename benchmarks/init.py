@@ -1,6 +1,7 @@
 """What init_ costs, and what it leaves: against torch's initializers and LSUV, side by side in one run.
 
-    python -m benchmarks.init [--parts cost left layers] [--rounds 7] [--draws 10] [--out results/init.json]
+    python -m benchmarks.init [--parts cost left layers] [--rounds 7] [--threads 1 2] [--draws 10]
+        [--out results/init.json]
 
 Cost: every round times all contestants one after the other; the figures are medians over the rounds of a contestant's
 time over kaiming_normal_'s in the same round, with the range of the middle half. What is left: Hendrycks & Gimpel's
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -121,19 +122,18 @@ def extremes(layers: list[dict[str, float]], name: str) -> list[float]:
     return [min(layer[name] for layer in layers), max(layer[name] for layer in layers)]
 
 
-def run_cost(options: argparse.Namespace) -> dict[str, Any]:
+def run_cost(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """Time over kaiming_normal_, on one thread, two, and as many as there are."""
-    results: dict[str, Any] = {}
     models = {"ResNet-50 at 64 px": resnet50, "MLP, 6 x 4096 (100 M)": mlp}
     most = torch.get_num_threads()
-    for threads, (model, build) in product(sorted({1, 2, most}), models.items()):
+    for threads, (model, build) in product(options.threads or sorted({1, 2, most}), models.items()):
         torch.set_num_threads(threads)
         name = f"{model}, {threads} thread{'s' * (threads > 1)}"
-        results[name] = costs(*build(), options.rounds)
-        for contestant, taken in results[name]["seconds"].items():
-            print(f"  {name}: {contestant:18} x{show(results[name][contestant])}  {taken:.2f} s", flush=True)
+        figures = costs(*build(), options.rounds)
+        for contestant, taken in figures["seconds"].items():
+            print(f"  {name}: {contestant:18} x{show(figures[contestant])}  {taken:.2f} s", flush=True)
+        yield name, figures
     torch.set_num_threads(most)
-    return results
 
 
 def run_left(options: argparse.Namespace) -> dict[str, Any]:
@@ -177,6 +177,9 @@ PARTS = {"cost": run_cost, "left": run_left, "layers": run_layers}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="of the costs; 1, 2 and as many as there are if not given"
+    )
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--plot", type=Path, default=Path("results/init.svg"))
     warnings.simplefilter("ignore")  # LSUV's, of layers that a model does not call

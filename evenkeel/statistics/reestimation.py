@@ -80,7 +80,8 @@ def reestimate_(
             the arg max of a classifier stays, and log losses of small ones got better, but the error of a regression
             grew, up to twelvefold (`benchmarks.matching`). So None is "variance" but for what looks like a regression:
             floating targets that its outputs fit, or one value a sample and no targets. There it is "mean", and taken
-            back if the squared error by the batches' own targets gets no lower. Without any noise both are the same.
+            back if the squared error by the batches' own targets falls by less than a twentieth: the model was fitted
+            to them. Without any noise both are the same.
         forward: how to run anything else: `lambda model, batch: ...`.
         stats: which statistics to write: both, var (as the paper says) or mean.
         relative: with match="variance", multiply the stored variance by that with noise off over that with noise on,
