@@ -78,7 +78,7 @@ def reestimate_(
         match: what eval mode is to keep of train mode: "variance", of each norm's output over the data, or "mean", of
             each output over masks. Matching variances makes outputs larger where dropout stands right before a norm:
             the arg max of a classifier stays, and log losses of small ones got better, but the error of a regression
-            grew, up to twelvefold (`benchmarks.matching`). So None is "variance" but for what looks like a regression:
+            grew, up to elevenfold (`benchmarks.matching`). So None is "variance" but for what looks like a regression:
             floating targets that its outputs fit, or one value a sample and no targets. There it is "mean", and taken
             back if the squared error by the batches' own targets falls by less than a twentieth: the model was fitted
             to them. Without any noise both are the same.
