@@ -51,7 +51,6 @@ _NO_SAY = (
     "samples in several batches, or a number"
 )
 _NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
-_PART_OF_ALL = "one of every {:.3g} samples was run, noise on and off: these tell slopes well enough"
 _FAR = 1.5  # times what training left, noise on: more is worth telling
 STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
@@ -153,6 +152,7 @@ class Attempt:
             unsure=_unsure(measurement, settled, pairs),
             notes=[*notes, stretch] if stretch else notes,
             stretch=stretch,
+            step=measurement.step,
             slopes={path: population.slope for path, population in pairs.items()},
             converged=self.tolerance is None or largest(errors.values()) <= self.tolerance,
             held=held,
@@ -285,8 +285,6 @@ def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
 def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> list[str]:
     """What the reader must know of how the statistics were made."""
     notes = [f"batches ran one by one: {measurement.limits.apart}"] if measurement.limits.apart else []
-    if measurement.step > 1:
-        notes.append(_PART_OF_ALL.format(measurement.step))
     if settled.is_uneven:
         notes.append(
             f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "

@@ -14,6 +14,7 @@ from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.pairs import Match, Slope
 
 _ALIKE = 0.03  # relative, or in deviations: statistics that differ by less are the same to all that follows
+_PART_OF_ALL = "one of every {:.3g} samples was run, noise on and off: these tell slopes well enough"
 _CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
 
 
@@ -28,6 +29,7 @@ class Reestimation(Report[NormChange]):
         batches: number of batches used.
         samples: number of samples in them, by the leading dimension of each batch's first tensor, or as told.
         passes: how many times all data were run; more than once where the first were not like the others.
+        step: of how many samples one was run; 1 if all were.
         untouched: norms left as they were, by path, each with the reason.
         unsure: norms whose statistics may be off by more than their standard errors, by path, each with the reason.
         notes: how the statistics were made, if not in the usual way, and whether the data suffice.
@@ -57,13 +59,16 @@ class Reestimation(Report[NormChange]):
         held: Held,
         match: Match = "variance",
         slopes: Mapping[str, Slope] | None = None,
+        step: float = 1.0,
         stretch: str = "",
     ) -> None:
         rows = tuple(rows)
-        super().__init__(rows, untouched=untouched, unsure=unsure, notes=(*notes, *_too_few(rows)))
+        few = [_PART_OF_ALL.format(step)] if step > 1 else _too_few(rows)
+        super().__init__(rows, untouched=untouched, unsure=unsure, notes=(*notes, *few))
         self.batches = batches
         self.samples = samples
         self.passes = passes
+        self.step = step
         self.converged = converged
         self.match = match
         self.slopes = dict(slopes or {})
@@ -116,7 +121,7 @@ class Reestimation(Report[NormChange]):
     def _figures(self) -> dict[str, Any]:
         scores = {"before": self.before and asdict(self.before), "after": self.after and asdict(self.after)}
         figures: dict[str, Any] = {"match": self.match, "batches": self.batches, "samples": self.samples}
-        figures |= {"passes": self.passes}
+        figures |= {"passes": self.passes, "step": self.step}
         figures |= {"standard_error": self.standard_error}
         return figures | scores | {"converged": self.converged, "kept": self.kept}
 
