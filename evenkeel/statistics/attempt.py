@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
 from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
 from evenkeel.graph.layer_graph import LayerGraph
@@ -161,6 +162,7 @@ class Attempt:
     def _settled(self, measurement: Measurement, batches: Iterable[Any], store: Store) -> Settled:
         """What settling finds: on fewer than all samples only where the caller set no standard for their number."""
         if self.tolerance is None and self.prior == 0:
+            measurement.is_repeatable = hasattr(self.batches, "__getitem__") or isinstance(self.batches, DataLoader)
             return settle_paired(measurement, batches, store, max_batches=self.max_batches)
         return settle(measurement, batches, store, max_batches=self.max_batches, tolerance=self.tolerance)
 

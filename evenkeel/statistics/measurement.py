@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.batches import Forward, device_of, each, forward_pass, inputs, length, samples
@@ -67,7 +66,8 @@ class Measurement:
         shapes: of the tensors that the model returned last.
         is_random: whether the model draws at random in eval mode, too, as far as it was tried.
         pairing: as given; None if it was found not to be needed.
-        wanted: told how many samples there are in all, how many to run; all if None, or if they can be had only once.
+        wanted: told how many samples there are in all, how many to run; all if None, or if not repeatable.
+        is_repeatable: whether the batches can surely be had once more.
         step: of how many samples one is run.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
@@ -105,7 +105,10 @@ class Measurement:
         self.is_random = False
         self.pairing = pairing
         self.wanted: Callable[[float], float] | None = None
+        self.is_repeatable = False
         self.step = 1.0
+        self._is_divided = False
+        self._of_batch = 1
         self._is_pairing_tried = pairing is None
         self._forward = forward
         self._probes = Probes(model, norms, forward)
@@ -152,7 +155,7 @@ class Measurement:
         expected = min(length(batches), max_batches or math.inf)
         pieces = self._pieces(batches, max_batches, may_be_empty, again)
         try:
-            yield from self.ranks.rounds(self._grouped(pieces, batches, expected))
+            yield from self.ranks.rounds(self._grouped(pieces, batches, expected, again))
         finally:
             self._group = None
             pieces.close()  # and with them the loader
@@ -215,27 +218,27 @@ class Measurement:
         found = bool(pieces) and self._probes.are_random(pieces[0], is_divisible=self.limits.is_divisible)
         self.is_random = bool(self.ranks.largest(found))
 
-    def _grouped(self, pieces: Iterator[Piece], batches: Iterable[Any], expected: float) -> Groups:
+    def _grouped(self, pieces: Iterator[Piece], batches: Iterable[Any], expected: float, again: bool) -> Groups:
         """The pieces in groups: all, or as many as are wanted."""
-        if not self._is_pairing_tried or self.wanted is not None:
+        if not again and (not self._is_pairing_tried or self.wanted is not None):
             first = self.ranks.collectively(lambda: next(pieces, None))
             pieces = itertools.chain([] if first is None else [first], pieces)
             if not self._is_pairing_tried:
                 self._try_pairing(first)
-            self.step = self._step(first, batches, expected)
-            if self.step > 1:
-                is_divisible = first is not None and self.limits.can_divide(first)
-                pieces = thinned(pieces, self.step, is_divisible=is_divisible)
-                expected *= min((first.samples if first is not None and is_divisible else 1) / self.step, 1)
-        return self.limits.groups_of(pieces, expected)
+            self.step = self._step(0 if first is None else first.samples, expected)
+            self._is_divided = first is not None and self.step > 1 and self.limits.can_divide(first)
+            self._of_batch = max(0 if first is None else first.samples, 1)
+        if self.step == 1 or (isinstance(batches, list) and any(isinstance(batch, Piece) for batch in batches[:1])):
+            return self.limits.groups_of(pieces, expected)
+        expected *= min((self._of_batch if self._is_divided else 1) / self.step, 1)  # batches of which any is run
+        return self.limits.groups_of(thinned(pieces, self.step, is_divisible=self._is_divided), expected)
 
-    def _step(self, first: Piece | None, batches: Iterable[Any], expected: float) -> float:
-        """Of how many samples one is to be run, on all ranks."""
+    def _step(self, samples: int, expected: float) -> float:
+        """Of how many samples one is to be run, on all ranks, given how many the first batch holds."""
         if self.pairing is None or self.wanted is None:
             return 1
-        can_be_had_again = hasattr(batches, "__getitem__") or isinstance(batches, DataLoader)
-        total = self.ranks.total(expected * first.samples if first is not None else 0)
-        if self.ranks.largest(not can_be_had_again) or not math.isfinite(total):
+        total = self.ranks.total(expected * samples if samples else 0)
+        if self.ranks.largest(not self.is_repeatable) or not math.isfinite(total):
             return 1
         return max(total / self.wanted(total), 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenkeel as ek
+from evenkeel.statistics import settling
 from evenkeel.statistics.batch_merging import Piece
 from evenkeel.statistics.thinning import thinned
 
@@ -165,3 +167,24 @@ def test_a_loader_of_torch_is_read_again_and_a_seed_repeats():
     as_found = statistics_in(net())
     done[0].undo()
     assert same_bits(statistics_in(models[0]), as_found)
+
+
+def test_a_progress_bar_changes_nothing():
+    models = [net() for _ in range(2)]
+    done = [
+        ek.reestimate_(model, list(data().split(64)), match="mean", progress=shown)
+        for model, shown in zip(models, (False, True), strict=True)
+    ]
+    assert is_in_part(done[0]) and is_in_part(done[1]) and same_bits(*map(statistics_in, models))
+
+
+def test_a_part_that_is_run_again_is_the_same_part(monkeypatch):
+    x = torch.cat([data(1 << 15, seed) for seed in range(4)])
+    models = [net(nn.Dropout(0.5)) for _ in range(2)]
+    once = ek.reestimate_(models[0], list(x.split(64)), match="mean", memory=1 << 14)
+    monkeypatch.setattr(settling, "_worst", lambda doubts: math.inf)
+    again = ek.reestimate_(models[1], list(x.split(64)), match="mean", memory=1 << 14)
+    assert (once.passes, again.passes) == (1, 2) and is_in_part(once) and is_in_part(again)
+    assert once.samples == again.samples and once.step == again.step
+    for one, other in zip(*map(statistics_in, models), strict=True):
+        assert torch.allclose(one, other, rtol=0.05, atol=0.05)
