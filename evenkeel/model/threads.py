@@ -33,7 +33,7 @@ def single_threaded() -> Generator[None]:
     known = getattr(_ALLOWED, "count", None)
     _ALLOWED.count = known or torch.get_num_threads()
     try:
-        with _on(1):
+        with on_threads(1):
             yield
     finally:
         _ALLOWED.count = known
@@ -51,11 +51,12 @@ def threads_for(operands: Sequence[Tensor], *, product: bool = False) -> Abstrac
         x, weight = operands[:2]
         work = x.numel() // max(x.shape[1], 1) * weight.numel()
     count = getattr(_ALLOWED, "count", None) or torch.get_num_threads()
-    return _on(count if count > 1 and work >= _WORTH and _CORES.are_free(count) else 1)
+    return on_threads(count if count > 1 and work >= _WORTH and _CORES.are_free(count) else 1)
 
 
 @contextmanager
-def _on(count: int) -> Generator[None]:
+def on_threads(count: int) -> Generator[None]:
+    """Compute on so many threads, and on as many as before on leaving, also after an exception."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -81,7 +82,7 @@ class _Cores:
 
 def _seconds(threads: int) -> float:
     """What a multiplication takes, in the mean over some, after one that wakes the threads."""
-    with _on(threads):
+    with on_threads(threads):
         matrix = torch.ones(_SIZE, _SIZE)
         torch.mm(matrix, matrix)
         began = time.perf_counter()

@@ -19,8 +19,6 @@ from evenkeel.statistics.reestimation_report import Reestimation
 
 _ENOUGH = 8192  # samples
 _OWN = 0.95  # of the loss as found, on data that a model was fitted to: a smaller gain there often is none on others
-
-
 _BY_OWN = (
     "judged by the targets of these data themselves, whose loss must fall by a twentieth: held_out= tells more, "
     "match='mean' does not ask"

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -19,6 +18,7 @@ import evenkeel as ek
 from evenkeel.init import forecast, initialization
 from evenkeel.init.drawing import FILLS
 from evenkeel.init.gains import MODES
+from evenkeel.model.threads import on_threads
 
 WIDE = 256  # where the spread of samples' strengths hardly matters
 
@@ -545,16 +545,6 @@ def test_only_weights_and_biases_of_weight_layers_change(spec, weights):
 # --- random numbers ---------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def bits(net, **options):
     ek.init_(net, torch.ones(2, 40), **options)
     return [parameter.detach().clone() for parameter in net.parameters()]
@@ -575,7 +565,7 @@ def test_the_same_seed_gives_the_same_bits(weights):
 def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads(weights):
     net, found = mlp(widths=(40, 400, 300, 300, 1)), []
     for count in (1, 2, 3):
-        with threads(count):
+        with on_threads(count):
             found.append(bits(net, weights=weights, seed=3))
     assert alike(found[0], found[1]) and alike(found[0], found[2])
 
