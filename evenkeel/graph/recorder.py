@@ -139,7 +139,7 @@ class Recorder(TorchFunctionMode):
         if func is functional.multi_head_attention_forward and self.whole is None:
             with attention_opened(), self:
                 return func(*args, **kwargs)
-        result = func(*args, **kwargs)
+        result = self._make(func, args, kwargs)
         if self.whole is None:
             name = function_name(func)
             outputs = tensors(args[0] if name == "setitem" else result)
@@ -148,6 +148,10 @@ class Recorder(TorchFunctionMode):
             elif name in LEAVING:
                 self.escaped.extend(self._signals(args))
         return result
+
+    def _make(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a call."""
+        return func(*args, **kwargs)
 
     def _record(
         self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]

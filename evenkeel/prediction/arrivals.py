@@ -9,7 +9,8 @@ from torch import Tensor
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.queries import cut_from
 from evenkeel.model.norms import Norm
-from evenkeel.prediction.replicas import Channels
+from evenkeel.prediction.anchors import Stored
+from evenkeel.prediction.replicas import Channels, channels_of, match_
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,16 @@ def whole_of(x: Tensor, source: Layer) -> tuple[Tensor, int] | None:
     if reach >= base.numel():
         return None
     return base.as_strided(shape, x.stride(), int(base.storage_offset()) + start), first
+
+
+def arrived(x: Tensor, stored: Stored) -> Arrival:
+    """Match replicas to what is stored, in place (see `match_`)."""
+    found = channels_of(x)
+    channels, exceeded = match_(x, stored.mean, stored.variance, found)
+    return Arrival(channels, found, exceeded)
+
+
+def fits(x: Tensor, stored: Stored) -> bool:
+    """Whether a tensor has samples first and as many channels as are known second, and can be written to."""
+    expanded = any(size > 1 and not stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.dim() > 1 and x.is_floating_point() and not expanded and x.shape[1] == len(stored.mean)

@@ -17,8 +17,8 @@ from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.unseen_calls import scripted_calls, unchecked_laws
 from evenkeel.model.batches import device_of
 from evenkeel.prediction.anchors import Stored
-from evenkeel.prediction.arrivals import Arrival
-from evenkeel.prediction.replica_recorder import ReplicaRecorder, arrived, fits, is_multiple
+from evenkeel.prediction.arrivals import Arrival, arrived, fits
+from evenkeel.prediction.replica_recorder import ReplicaRecorder, is_multiple
 from evenkeel.prediction.replicas import COUNT, Channels, Energies, as_trained, channels_of, energies_of
 
 

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from evenkeel.errors import TraceError, brief
 from evenkeel.graph.kinds import QUANTIZING, REORDERINGS, Kind, function_name, kind_of_function
-from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.queries import stays_on
 from evenkeel.graph.recorder import Recorder
-from evenkeel.graph.tracing import record
 from evenkeel.model.flags import set_modes
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
@@ -64,45 +62,39 @@ class _NormWatch(Recorder):
         return copy
 
 
-def always_noisy(given: Sampled) -> frozenset[Site]:
-    """The call sites of noise that eval mode has, too: it is part of the signal, and shifts nothing."""
-    if not any(_may_stay_on(layer) for layer in given.graph):
-        return frozenset()
-    try:
-        recorded = record(given.model, given.run, given.inputs, training=False)
-    except TraceError:
-        return frozenset()  # which `contradictions` will say
-    return frozenset(layer.site for layer in recorded if stays_on(layer))
-
-
-def _may_stay_on(layer: Layer) -> bool:
-    plain = isinstance(layer.module, nn.modules.dropout._DropoutNd) and type(layer.module).train is nn.Module.train
-    return layer.kind is Kind.NOISE or (layer.drops and not plain)
-
-
-def agreement(given: Sampled) -> tuple[bool, dict[str, str]]:
-    """How replicas are to be run, and where eval mode contradicts them (see `contradictions`).
+def agreement(given: Sampled) -> tuple[Sampled, dict[str, str]]:
+    """How replicas are to be run, and where eval mode contradicts them.
 
     Returns:
-        Whether they run one after the other, as they must where inputs are no batch that can be made larger, where
-        samples are reordered on the way, and where the model takes no other sizes than the example's; and the norms.
+        The same with `in_turn`, if replicas must run one after the other: where inputs are no batch that can be made
+        larger, where samples are reordered on the way, and where the model takes no other sizes than the example's;
+        and with `always`. And the norms that eval mode feeds something else than the replica without noise has there,
+        by path, each with the reason: so are found samples that mix, and whatever else is not what replicas make of it.
 
     Raises:
         TraceError: the model runs neither way.
     """
     if not takes_turns(tensors(given.inputs)) and not any(layer.function in REORDERINGS for layer in given.graph):
         try:
-            return False, contradictions(replace(given, in_turn=False))
+            return _compared(replace(given, in_turn=False))
         except TraceError:
             pass  # perhaps only because of the sizes
-    return True, contradictions(replace(given, in_turn=True))
+    return _compared(replace(given, in_turn=True))
 
 
-def contradictions(given: Sampled) -> dict[str, str]:
-    """Norms that eval mode feeds something else than the replica without noise has there, each with the reason.
+def _compared(given: Sampled) -> tuple[Sampled, dict[str, str]]:
+    """Compare eval mode with the replicas; once more if it has noise, too, which is part of the signal then."""
+    found, always = _contradictions(given)
+    if always:
+        given = replace(given, always=always)
+        found, _ = _contradictions(given)
+    return given, found
 
-    So are found dropout that stays on, samples that mix, and whatever else is not what the replicas make of it. The
-    model is the caller's to restore, unless the pass of the replicas raises.
+
+def _contradictions(given: Sampled) -> tuple[dict[str, str], frozenset[Site]]:
+    """Norms that eval mode feeds something else than the replica without noise has there, and where it has noise.
+
+    The model is the caller's to restore, unless the pass of the replicas raises.
     """
     model, norms = given.model, given.norms
     with restored(model, parameters=False):
@@ -113,14 +105,14 @@ def contradictions(given: Sampled) -> dict[str, str]:
         warnings.simplefilter("ignore")
         model.eval()
         try:
-            watch.run(given.run, expected.inputs)
+            graph = watch.run(given.run, expected.inputs)
         except Exception as error:
-            return dict.fromkeys(
-                norms, f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
-            )
+            reason = f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
+            return dict.fromkeys(norms, reason), frozenset()
     near = _COARSE if any(layer.function in QUANTIZING for layer in given.graph) else _ROUNDING
     found = {path: _contradiction(calls, watch.fed.get(path, []), near) for path, calls in expected.fed.items()}
-    return {path: reason for path, reason in found.items() if reason}
+    always = frozenset(layer.site for layer in graph if stays_on(layer))
+    return {path: reason for path, reason in found.items() if reason}, always
 
 
 def _contradiction(expected: list[Tensor], found: list[Tensor], near: float) -> str | None:

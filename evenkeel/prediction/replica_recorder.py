@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from evenkeel.graph.kinds import (
     CHANNEL_DROPOUT,
@@ -26,7 +27,7 @@ from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.threads import single_threaded, threads_for
 from evenkeel.prediction.anchors import Stored, is_repaired, is_untrained
-from evenkeel.prediction.arrivals import Arrival, Pending, whole_of
+from evenkeel.prediction.arrivals import Arrival, Pending, arrived, fits, whole_of
 from evenkeel.prediction.mask_versions import MaskVersions
 from evenkeel.prediction.noisy_call import NoisyCall
 from evenkeel.prediction.random_inputs import noises
@@ -36,8 +37,8 @@ from evenkeel.prediction.replicas import (
     Energies,
     as_trained,
     channels_of,
+    dropped,
     energies_of,
-    match_,
     noise_free_rows,
     row_dim,
 )
@@ -122,6 +123,7 @@ class ReplicaRecorder(Recorder):
         self._repaired = set(filter(is_repaired, norms.values()))
         self._call: NoisyCall | None = None  # the call that runs, if it has noise, or is given a noisy parameter
         self._mask: tuple[int, ...] | None = None  # the shape of the noise that it was fed
+        self._rate: float | None = None  # of the call that runs, if it is plain dropout of replicas
         self._versions = MaskVersions(samples)
         self._arrived: tuple[Pending, int] | None = None  # at the norm that runs, and how many rows have no noise
         self._begun: dict[tuple[str, Layer], Pending] = {}
@@ -136,11 +138,30 @@ class ReplicaRecorder(Recorder):
             if self.whole is None:
                 if kind is Kind.NORM:
                     self._arrive(args, kwargs)
+                self._rate = self._plain_rate(func, args, kwargs)
                 self._remember(func, args, kwargs)
             result = super().__torch_function__(func, types, args, kwargs)
             if self.whole is None and name in HIDDEN_DROPOUT and self.layers and self.layers[-1].p:
                 self._repeat(func, name, args, kwargs, result)
         return result
+
+    def _make(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._rate is None:
+            return super()._make(func, args, kwargs)
+        rate, self._rate = self._rate, None
+        return dropped(next(iter(tensors((args, kwargs)))), rate)
+
+    def _plain_rate(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+        """The rate of a call that does to replicas what `dropped` does; None of any other."""
+        if func not in (functional.dropout, torch.dropout) or not self.samples or self.always:
+            return None
+        names = ("input", "p", "training" if func is functional.dropout else "train", "inplace")
+        given: dict[str, Any] = {"p": 0.5, "training": True, "inplace": False}
+        given |= {**dict(zip(names, args, strict=False)), **kwargs}
+        x, p, training = given["input"], given["p"], given[names[2]]
+        is_signal = self.producers.get(x) is not None and self._noise_in(x) is None and x not in self._versions
+        plain = training is True and not given["inplace"] and isinstance(p, float) and 0 < p < 1
+        return p if is_signal and plain and x.is_floating_point() and row_dim(x, self.samples) == 0 else None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         super()._enter(module, args, kwargs)
@@ -287,12 +308,14 @@ class ReplicaRecorder(Recorder):
 
     def _remember(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember a call with noise, with what it is fed, which it may write over, and the shape of its noise."""
+        self._call = self._mask = None
+        if self._rate is not None:
+            return
         given, name = tensors((args, kwargs)), function_name(func)
         masks = [tuple(t.shape) for t in given if self._noise_in(t)]
         signal = next((t for t in given if self.producers.get(t) is not None), None)
         noisy = masks or name == "rrelu" or name in SAMPLES or kind_of_function(name) is Kind.DROPOUT
         noisy = noisy or func == getattr(self.whole, "forward", None)
-        self._call = self._mask = None
         if not noisy and not self._versions.given(given):
             return
         self._call = NoisyCall.of(func, args, kwargs, self._copied, self._noise_in)
@@ -369,16 +392,3 @@ class ReplicaRecorder(Recorder):
 def is_multiple(layer: Layer) -> bool:
     """Whether a dropout returns, in eval mode, a known multiple of what it is fed."""
     return layer.kind is Kind.DROPOUT and (layer.scaled or layer.p is not None)
-
-
-def arrived(x: Tensor, stored: Stored) -> Arrival:
-    """Match replicas to what is stored, in place (see `match_`)."""
-    found = channels_of(x)
-    channels, exceeded = match_(x, stored.mean, stored.variance, found)
-    return Arrival(channels, found, exceeded)
-
-
-def fits(x: Tensor, stored: Stored) -> bool:
-    """Whether a tensor has samples first and as many channels as are known second, and can be written to."""
-    expanded = any(size > 1 and not stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.dim() > 1 and x.is_floating_point() and not expanded and x.shape[1] == len(stored.mean)

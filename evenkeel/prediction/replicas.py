@@ -88,6 +88,27 @@ def noise_free_rows(x: Tensor, samples: int) -> Tensor | None:
     return None if dim is None else x.narrow(dim, 0, x.shape[dim] // COUNT)
 
 
+def dropped(x: Tensor, p: float) -> Tensor:
+    """Replicas after dropout, the one without noise as it was; `F.dropout` takes four times as long on a CPU.
+
+    Args:
+        x: shape (replicas x samples, ...).
+        p: drop probability; rounded to a multiple of 2^-16.
+
+    >>> noise_free, first, second = dropped(torch.ones(3, 99), 0.5)
+    >>> noise_free.unique(), first.unique(), bool((first == second).all())
+    (tensor([1.]), tensor([0., 2.]), False)
+    """
+    out, rows = torch.empty_like(x), len(x) // COUNT
+    out[:rows].copy_(x[:rows])
+    noisy = x[rows:]
+    bits = torch.empty(noisy.numel() // 4 + 1, dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+    kept = bits.view(torch.int16)[: noisy.numel()].view(noisy.shape) >= round(p * (1 << 16)) - (1 << 15)
+    torch.mul(noisy, kept, out=out[rows:])
+    out[rows:].div_(1 - p)
+    return out
+
+
 def channels_of(x: Tensor) -> Channels:
     """The moments of a signal of shape (replicas x samples, channels, ...).
 

@@ -23,7 +23,7 @@ from evenkeel.model.wrappers import unwrapped
 from evenkeel.prediction.anchors import WRITTEN, Stored, distrust, is_repaired, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
 from evenkeel.prediction.doubts import Doubt, bounds_before, doubt_of, is_opaque, loose_dropouts
-from evenkeel.prediction.mode_agreement import agreement, always_noisy
+from evenkeel.prediction.mode_agreement import agreement
 from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan
 from evenkeel.prediction.replicas import Channels, pooled
 from evenkeel.prediction.sampling import Sampled, sample
@@ -211,10 +211,9 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     distrusted = distrust(graph, norms)
     anchors = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
     sampled = Sampled(model, graph, norms, run, prepared(example, model))
-    sampled = replace(sampled, always=always_noisy(sampled))
     with restored(model):
-        in_turn, contradicted = agreement(sampled)
-    return PredictionInputs(replace(sampled, in_turn=in_turn), anchors, distrusted, contradicted)
+        sampled, contradicted = agreement(sampled)
+    return PredictionInputs(sampled, anchors, distrusted, contradicted)
 
 
 @single_threaded()
@@ -271,7 +270,7 @@ def inherited_shifts(given: PredictionInputs, plan: SamplingPlan, found: Predict
     if not behind:
         return dict.fromkeys(found.channels, 1.0)
     settled = {norm for path, norm in given.norms.items() if given.distrusted.get(path) != FROZEN}
-    corrected = predict(given, replace(plan, settled=settled, elements=plan.elements // 4))
+    corrected = predict(given, replace(plan, settled=settled, elements=plan.elements // 4, fewest=plan.fewest // 2))
     ratios = {path: (found.ratio(path), corrected.ratio(path)) for path in behind}
     known = {path: whole / own for path, (whole, own) in ratios.items() if 0 < whole < math.inf and 0 < own < math.inf}
     return dict.fromkeys(found.channels, 1.0) | known

@@ -127,8 +127,8 @@ def test_right_before_a_norm_it_is_li_equation_8(p, mean):
     model[1].num_batches_tracked.fill_(100)
     model[1].running_mean.fill_(mean)
     model[1].running_var.fill_(1 + s2 * (1 + mean**2))
-    (row,) = ek.predict_shift(model, torch.zeros(1, 64))
-    assert row.ratio == pytest.approx(1 / (1 + s2 * (1 + mean**2)), rel=0.05)
+    ratios = [ek.predict_shift(model, torch.zeros(1, 64), seed=seed)[0].ratio for seed in range(4)]
+    assert fmean(ratios) == pytest.approx(1 / (1 + s2 * (1 + mean**2)), rel=0.05)
 
 
 @pytest.mark.parametrize("noise", [nn.Dropout(0.4), ek.Uout(0.9)])
@@ -560,7 +560,8 @@ def test_norms_called_on_chunks_of_a_batch_are_predicted_like_any_other(cut, dim
     assert not predicted.unsure
     for row in predicted:
         assert row.ratio == pytest.approx(measured[row.path], rel=0.15)
-    assert set(ek.correct_(model, x[0]).untouched) == set()
+    untouched = ek.correct_(model, x[0]).untouched  # 16 channels, on which seeds may disagree
+    assert all(path == "7.norm" and reason.startswith("seeds disagree") for path, reason in untouched.items())
 
 
 def test_a_norm_that_is_given_part_of_the_batch_alone_is_not_predicted():
