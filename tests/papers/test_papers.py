@@ -101,6 +101,12 @@ def test_what_was_published_is_of_arms_and_columns_that_exist(name):
     assert len({claim.text for claim in experiment.claims}) == len(experiment.claims)
 
 
+def test_what_is_left_out_is_not_encoded():
+    for paper in ALL:
+        encoded = {claim.text for experiment in paper.experiments for claim in experiment.claims}
+        assert len(set(paper.left_out)) == len(paper.left_out) and not encoded & set(paper.left_out)
+
+
 @every
 def test_nothing_is_tuned_by_what_is_reported(name):
     _, experiment = EXPERIMENTS[name]
