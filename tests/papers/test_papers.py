@@ -20,7 +20,7 @@ from evenkeel.papers.catalogue import ALL, find
 from evenkeel.papers.lab.claims import Between, Equal, Within
 from evenkeel.papers.lab.images import Images
 from evenkeel.papers.lab.results import Record, Results, read_results
-from evenkeel.papers.lab.runner import make, runs_of
+from evenkeel.papers.lab.runner import is_made, make, runs_of
 from evenkeel.papers.lab.specs import SCALES, arm_name, digest
 from evenkeel.papers.lab.training import build_net
 from evenkeel.papers.lab.trials import Run, Workplace
@@ -131,6 +131,17 @@ def test_runs_come_through_pickle_and_json(name, scale):
     for run in runs:
         assert json.loads(json.dumps(run.spec())) == run.spec()
     assert pickle.loads(pickle.dumps(runs)) == runs and isinstance(runs[0], Run)
+
+
+def test_the_records_that_are_published_answer_to_their_specifications():
+    """So that `--resume` makes none of them anew."""
+    results = Workplace(Path(__file__).parents[2] / "results")
+    for paper, experiment in EXPERIMENTS.values():
+        folder = results.out / paper.name / experiment.name
+        for scale in SCALES:
+            there = {(row.arm, row.seed) for row in read_results(folder, experiment.arms[scale], scale)}
+            runs = [run for run in runs_of(paper, experiment, scale) if (arm_name(run.factors), run.seed) in there]
+            assert all(is_made(run, results) for run in runs)
 
 
 @every
