@@ -73,8 +73,8 @@ angles = Experiment(
     name="angles",
     source="Table 1",
     about=(
-        "Squared cosine between filters and the vector of ones, of nets trained without dropout, and the test error that "
-        f"these reach. {_SMALL}"
+        "Squared cosine between filters and the vector of ones, of nets trained without dropout, and the test error "
+        f"that these reach. {_SMALL}"
     ),
     arms=_arms({}),
     seeds=_SEEDS,
