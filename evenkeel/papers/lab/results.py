@@ -22,7 +22,7 @@ class Record:
     Attributes:
         factors: of its arm.
         seed: of the run.
-        scale: smoke, quick or full.
+        scale: smoke, quick, desk or full.
         figures: by name: numbers, lists or dictionaries of them; not a number where nothing finite was found.
         history: figures an epoch.
         content: all that its file holds.
@@ -65,6 +65,16 @@ class Record:
     def seconds(self) -> float:
         """Spent on training and measuring."""
         return sum(self.content["seconds"].values())
+
+    @property
+    def minutes(self) -> float:
+        """Spent on training, over all starts and for whomever it was; not a number where that is not recorded."""
+        return self.content.get("seconds", {}).get("training", math.nan) / 60
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its training ended since the loss was no number any more."""
+        return bool(self.history) and not math.isfinite(self.history[-1].get("train_loss", 0.0))
 
 
 class Results(Rows[Record]):

@@ -6,8 +6,8 @@ import math
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,37 +23,12 @@ from evenkeel.io.readers import LabelledImages
 from evenkeel.model.evaluation import Score, evaluate
 from evenkeel.output.files import atomic_write
 from evenkeel.output.progress import Bar
+from evenkeel.papers.lab.hardware import Hardware
 from evenkeel.papers.lab.images import Images, augment, batches
 from evenkeel.papers.lab.nets import build
-from evenkeel.papers.lab.specs import Accelerator, Precision, Recipe, Training, digest, plain
+from evenkeel.papers.lab.specs import Recipe, Training, digest, plain
 
 History = list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What a network is trained on; part of what decides the last bits of its weights.
-
-    Args:
-        accelerator: `cpu`, `cuda`, or `auto` for the latter where there is one.
-        devices: over how many the batch is spread, by DistributedDataParallel.
-        precision: `32-true` or `bf16-mixed`, as lightning-fabric names them. Scores are always taken in 32 bits.
-        compile: train what torch.compile makes of the network.
-        channels_last: keep weights, and so what convolutions give, in that memory format.
-        threads: of each process on a CPU. Sums are taken in another order with more of them, so the bits differ.
-    """
-
-    accelerator: Accelerator = "auto"
-    devices: int = 1
-    precision: Precision = "32-true"
-    compile: bool = False
-    channels_last: bool = False
-    threads: int = 1
-
-    def resolved(self) -> Hardware:
-        """The same with the accelerator that `auto` means on this machine."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"  # scores are summed in float64, which mps has not
-        return replace(self, accelerator=found) if self.accelerator == "auto" else self
 
 
 @dataclass(frozen=True)
@@ -74,9 +49,14 @@ class Trained:
     weights: dict[int, dict[str, Tensor]]
 
     def model(self, images: Images, epoch: int | None = None) -> nn.Module:
-        """The network on the images' device, in train mode, as it was after so many epochs; after all if None."""
-        net = build_net(self.training, images)
-        net.load_state_dict(self.weights[max(self.weights) if epoch is None else epoch])
+        """The network on the images' device, in train mode, as it was after so many epochs; after all if None.
+
+        Its weights are channels last if they were trained so.
+        """
+        net, weights = build_net(self.training, images), self.weights[max(self.weights) if epoch is None else epoch]
+        if any(map(_is_channels_last, weights.values())):
+            net.to(memory_format=torch.channels_last)  # type: ignore
+        net.load_state_dict(weights)
         return net.to(images.mean.device).train()
 
 
@@ -140,6 +120,16 @@ def train(
 def checkpoint_path(folder: Path, training: Training, seed: int, hardware: Hardware) -> Path:
     """Where the checkpoint of a training lies: its name holds all that decides the outcome."""
     return folder / f"{training.net.name}-{seed}-{digest(plain(training), seed, plain(hardware.resolved()))}.pt"
+
+
+def epochs_done(folder: Path, training: Training, seed: int, hardware: Hardware) -> int:
+    """How many epochs of a training lie in its checkpoint; a damaged one counts for none."""
+    path = checkpoint_path(folder, training, seed, hardware)
+    found = 0
+    for place in (path, _successor(path)):
+        with suppress(EvenkeelError):
+            found = max(found, len(_read(place).get("history", ())))
+    return found
 
 
 def build_net(training: Training, images: Images) -> nn.Module:
@@ -224,7 +214,8 @@ def _train_on(
     shown = progress and fabric.is_global_zero
     for epoch in Bar(epochs, f"training {training.net.name}") if shown else epochs:
         torch.manual_seed(_mixed(seed, epoch, fabric.global_rank))
-        _prepare(optimizer, recipe, epoch)
+        if recipe.reset_momentum and epoch and epoch % recipe.reset_momentum == 0:
+            optimizer.state.clear()
         figures = _train_epoch(fabric, model, wrapped, images, recipe, seed, epoch)
         over = epoch + 1 == recipe.epochs or not math.isfinite(figures["train_loss"])  # what is no number stays none
         if fabric.is_global_zero:
@@ -253,7 +244,9 @@ def _train_epoch(
     model.train()
     loss_sum = torch.zeros((), device=fabric.device, dtype=torch.float64)
     wrong, count = torch.zeros((), device=fabric.device, dtype=torch.int64), 0
-    for order in batches(len(images.train.labels), recipe.batch, generator):
+    orders = list(batches(len(images.train.labels), recipe.batch, generator))
+    for step, order in enumerate(orders):
+        _set_rate(optimizer.optimizer, recipe.lr_at(epoch + step / len(orders)))
         chosen = order[: len(order) // fabric.world_size * fabric.world_size].to(fabric.device)  # shares of one size
         if not len(chosen):
             continue
@@ -302,12 +295,9 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _prepare(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
-    """Set the epoch's learning rate, and let momentum start anew where the recipe says so."""
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr_at(epoch)
-    if recipe.reset_momentum and epoch and epoch % recipe.reset_momentum == 0:
-        optimizer.state.clear()
+        group["lr"] = rate
 
 
 @contextmanager
@@ -371,6 +361,11 @@ def _read(path: Path, anew: str | None = None) -> dict[str, Any]:
 
 def _is_done(state: dict[str, Any], recipe: Recipe) -> bool:
     return recipe.epochs in state.get("weights", {})
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    is_an_images = weight.ndim == 4 and not weight.is_contiguous()
+    return is_an_images and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _copied(net: nn.Module) -> dict[str, Tensor]:
