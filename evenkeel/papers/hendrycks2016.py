@@ -331,7 +331,7 @@ densenet_bn = Experiment(
         "as trained and with norm statistics taken over the training images with dropout off: variances only, as the "
         "paper says, and means, too; the net at the end also by what li2018/adjust lists. The paper's are moving "
         "averages, ours are over all images. SVHN is its 73,257 training images; the published nets may have seen its "
-        "extra ones. At desk scale: 16 layers, 12 epochs of one cycle."
+        "extra ones. At desk scale: 16 layers, 16 epochs of one cycle."
     ),
     arms={
         "smoke": grid(data=("synthetic",), depth=(7,), keep=(0.8,)),

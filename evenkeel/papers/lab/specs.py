@@ -147,7 +147,7 @@ class Selection:
 
 
 # At desk scale: what nets are trained by and on that are to reach 8 to 10 % error in less than an hour of one core
-DESK_RECIPE = Recipe(epochs=12, lr=0.2, weight_decay=5e-4, augment=True, schedule="one-cycle")
+DESK_RECIPE = Recipe(epochs=16, lr=0.2, weight_decay=5e-4, augment=True, schedule="one-cycle")
 DESK_SOURCE = ImageSource("cifar10")
 
 

@@ -27,8 +27,8 @@ class Status:
         seconds: that the rest will take on one worker, as far as is known.
         unknown: of how many runs that is not known, since no run of such a net is finished.
 
-    >>> print(Status("li2018/shift", 3, ((7, 12),), 2, 5400.0, 0))
-    li2018/shift: 3 finished, 1 begun (7 of 12 epochs), 2 waiting; 1.5 h of one worker left
+    >>> print(Status("li2018/shift", 3, ((7, 16),), 2, 5400.0, 0))
+    li2018/shift: 3 finished, 1 begun (7 of 16 epochs), 2 waiting; 1.5 h of one worker left
     >>> print(Status("li2018/shift", 0, (), 6, 0.0, 6))
     li2018/shift: 0 finished, 0 begun, 6 waiting; time left unknown: no run of such a net is finished
     """
