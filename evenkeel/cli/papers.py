@@ -20,7 +20,9 @@ def reproduce(
         list[str],
         typer.Argument(help="PAPER, such as li2018, or PAPER/EXPERIMENT, such as li2018/shift.", metavar="PAPER"),
     ],
-    scale: Annotated[Scale, typer.Option(help="smoke: seconds; quick: small nets and data; full: the paper's.")],
+    scale: Annotated[
+        Scale, typer.Option(help="smoke: seconds; quick: small nets; desk: 9 % error; full: the paper's.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for results; another one for each scale.")] = Path("results"),
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Where data sets are; else the variable EVENKEEL_DATA.")

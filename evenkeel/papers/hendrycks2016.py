@@ -14,7 +14,18 @@ from functools import partial
 from evenkeel.papers.lab import measures, plots, simulations
 from evenkeel.papers.lab.claims import Between, Claim, Equal, Within
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
-from evenkeel.papers.lab.specs import ImageSource, Net, Recipe, Scale, Selection, Training, grid
+from evenkeel.papers.lab.specs import (
+    DESK_RECIPE,
+    DESK_SOURCE,
+    SCALES,
+    ImageSource,
+    Net,
+    Recipe,
+    Scale,
+    Selection,
+    Training,
+    grid,
+)
 
 INITS = {"ours": "hendrycks2016", "forward": "forward", "xavier": "xavier", "he": "he"}  # ours: the printed sum
 
@@ -30,8 +41,8 @@ signal = Experiment(
         "bare masks into the backward pass, autograd here runs through the net itself. `backward` divides by E f'^2 / "
         "keep, which is what autograd does, and not by the printed keep E f'^2. Neurons are drawn before ReLU."
     ),
-    arms={"smoke": _SIGNAL_ARMS, "quick": _SIGNAL_ARMS, "full": _SIGNAL_ARMS},
-    seeds={"smoke": 2, "quick": 3, "full": 5},
+    arms=dict.fromkeys(SCALES, _SIGNAL_ARMS),
+    seeds={"smoke": 2, "quick": 3, "desk": 5, "full": 5},
     measure=simulations.signal,
     columns=(
         Column("variance at the last layer", "last_forward", digits=3),
@@ -118,8 +129,8 @@ moments = Experiment(
     name="moments",
     source="Table 1",
     about="E f(z)^2 and E f'(z)^2 by quadrature, beside a million draws, and beside the printed values.",
-    arms={"smoke": _MOMENTS_ARMS, "quick": _MOMENTS_ARMS, "full": _MOMENTS_ARMS},
-    seeds={"smoke": 1, "quick": 1, "full": 1},
+    arms=dict.fromkeys(SCALES, _MOMENTS_ARMS),
+    seeds=dict.fromkeys(SCALES, 1),
     measure=simulations.moments,
     columns=(
         Column("E f^2", "second", digits=4),
@@ -162,6 +173,7 @@ moments = Experiment(
 _MNIST = {
     "smoke": (ImageSource("digits", train=600, test=300, validation=200), [32] * 3, Recipe(epochs=2, batch=64)),
     "quick": (ImageSource("mnist", train=10_000, validation=5_000), [256] * 7, Recipe(epochs=5, batch=64)),
+    "desk": (ImageSource("mnist", validation=5_000), [256] * 7, Recipe(epochs=5, batch=64)),
     "full": (ImageSource("mnist", validation=5_000), [256] * 7, Recipe(epochs=25, batch=64)),
 }
 
@@ -184,11 +196,12 @@ mnist = Experiment(
     arms={
         "smoke": grid(activation=("relu",), keep=(0.5,), init=tuple(INITS), lr=(1e-3, 1e-4)),
         "quick": grid(activation=("relu", "tanh"), keep=(0.5, 0.3), init=tuple(INITS), lr=(1e-3, 1e-4)),
+        "desk": grid(activation=("relu", "tanh"), keep=(0.5, 0.3), init=tuple(INITS), lr=(1e-3, 1e-4)),
         "full": grid(
             activation=("relu", "tanh", "elu", "gelu"), keep=(1.0, 0.5, 0.3), init=tuple(INITS), lr=(1e-3, 1e-4, 1e-5)
         ),
     },
-    seeds={"smoke": 2, "quick": 3, "full": 3},
+    seeds={"smoke": 2, "quick": 3, "desk": 3, "full": 3},
     training=_mnist,
     measure=measures.scores,
     selection=Selection(over="lr", by="validation_loss"),
@@ -237,6 +250,7 @@ _RATES = {"nesterov": (1e-2, 1e-3, 1e-4), "adam": (1e-3, 1e-4, 1e-5)}
 _VGG = {
     "smoke": (ImageSource("synthetic", validation=100), {"width": 4, "size": 16, "stacks": 3}, 1),
     "quick": (ImageSource("cifar10", train=10_000, validation=2_500), {"width": 16}, 10),
+    "desk": (ImageSource("cifar10", validation=5_000), {"width": 32}, 15),
     "full": (ImageSource("cifar10", validation=5_000), {"width": 64}, 150),
 }
 
@@ -278,8 +292,8 @@ cifar10_vgg = Experiment(
         "rates, chosen on 5,000 held out images (the paper does not say by what), so trained on the other 45,000. The "
         "correction also knows what a max-pool does to the signal, which the paper leaves out."
     ),
-    arms={"smoke": _vgg_arms((), 1), "quick": _vgg_arms((), 2), "full": _vgg_arms(_DRAWN, 3)},
-    seeds={"smoke": 1, "quick": 3, "full": 3},
+    arms={"smoke": _vgg_arms((), 1), "quick": _vgg_arms((), 2), "desk": _vgg_arms((), 2), "full": _vgg_arms(_DRAWN, 3)},
+    seeds={"smoke": 1, "quick": 3, "desk": 3, "full": 3},
     training=_vgg,
     measure=measures.scores,
     selection=Selection(over="lr", by="validation_error"),
@@ -309,6 +323,7 @@ cifar10_vgg = Experiment(
 _DENSENET = {
     "smoke": (ImageSource("synthetic"), {"depth": 7, "growth": 4}, 2),
     "quick": (ImageSource("cifar10", train=10_000, size=16), {"depth": 10, "growth": 8}, 10),
+    "desk": (DESK_SOURCE, {"depth": 22, "growth": 12}, 12),
     "full": (ImageSource("cifar10"), {}, 300),
 }
 
@@ -326,6 +341,8 @@ def _densenet(scale: Scale, data: str, depth: int, keep: float) -> Training:
         reset_momentum=5,
         snapshots=(0.5,),
     )
+    if scale == "desk":
+        recipe = replace(DESK_RECIPE, augment=False, reset_momentum=5, snapshots=(0.5,))
     noise = {"places": "conv", "noise": ["Dropout", round(1 - keep, 6)]}
     return Training(Net("densenet", {**sizes, **noise}), source, recipe)
 
@@ -353,6 +370,7 @@ densenet_bn = Experiment(
     arms={
         "smoke": grid(data=("synthetic",), depth=(7,), keep=(0.8,)),
         "quick": grid(data=("cifar10",), depth=(10,), keep=(0.8, 0.7, 0.5)),
+        "desk": grid(data=("cifar10",), depth=(22,), keep=(0.8, 0.7, 0.5)),
         "full": (
             {"data": "svhn", "depth": 40, "keep": 0.8},
             {"data": "cifar10", "depth": 40, "keep": 0.8},
@@ -361,7 +379,7 @@ densenet_bn = Experiment(
             {"data": "cifar100", "depth": 100, "keep": 0.8},
         ),
     },
-    seeds={"smoke": 1, "quick": 3, "full": 3},
+    seeds={"smoke": 1, "quick": 3, "desk": 3, "full": 3},
     training=_densenet,
     measure=measures.snapshots,
     columns=(

@@ -84,9 +84,9 @@ def test_records_of_other_scales_and_of_arms_that_are_gone_are_left_out(tmp_path
     write(tmp_path, content_of(scale="full", **ARMS[1]))
     write(tmp_path, content_of(scale="smoke", **ARMS[2]))  # at smoke scale there is no such arm
     write(tmp_path, content_of(net="gone", p=0.5))
-    arms = {"smoke": ARMS[:2], "quick": ARMS, "full": ARMS}
+    arms = {"smoke": ARMS[:2], "quick": ARMS, "desk": ARMS, "full": ARMS}
     found = {scale: read_results(tmp_path, arms[scale], scale).arms() for scale in SCALES}
-    assert found == {"smoke": [], "quick": ["wrn-0.5"], "full": ["wrn-0.1"]}
+    assert found == {"smoke": [], "quick": ["wrn-0.5"], "desk": [], "full": ["wrn-0.1"]}
     assert not read_results(tmp_path / "absent", ARMS, "quick")
 
 

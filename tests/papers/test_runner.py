@@ -21,9 +21,10 @@ from evenkeel.papers.lab.training import checkpoint_path
 ARMS = {
     "smoke": grid(net=("mlp",), p=(0.5, 0.1)),
     "quick": grid(net=("mlp", "wrn"), p=(0.5, 0.1)),
+    "desk": grid(net=("wrn", "mlp"), p=(0.5, 0.1)),
     "full": grid(net=("mlp", "wrn", "vgg"), p=(0.5,)),
 }
-SEEDS = {"smoke": 1, "quick": 2, "full": 3}
+SEEDS = {"smoke": 1, "quick": 2, "desk": 2, "full": 3}
 
 
 def training_of(scale, net, p):
@@ -87,7 +88,7 @@ def test_arms_and_seeds_may_be_chosen():
 def test_what_is_not_there_is_told_with_what_is():
     with pytest.raises(EvenkeelError) as caught:
         runs(scale="large")
-    assert str(caught.value) == "there is no scale 'large': choose from smoke, quick, full"
+    assert str(caught.value) == "there is no scale 'large': choose from smoke, quick, desk, full"
     with pytest.raises(EvenkeelError) as caught:
         runs(scale="smoke", arms="wrn-*")
     assert str(caught.value) == "no arm of paper/experiment is like 'wrn-*': there are mlp-0.5, mlp-0.1"

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from itertools import product
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,7 @@ OTHERS = {
     "reset_momentum": 5,
     "snapshots": (),
     "watched": 0,
+    "schedule": "one-cycle",
     "name": "other",
     "train": 99,
     "test": 10,
@@ -59,6 +61,34 @@ def test_the_rate_falls_once_at_every_milestone(epochs, shares, gamma):
             lr *= gamma
             passed.pop(0)
         assert recipe.lr_at(epoch) == pytest.approx(lr, rel=1e-12)
+
+
+@given(epochs=st.integers(1, 300), shares=SHARES, epoch=st.integers(0, 299), part=st.floats(0, 1, exclude_max=True))
+def test_within_an_epoch_steps_keep_the_rate(epochs, shares, epoch, part):
+    recipe = Recipe(epochs=epochs, milestones=shares)
+    assert recipe.lr_at(epoch + part) == recipe.lr_at(epoch) or epoch + part == epoch + 1  # part rounded away
+
+
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_one_cycle_is_torchs(steps):
+    recipe = Recipe(epochs=1, lr=0.2, schedule="one-cycle")
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    # torch counts its steps to the last one, and so ends each half a step early
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.2, total_steps=steps + 1, pct_start=(0.3 * steps + 1) / (steps + 1), final_div_factor=1e12,
+        cycle_momentum=False,
+    )  # fmt: skip
+    for step in range(steps):
+        assert recipe.lr_at(step / steps) == pytest.approx(cycle.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        cycle.step()
+
+
+def test_what_was_added_later_is_told_only_where_it_differs():
+    """So that records made before it still answer to their specification."""
+    assert "schedule" not in plain(Recipe(epochs=1))
+    assert plain(Recipe(epochs=1, schedule="one-cycle"))["schedule"] == "one-cycle"
 
 
 @given(epochs=st.integers(1, 300), shares=SHARES)

@@ -29,7 +29,7 @@ class ExperimentReport:
     Attributes:
         paper: whose it is.
         experiment: which.
-        scale: smoke, quick or full.
+        scale: smoke, quick, desk or full.
         results: its runs, all of them.
     """
 

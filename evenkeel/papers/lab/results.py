@@ -22,7 +22,7 @@ class Record:
     Attributes:
         factors: of its arm.
         seed: of the run.
-        scale: smoke, quick or full.
+        scale: smoke, quick, desk or full.
         figures: by name: numbers, lists or dictionaries of them; not a number where nothing finite was found.
         history: figures an epoch.
         content: all that its file holds.

@@ -54,7 +54,7 @@ def runs_of(
     Args:
         paper: whose it is.
         experiment: which.
-        scale: smoke, quick or full.
+        scale: smoke, quick, desk or full.
         arms: a pattern that names of arms match, such as `wrn-*`.
         seeds: which; as many as the experiment asks for, from 0 on, if None.
 

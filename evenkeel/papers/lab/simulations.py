@@ -88,9 +88,10 @@ def moments(trial: Trial) -> dict[str, Any]:
 _SIGNAL = {
     "smoke": ([50] * 4 + [25] * 4, 100),
     "quick": ([500] * 16 + [250] * 5, 1000),
+    "desk": ([500] * 16 + [250] * 5, 1000),
     "full": ([500] * 16 + [250] * 5, 1000),
 }
-_DRAWS = {"smoke": 10_000, "quick": 100_000, "full": 1_000_000}
+_DRAWS = {"smoke": 10_000, "quick": 100_000, "desk": 1_000_000, "full": 1_000_000}
 _ACTIVATIONS = {
     "identity": nn.Identity(),
     "relu": nn.ReLU(),

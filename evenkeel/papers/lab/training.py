@@ -224,7 +224,8 @@ def _train_on(
     shown = progress and fabric.is_global_zero
     for epoch in Bar(epochs, f"training {training.net.name}") if shown else epochs:
         torch.manual_seed(_mixed(seed, epoch, fabric.global_rank))
-        _prepare(optimizer, recipe, epoch)
+        if recipe.reset_momentum and epoch and epoch % recipe.reset_momentum == 0:
+            optimizer.state.clear()
         figures = _train_epoch(fabric, model, wrapped, images, recipe, seed, epoch)
         over = epoch + 1 == recipe.epochs or not math.isfinite(figures["train_loss"])  # what is no number stays none
         if fabric.is_global_zero:
@@ -253,7 +254,9 @@ def _train_epoch(
     model.train()
     loss_sum = torch.zeros((), device=fabric.device, dtype=torch.float64)
     wrong, count = torch.zeros((), device=fabric.device, dtype=torch.int64), 0
-    for order in batches(len(images.train.labels), recipe.batch, generator):
+    orders = list(batches(len(images.train.labels), recipe.batch, generator))
+    for step, order in enumerate(orders):
+        _set_rate(optimizer.optimizer, recipe.lr_at(epoch + step / len(orders)))
         chosen = order[: len(order) // fabric.world_size * fabric.world_size].to(fabric.device)  # shares of one size
         if not len(chosen):
             continue
@@ -302,12 +305,9 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _prepare(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
-    """Set the epoch's learning rate, and let momentum start anew where the recipe says so."""
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr_at(epoch)
-    if recipe.reset_momentum and epoch and epoch % recipe.reset_momentum == 0:
-        optimizer.state.clear()
+        group["lr"] = rate
 
 
 @contextmanager

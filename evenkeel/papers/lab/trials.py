@@ -58,7 +58,7 @@ class Run:
 
     Args:
         paper, experiment: names.
-        scale: smoke, quick or full.
+        scale: smoke, quick, desk or full.
         factors: of the arm.
         seed: of everything drawn.
         measure: what is found out.
@@ -105,7 +105,7 @@ class Trial:
 
     Attributes:
         factors: of the arm.
-        scale: smoke, quick or full.
+        scale: smoke, quick, desk or full.
         seed: of the run; torch's generator has been set for it.
         trained: the trained network; None where nothing is trained.
         images: on the device to measure on; None where nothing is trained.
