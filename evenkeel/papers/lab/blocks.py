@@ -26,7 +26,7 @@ DESIGNS = {
     "P4": "norm act fc drop norm act fc",
     "P6": "norm act fc norm act drop fc",
     "P7": "norm act fc norm act fc drop",
-    "P3+P6": "norm act drop fc norm act drop fc",
+    "P3-P6": "norm act drop fc norm act drop fc",
     "ic": "act norm drop fc act norm drop fc",
     "ic-last": "act norm fc act norm drop fc",
 }
