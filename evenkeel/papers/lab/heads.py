@@ -89,11 +89,10 @@ def _classifier(net: nn.Module) -> nn.Linear:
 
 def _split(net: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
     """What comes before the global pool and its dropout, and the rest."""
-    head = _head(net)
-    names = list(dict(head.named_children()))
-    at = names.index("drop_pool" if "drop_pool" in names else "pool")
+    head = dict(_head(net).named_children())
+    at = list(head).index("drop_pool" if "drop_pool" in head else "pool")
     body = [child for name, child in net.named_children() if name != "head"]
-    return nn.Sequential(*body, *head[:at]), head[at:]
+    return nn.Sequential(*body, *list(head.values())[:at]), nn.Sequential(*list(head.values())[at:])
 
 
 def _maps(net: nn.Module, images: Images) -> Tensor:
