@@ -133,7 +133,7 @@ positions = Experiment(
             groups="place",
             panels="p",
             rows="data",
-            baseline=_NONE,
+            baseline={"p": 0.0},
         ),
         "shift": partial(
             plots.bars,
@@ -141,7 +141,7 @@ positions = Experiment(
             groups="place",
             panels="p",
             rows="data",
-            baseline=_NONE,
+            baseline={"p": 0.0},
             factor=1.0,
             ylabel="shift, folded",
         ),
@@ -233,7 +233,7 @@ head = Experiment(
             groups="head",
             panels="p",
             rows=("data", "net"),
-            baseline={"head": "none", "p": 0.0},
+            baseline={"p": 0.0},
         ),
         "noise": partial(
             plots.bars,

@@ -18,9 +18,9 @@ module_tests = Experiment(
     source="Figures 1 and 2",
     about=(
         "Delta = Var_eval / Var_train, of units of a branch of width 128 with normal weights and inputs, untrained, by "
-        "the authors' code: behind W D x and D W x over the mean of the weights (Propositions 2), and behind f(x) and "
+        "the authors' code: behind W D x and D W x over the mean of the weights (Proposition 2), and behind f(x) and "
         "x + f(x) with dropout at P6 over the deviation of x (Propositions 3 and 4); closed forms beside. The code "
-        "takes 201 and 961 points and draws anew at each; here they are 21 of one draw, at every rate for both."
+        "takes 201 and 961 points; here they are 21 of one draw of weights, inputs and masks, at every rate for both."
     ),
     arms=dict.fromkeys(SCALES, _MODULE_ARMS),
     seeds={"smoke": 1, "quick": 3, "desk": 3, "full": 3},
@@ -113,7 +113,7 @@ depth = Experiment(
         "predicted from the weights and the statistics alone by `evenkeel.predict_shift`."
     ),
     arms=dict.fromkeys(SCALES, grid(design=_DESIGNS, p=(0.05, 0.1, 0.3))),
-    seeds={"smoke": 1, "quick": 3, "desk": 5, "full": 5},
+    seeds={"smoke": 1, "quick": 3, "desk": 3, "full": 3},
     measure=blocks.depth,
     columns=(
         Column("in branches", "in_branch"),

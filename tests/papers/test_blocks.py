@@ -16,7 +16,7 @@ from evenkeel.papers.lab.trials import Trial
 def curves():
     """Of the quick scale with fewer points, by drop rate."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(blocks._SIZES, "quick", blocks.Size(20_000, 3, 9))
+        patched.setitem(blocks._SIZES, "quick", blocks.Size(20_000, 3, 9, 10_000))
         return {p: _at(p) for p in (0.1, 0.5)}
 
 

@@ -36,21 +36,23 @@ class Size(NamedTuple):
     """How much is drawn.
 
     Attributes:
-        samples: rows of a batch.
+        samples: rows of the batch that one branch is given.
         points: of each curve.
         blocks: of a stack.
+        rows: of the batch that a stack is given.
     """
 
     samples: int
     points: int
     blocks: int
+    rows: int
 
 
 _SIZES: dict[Scale, Size] = {
-    "smoke": Size(2_000, 3, 3),
-    "quick": Size(20_000, 21, 9),
-    "desk": Size(100_000, 21, 9),
-    "full": Size(100_000, 21, 9),
+    "smoke": Size(2_000, 3, 3, 2_000),
+    "quick": Size(20_000, 21, 9, 10_000),
+    "desk": Size(100_000, 21, 9, 20_000),
+    "full": Size(100_000, 21, 9, 20_000),
 }
 
 
@@ -59,8 +61,8 @@ def module_tests(trial: Trial) -> dict[str, Any]:
 
     Figure 1: of a weight layer that reads a rectified norm, with dropout before it (`pre`) and behind it (`post`), over
     the `weight_mean`. Figure 2: of the branch with dropout at P6 (`branch`) and of the block, with the trunk added
-    (`block`), over the trunk's `deviation`. Each curve has a `_theory` beside it; weights and inputs are drawn once, so
-    that neighbours on a curve differ in nothing else.
+    (`block`), over the trunk's `deviation`. Each curve has a `_theory` beside it; weights, inputs and masks are drawn
+    once, so that neighbours on a curve differ in nothing else.
 
     Factors: `p`, the drop rate.
 
@@ -96,7 +98,7 @@ def depth(trial: Trial) -> dict[str, Any]:
     """
     size = _SIZES[trial.scale]
     net = stack(trial.factors["design"], size.blocks, trial.factors["p"])
-    inputs = torch.randn(size.samples, WIDTH)
+    inputs = torch.randn(size.rows, WIDTH)
     with torch.no_grad():
         net.train()(inputs)
     measured = [row.ratio for row in variance_shift(net, [inputs])]
@@ -178,12 +180,13 @@ def _by_place(ratios: Sequence[float]) -> dict[str, Any]:
 def _over_weight_means(size: Size, p: float) -> dict[str, list[float]]:
     x, spread = _features(torch.randn(size.samples, WIDTH)), _weight()
     mean, covariance = _moments(x)
+    before, behind = _mask(size, p), _mask(size, p)
     curves: dict[str, list[float]] = {"weight_mean": torch.linspace(-0.02, 0.02, size.points).tolist()}
     for m in curves["weight_mean"]:
         weight = spread + m
-        clean = _variance(x @ weight.T)
+        outputs = x @ weight.T
+        clean, pre, post = _variance(outputs), (before * x) @ weight.T, behind * outputs
         signal = pre_dropout_variance(weight.double(), mean, covariance, 0)
-        pre, post = F.dropout(x, p) @ weight.T, F.dropout(x @ weight.T, p)
         laws = (pre_dropout_variance, post_dropout_variance)
         for name, drawn, law in zip(("pre", "post"), (pre, post), laws, strict=True):
             curves.setdefault(name, []).append(_mean(clean / _variance(drawn)))
@@ -193,12 +196,12 @@ def _over_weight_means(size: Size, p: float) -> dict[str, list[float]]:
 
 
 def _over_deviations(size: Size, p: float) -> dict[str, list[float]]:
-    unit, inner, outer = torch.randn(size.samples, WIDTH), _weight(), _weight()
+    unit, inner, outer, mask = torch.randn(size.samples, WIDTH), _weight(), _weight(), _mask(size, p)
     curves: dict[str, list[float]] = {"deviation": torch.linspace(0.2, 5, size.points).tolist()}
     for deviation in curves["deviation"]:
         trunk = deviation * unit
         x = _features(trunk, inner)
-        clean, noisy = x @ outer.T, F.dropout(x, p) @ outer.T
+        clean, noisy = x @ outer.T, (mask * x) @ outer.T
         law = (outer.double(), *_moments(x))
         branch = pre_dropout_variance(*law, 0)
         shift = branch / pre_dropout_variance(*law, p)
@@ -226,13 +229,17 @@ def _weight() -> Tensor:
     return torch.randn(WIDTH, WIDTH) * math.sqrt(2 / WIDTH)
 
 
+def _mask(size: Size, p: float) -> Tensor:
+    return F.dropout(torch.ones(size.samples, WIDTH), p)
+
+
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(0, dtype=torch.float64)
     return mean, (x.T @ x).double() / len(x) - mean[:, None] * mean
 
 
 def _variance(x: Tensor) -> Tensor:
-    return x.var(0, correction=0).double()
+    return (x - x.mean(0)).square().mean(0).double()
 
 
 def _mean(values: Tensor) -> float:
