@@ -46,7 +46,7 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 docs: .venv/.test  ## write docs/linting/rules anew, from the rules' own text, and the README's claims, from results
 	$(BIN)/evenkeel explain --write docs/linting/rules
 	@tmp=$$(mktemp) && trap 'rm -f "$$tmp"' EXIT && $(BIN)/evenkeel report results --markdown "$$tmp" && \
-	sed -i -e '/^<!-- claims -->$$/,/^<!-- .claims -->$$/{/^|/d}' -e "/^<!-- claims -->\$$/r $$tmp" README.md
+	sed -i -e '/^<!-- claims -->$$/,/^<!-- .claims -->$$/{/^<!-- /!d}' -e "/^<!-- claims -->\$$/r $$tmp" README.md
 
 clean:  ## remove .venv and everything built or cached
 	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache

@@ -25,8 +25,8 @@ from evenkeel.output.files import write_json
 from evenkeel.papers import hendrycks2016
 from evenkeel.papers.lab import trials
 from evenkeel.papers.lab.engines import run_all
+from evenkeel.papers.lab.hardware import Hardware
 from evenkeel.papers.lab.runner import runs_of
-from evenkeel.papers.lab.training import Hardware
 from evenkeel.papers.lab.trials import Run, Workplace
 
 NODES = 2  # of Ray, each with half of the cores

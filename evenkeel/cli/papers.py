@@ -12,7 +12,11 @@ from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab.specs import Accelerator, EngineName, Precision, Scale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
+
+    from evenkeel.papers.lab.trials import Run, Workplace
 
 
 def reproduce(
@@ -32,6 +36,9 @@ def reproduce(
         EngineName, typer.Option(help="local: all cores or GPUs here; ray: the cluster that RAY_ADDRESS names.")
     ] = "local",
     resume: Annotated[bool, typer.Option("--resume", help="Skip finished runs, and continue those begun.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Run nothing: show how far each experiment is, and the time left.")
+    ] = False,
     arms: Annotated[str, typer.Option(help="Only arms of such names, as in 'wrn-*'.")] = "*",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="How many seeds, instead of the experiment's number.")
@@ -41,9 +48,15 @@ def reproduce(
     ] = None,
     accelerator: Annotated[Accelerator, typer.Option(help="auto is cuda where there is one.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices for each run, by DistributedDataParallel.")] = 1,
-    precision: Annotated[Precision, typer.Option(help="As lightning-fabric names it.")] = "32-true",
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="As lightning-fabric names it; 32-true, at desk scale bf16-mixed if it can be."),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Train what torch.compile makes of a net.")] = False,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Keep images channels last.")] = False,
+    channels_last: Annotated[
+        bool | None,
+        typer.Option("--channels-last/--no-channels-last", help="Keep images channels last; so at desk scale."),
+    ] = None,
 ) -> None:
     """Run a paper's experiments, and print what was published beside what was found.
 
@@ -52,16 +65,21 @@ def reproduce(
     Exit code 1 if a run failed, or if none was begun since folder, engine or data are not there.
     """
     from evenkeel.papers.catalogue import find
+    from evenkeel.papers.lab.hardware import hardware_at
     from evenkeel.papers.lab.report import read_reports
     from evenkeel.papers.lab.runner import NotReadyError, make, runs_of
-    from evenkeel.papers.lab.training import Hardware
     from evenkeel.papers.lab.trials import Workplace
 
     experiments = [pair for target in targets for pair in find(target)]
     chosen = None if seeds is None else range(seeds)
     runs = [run for pair in experiments for run in runs_of(*pair, scale, arms=arms, seeds=chosen)]
-    hardware = Hardware(accelerator, devices, precision, compile=compiled, channels_last=channels_last)
+    hardware = hardware_at(scale, accelerator, devices, precision, compile=compiled, channels_last=channels_last)
+    if scale == "desk" and precision is None and hardware.precision == "32-true":
+        typer.echo("evenkeel: this processor has no bfloat16: nets are trained in float32", err=True)
     workplace = Workplace(out, data_dir, download, hardware)
+    if status:
+        _show_status(runs, workplace)
+        return
     try:
         summary = make(runs, workplace, engine=engine, workers=workers, resume=resume)
     except NotReadyError as error:
@@ -85,6 +103,13 @@ def reproduce(
         raise typer.Exit(1)
 
 
+def _show_status(runs: Sequence[Run], workplace: Workplace) -> None:
+    from evenkeel.papers.lab.status import status
+
+    for line in status(runs, workplace):
+        typer.echo(str(line))
+
+
 def report(
     results: Annotated[Path, typer.Argument(help="Folder that `evenkeel reproduce` wrote to.", metavar="RESULTS")],
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with tables and plots.")] = None,
@@ -93,7 +118,7 @@ def report(
     """Show what runs have found: published beside ours, and which claims hold."""
     from evenkeel.output.files import atomic_write, require_folder
     from evenkeel.papers.catalogue import ALL, find
-    from evenkeel.papers.lab.report import read_reports, to_html, to_markdown
+    from evenkeel.papers.lab.report import coverage, read_reports, to_html, to_markdown
 
     for path in filter(None, (html, markdown)):
         require_folder(path)
@@ -109,6 +134,7 @@ def report(
     if html is None and markdown is None:
         for found in reports:
             _console().print(found)
+        typer.echo("\n".join(coverage(reports)))
 
 
 def _console() -> Console:

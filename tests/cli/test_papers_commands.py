@@ -42,6 +42,22 @@ def test_runs_are_written_shown_skipped_and_reported(capsys, out):
     assert "hendrycks2016/moments: Table 1, smoke scale" in run(capsys, "report", out)[1]
 
 
+def test_the_status_is_shown_and_nothing_run(capsys, out):
+    asked = ("hendrycks2016/moments", "li2018/shift", "--scale", "desk", "--out", out, "--accelerator", "cpu")
+    code, shown, _ = run(capsys, "reproduce", *asked, "--status")
+    assert code == 0 and not out.exists()
+    lines = shown.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["hendrycks2016/moments", "li2018/shift"]
+    assert all("0 finished, 0 begun" in line and "time left unknown" in line for line in lines)
+
+
+def test_without_bfloat16_desk_scale_says_so(capsys, out, monkeypatch):
+    asked = ("reproduce", "li2018/shift", "--scale", "desk", "--out", out, "--accelerator", "cpu", "--status")
+    monkeypatch.setattr("evenkeel.papers.lab.hardware.has_bf16", lambda _: False)
+    assert "no bfloat16" in run(capsys, *asked)[2]
+    assert run(capsys, *asked, "--precision", "32-true")[2] == ""
+
+
 @pytest.mark.slow
 def test_arms_and_seeds_can_be_chosen(capsys, out):
     asked = ("reproduce", "hendrycks2016/mnist", "--scale", "smoke", "--out", out, "--workers", 1)

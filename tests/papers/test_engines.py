@@ -18,8 +18,8 @@ from paths import SUPPORT
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab import engines, measures
 from evenkeel.papers.lab.engines import run_all
+from evenkeel.papers.lab.hardware import Hardware
 from evenkeel.papers.lab.specs import ImageSource
-from evenkeel.papers.lab.training import Hardware
 from evenkeel.papers.lab.trials import Workplace
 
 

@@ -170,6 +170,28 @@ def test_adjusted_and_corrected_scores_are_those_of_the_verbs(trial):
     assert figures["test_loss"] != figures["adjusted_loss"]
     corrected = ek.correct_(trial.trained.model(images), images.standardize(images.test.images[:2]))
     assert (figures["corrected_loss"] != figures["test_loss"]) == bool(len(corrected))
+    net = trial.trained.model(images)
+    ek.reestimate_(net, TrainingBatches(trial.trained, images), match="mean")
+    agree(figures, "mean_matched", by_hand(net, images, images.test))
+
+
+def test_the_ensemble_is_the_mean_of_probabilities_over_masks(trial):
+    images, net = trial.images, trial.trained.model(trial.images).eval()
+    x = images.standardize(images.test.images[:8])
+    torch.manual_seed(3)
+    found = measures.MaskEnsemble(net, masks=4)(x).exp()
+    torch.manual_seed(3)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    expected = sum(net(x).softmax(1) for _ in range(4)) / 4
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_without_dropout_the_ensemble_is_the_net_and_so_is_every_repair_nearly(folder):
+    figures = measures.adjust(a_trial(folder, a_training(WRN, epochs=1)))
+    assert figures["ensemble_error"] == figures["test_error"]
+    assert figures["mean_matched_loss"] == pytest.approx(figures["adjusted_loss"], rel=1e-3)
 
 
 def test_snapshots_are_scored_with_each_kind_of_statistics(trial):
@@ -181,7 +203,7 @@ def test_snapshots_are_scored_with_each_kind_of_statistics(trial):
             net = found.model(images, epoch)
             ek.reestimate_(net, TrainingBatches(found, images), stats=stats)
             agree(figures, f"{stage}_{stats}", by_hand(net, images, images.test))
-    assert len(figures) == 12 and len(set(figures.values())) > 6
+    assert len(figures) == 18 and len(set(figures.values())) > 6
 
 
 # both modes

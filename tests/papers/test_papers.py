@@ -20,7 +20,7 @@ from evenkeel.papers.catalogue import ALL, find
 from evenkeel.papers.lab.claims import Between, Equal, Within
 from evenkeel.papers.lab.images import Images
 from evenkeel.papers.lab.results import Record, Results, read_results
-from evenkeel.papers.lab.runner import make, runs_of
+from evenkeel.papers.lab.runner import is_made, make, runs_of
 from evenkeel.papers.lab.specs import SCALES, arm_name, digest
 from evenkeel.papers.lab.training import build_net
 from evenkeel.papers.lab.trials import Run, Workplace
@@ -101,6 +101,12 @@ def test_what_was_published_is_of_arms_and_columns_that_exist(name):
     assert len({claim.text for claim in experiment.claims}) == len(experiment.claims)
 
 
+def test_what_is_left_out_is_not_encoded():
+    for paper in ALL:
+        encoded = {claim.text for experiment in paper.experiments for claim in experiment.claims}
+        assert len(set(paper.left_out)) == len(paper.left_out) and not encoded & set(paper.left_out)
+
+
 @every
 def test_nothing_is_tuned_by_what_is_reported(name):
     _, experiment = EXPERIMENTS[name]
@@ -125,6 +131,17 @@ def test_runs_come_through_pickle_and_json(name, scale):
     for run in runs:
         assert json.loads(json.dumps(run.spec())) == run.spec()
     assert pickle.loads(pickle.dumps(runs)) == runs and isinstance(runs[0], Run)
+
+
+def test_the_records_that_are_published_answer_to_their_specifications():
+    """So that `--resume` makes none of them anew."""
+    results = Workplace(Path(__file__).parents[2] / "results")
+    for paper, experiment in EXPERIMENTS.values():
+        folder = results.out / paper.name / experiment.name
+        for scale in SCALES:
+            there = {(row.arm, row.seed) for row in read_results(folder, experiment.arms[scale], scale)}
+            runs = [run for run in runs_of(paper, experiment, scale) if (arm_name(run.factors), run.seed) in there]
+            assert all(is_made(run, results) for run in runs)
 
 
 @every

@@ -8,7 +8,7 @@ import pytest
 import evenkeel as ek
 from evenkeel.output.files import write_json
 from evenkeel.papers.catalogue import find
-from evenkeel.papers.lab.report import ExperimentReport, read_reports, to_html, to_markdown
+from evenkeel.papers.lab.report import ExperimentReport, coverage, findings, read_reports, to_html, to_markdown
 from evenkeel.papers.lab.results import Record, Results
 from evenkeel.papers.lab.specs import arm_name
 
@@ -44,7 +44,7 @@ def adjust_report(seeds=3):
         for seed in range(seeds)
         for figures in [{"test_error": 0.3 + seed / 100, "adjusted_error": 0.2 + seed / 90, "corrected_error": 0.25}]
     ]
-    return ExperimentReport(LI, ADJUST, "quick", Results(map(Record.of, records)))
+    return ExperimentReport(LI, ADJUST, "quick", Results(map(Record.of, records)), "li2018")
 
 
 def test_a_row_has_the_published_figure_beside_ours():
@@ -89,9 +89,56 @@ def test_the_tuned_factor_has_a_column_and_its_arms_are_one_row():
 def test_markdown_has_a_line_a_claim_and_six_cells_a_line():
     report = adjust_report()
     lines = to_markdown([report]).splitlines()
-    assert len(lines) == 2 + len(report.verdicts)
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {7}
-    assert lines[2].startswith("| li2018 Table 3: ") and lines[2].endswith("| quick | 3 | yes |")
+    assert len(lines) == 2 + len(report.verdicts) + 2
+    table = lines[:-2]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {8}
+    assert lines[2].startswith("| li2018 Table 3: ") and lines[2].endswith("| quick | 3 | [6 runs](li2018) | yes |")
+
+
+def test_the_larger_scale_counts_and_where_they_disagree_is_said():
+    quick = adjust_report()
+    turned = [
+        Record.of({**row.content, "scale": "desk", "figures": {**row.figures, "adjusted_error": 0.9}})
+        for row in quick.results
+    ]
+    desk = ExperimentReport(LI, ADJUST, "desk", Results(turned), "desk")
+    for reports in ([quick, desk], [desk, quick]):
+        found = {finding.verdict.claim.text: finding for finding in findings(reports)}
+        assert len(found) == len(ADJUST.claims)
+        lowered = found["With dropout (a) of 0.5, adjusted statistics lower the test error."]
+        assert (lowered.report.scale, lowered.verdict.holds) == ("desk", "no") and lowered.others == {"quick": "yes"}
+        assert lowered.ours == f"{lowered.verdict.ours}; at quick scale: yes"
+        without = found["Without data, correction lowers it, too (ours)."]
+        assert without.report.scale == "desk" and without.others == {}
+
+
+def test_a_claim_that_was_not_run_at_the_larger_scale_counts_at_the_smaller():
+    quick = adjust_report()
+    bare = [Record.of({**row.content, "scale": "desk"}) for row in quick.results if row.factors["place"] == "none"]
+    reports = [quick, ExperimentReport(LI, ADJUST, "desk", Results(bare))]
+    assert {finding.report.scale for finding in findings(reports) if finding.verdict.holds != "not run"} == {"quick"}
+
+
+def test_coverage_counts_the_papers_own_claims():
+    own = [claim for experiment in LI.experiments for claim in experiment.claims if not claim.is_ours]
+    left_out = len(LI.left_out)
+    (line,) = coverage([adjust_report()])
+    assert line == f"li2018: {len(own) + left_out} claims in the paper, {len(own)} encoded, 1 run, 1 hold"
+
+
+def test_figures_that_older_records_lack_are_left_empty_and_decide_nothing():
+    report = adjust_report()
+    cells = dict(zip(report.headings, report.rows[1], strict=True))
+    assert cells["mean kept %"] == cells["masks %"] == ""
+    found = {verdict.claim.text: verdict.holds for verdict in report.verdicts}
+    assert found["With dropout (a), keeping the mean over masks lowers it more than adjusted statistics (ours)."] == (
+        "not run"
+    )
+
+
+def test_minutes_are_those_of_a_training():
+    cells = dict(zip(adjust_report().headings, adjust_report().rows[1], strict=True))
+    assert cells["minutes"] == "0.0" and "minutes" not in moments_report().headings
 
 
 def test_the_text_shows_all_rows_and_all_verdicts():
@@ -118,7 +165,16 @@ def test_what_lies_in_a_folder_is_read_by_experiment_and_scale(tmp_path):
     for factors in MOMENTS.arms["full"]:
         write_json(folder / f"{arm_name(factors)}-0.json", content(PAPER, MOMENTS, factors, second=1.0))
     (report,) = read_reports(tmp_path, find("hendrycks2016"))
+    assert report.folder == f"{tmp_path.name}/hendrycks2016/moments"
     assert (report.experiment, report.scale, len(report.results)) == (MOMENTS, "full", len(MOMENTS.arms["full"]))
+
+
+def test_a_scale_may_have_a_folder_of_its_own(tmp_path):
+    folder = tmp_path / "desk" / PAPER.name / MOMENTS.name
+    folder.mkdir(parents=True)
+    write_json(folder / "relu-0.json", content(PAPER, MOMENTS, {"activation": "relu"}, scale="desk", second=1.0))
+    (report,) = read_reports(tmp_path, find("hendrycks2016"))
+    assert (report.scale, report.folder) == ("desk", f"{tmp_path.name}/desk/hendrycks2016/moments")
 
 
 def test_an_empty_folder_is_one_line_that_says_what_to_do(tmp_path):

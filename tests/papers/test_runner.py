@@ -7,14 +7,14 @@ import sys
 from dataclasses import replace
 
 import pytest
-from labs import MLP, SOURCE, a_record, a_run, a_training, a_workplace, drawn, noisy, raises
+from labs import MLP, SOURCE, WRN, a_record, a_run, a_training, a_workplace, drawn, noisy, raises
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab import measures, runner
 from evenkeel.papers.lab import training as lab
 from evenkeel.papers.lab.experiments import Experiment, Paper
 from evenkeel.papers.lab.results import read_results
-from evenkeel.papers.lab.runner import NotReadyError, Summary, make, runs_of
+from evenkeel.papers.lab.runner import NotReadyError, Summary, in_order, make, runs_of
 from evenkeel.papers.lab.specs import SCALES, ImageSource, grid
 from evenkeel.papers.lab.training import checkpoint_path
 
@@ -134,6 +134,19 @@ def test_runs_that_raise_are_reported_and_stop_no_other(tmp_path):
         "paper/experiment/0.5-3": "data are missing",
     }
     assert set(files_in(tmp_path)) == {"paper/experiment/0.5-2.json", "paper/experiment/0.5-4.json"}
+
+
+def test_runs_are_made_by_seed_then_by_net_as_listed_and_those_that_share_a_training_stay_together(tmp_path):
+    trained = [a_run(drawn, seed, training=a_training(net)) for net in (WRN, MLP) for seed in (0, 1)]
+    again = [replace(run, experiment="again") for run in trained]
+    plain = [a_run(drawn, seed) for seed in (0, 1)]
+    found = in_order([*trained, *again, *plain])
+    assert [(run.seed, run.training and run.training.net.name, run.experiment) for run in found] == [
+        (seed, net, experiment)
+        for seed in (0, 1)
+        for net in (None, "wrn", "mlp")
+        for experiment in ("experiment", "again")[: 2 if net else 1]
+    ]
 
 
 def test_nothing_is_made_of_nothing(tmp_path):

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 import evenkeel as ek
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab import training as lab
+from evenkeel.papers.lab.hardware import Hardware
 from evenkeel.papers.lab.images import augment, batches
 from evenkeel.papers.lab.specs import ImageSource, Net
 from evenkeel.papers.lab.training import (
-    Hardware,
     batches_of,
     build_net,
     checkpoint_path,
@@ -42,6 +42,7 @@ RECIPES = {
     "sgd": {"optimizer": "sgd", "lr": 0.05, "weight_decay": 0.1, "milestones": (0.4, 0.8)},
     "nesterov": {"optimizer": "nesterov", "lr": 0.05, "weight_decay": 0.1, "milestones": (0.6,), "gamma": 0.5},
     "adam": {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.1, "milestones": (0.8,)},
+    "cycle": {"optimizer": "nesterov", "lr": 0.05, "weight_decay": 0.1, "schedule": "one-cycle"},
     "reset": {"optimizer": "nesterov", "lr": 0.05, "momentum": 0.95, "reset_momentum": 2},
 }
 
@@ -183,6 +184,13 @@ def test_whatever_decides_the_outcome_has_a_checkpoint_of_its_own(tmp_path):
 # the slow, obvious way
 
 
+def one_cycle(recipe, step, an_epoch):
+    """The rate at a step, counted from the first epoch's first."""
+    done = step / (an_epoch * recipe.epochs)
+    cosine = math.cos(math.pi * (done / 0.3 if done < 0.3 else (done - 0.3) / 0.7))
+    return recipe.lr * (0.52 - 0.48 * cosine if done < 0.3 else 0.5 + 0.5 * cosine)
+
+
 def by_hand(training, seed, images):
     """Weights by number of epochs done, and the history, of torch's plain optimizers without any decay of their own."""
     recipe, history, weights = training.recipe, [], {}
@@ -204,7 +212,11 @@ def by_hand(training, seed, images):
             )
         optimizer.param_groups[0]["lr"] = lr
         losses, wrong = [], []
-        for chosen in batches(len(images.train.labels), recipe.batch, drawn):
+        orders = list(batches(len(images.train.labels), recipe.batch, drawn))
+        for step, chosen in enumerate(orders):
+            if recipe.schedule == "one-cycle":
+                optimizer.param_groups[0]["lr"] = one_cycle(recipe, epoch * len(orders) + step, len(orders))
+                lr = lr if step else optimizer.param_groups[0]["lr"]
             inputs = images.standardize(images.train.images[chosen])
             if recipe.augment:
                 inputs = augment(inputs, crops, pad=2)

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import platform
+import subprocess
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError
 
@@ -39,7 +40,7 @@ def test_a_record_says_all_that_it_came_from(tmp_path):
         "training": plain(TRAINING),
     }
     assert run.spec() == expected == {name: record[name] for name in expected}
-    assert set(record) - set(expected) == {"history", "figures", "versions", "hardware", "seconds"}
+    assert set(record) - set(expected) == {"history", "figures", "versions", "commit", "hardware", "seconds"}
     trained = trained_in(tmp_path / "trained", TRAINING, seed=3)
     assert record["history"] == trained.history
     assert record["seconds"]["training"] == trained.seconds and record["seconds"]["measuring"] > 0
@@ -58,6 +59,31 @@ def test_what_is_not_installed_has_no_version(tmp_path, monkeypatch):
         platform.python_version(),
         None,
     }
+
+
+def test_the_commit_is_that_of_a_checkout_of_evenkeel_and_of_no_other(tmp_path, monkeypatch):
+    def git(*asked):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a", *asked], check=True)
+
+    inside = tmp_path / "evenkeel" / "__init__.py"
+    inside.parent.mkdir()
+    inside.touch()
+    monkeypatch.setattr(trials, "_PACKAGE", inside.parent)
+    asked = trials.commit.__wrapped__
+    assert asked() is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert asked() == head.stdout.strip()
+    inside.write_text("changed")
+    assert asked() == head.stdout.strip() + "-dirty"
+    deeper = tmp_path / "venv" / "evenkeel" / "__init__.py"
+    deeper.parent.mkdir(parents=True)
+    monkeypatch.setattr(trials, "_PACKAGE", deeper.parent)
+    assert asked() is None
+    monkeypatch.setenv("PATH", "")
+    assert asked() is None
 
 
 def test_what_is_not_finite_is_null(tmp_path):

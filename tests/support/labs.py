@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from evenkeel.papers.lab import measures, simulations
+from evenkeel.papers.lab.hardware import Hardware
 from evenkeel.papers.lab.images import Images, load_images
 from evenkeel.papers.lab.results import Record, Results
 from evenkeel.papers.lab.specs import ImageSource, Net, Recipe, Training, arm_name
-from evenkeel.papers.lab.training import Hardware, Trained, train
+from evenkeel.papers.lab.training import Trained, train
 from evenkeel.papers.lab.trials import Run, Trial, Workplace
 
 CPU = Hardware(accelerator="cpu")

@@ -12,6 +12,7 @@ from evenkeel.papers.lab.results import Record, Results
 from evenkeel.papers.lab.specs import Factors, arm_name
 
 LEVEL = 0.05
+OURS = "not in the paper"  # what is published of a claim of our own
 
 
 class Difference(NamedTuple):
@@ -51,6 +52,11 @@ class Claim:
     unit: str = "points"
     factor: float = 100.0
     exact: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the paper does not make it."""
+        return self.published == OURS
 
     def judge(self, results: Results) -> Verdict:
         """Put the claim to the test.
@@ -133,7 +139,11 @@ class Within:
     def __call__(self, results: Results) -> Differences:
         """One difference a run."""
         runs = results.where(**self.where)
-        pairs = ((row, _difference(_figure(row, self.higher), _figure(row, self.lower), self.log)) for row in runs)
+        pairs = (
+            (row, _difference(_figure(row, self.higher), _figure(row, self.lower), self.log))
+            for row in runs
+            if _has(row, self.higher, self.lower)
+        )
         return _grouped(pairs, self.by)
 
 
@@ -164,7 +174,7 @@ class Between:
         pairs = (
             (row, _difference(_figure(row, self.key), _figure(lower[rest], self.key), self.log))
             for row in runs.where(**self.higher)
-            if (rest := self._rest(row)) in lower
+            if (rest := self._rest(row)) in lower and _has(row, self.key) and _has(lower[rest], self.key)
         )
         return _grouped(pairs, self.by)
 
@@ -193,6 +203,11 @@ class Equal:
             for row in results
             if row.arm in self.values
         }
+
+
+def _has(row: Record, *keys: str) -> bool:
+    """Whether a run was asked for these figures: one that is older than a figure was not."""
+    return row.diverged or all(key in row.figures for key in keys)
 
 
 def _figure(row: Record, key: str) -> float:

@@ -75,6 +75,7 @@ class Paper:
         authors: as cited.
         url: where it is read.
         experiments: in the paper's order.
+        left_out: what else the paper says that could be measured, and that no experiment's claims put to the test.
     """
 
     name: str
@@ -82,3 +83,4 @@ class Paper:
     authors: str
     url: str
     experiments: tuple[Experiment, ...]
+    left_out: tuple[str, ...] = ()

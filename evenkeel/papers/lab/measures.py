@@ -16,15 +16,18 @@ from evenkeel.graph.kinds import Kind
 from evenkeel.graph.tracing import trace
 from evenkeel.model.evaluation import Score
 from evenkeel.papers.lab.images import Images, augment
+from evenkeel.papers.lab.specs import Precision
 from evenkeel.papers.lab.training import Trained, batches_of, score
 from evenkeel.papers.lab.trials import Trial
 from evenkeel.prediction.correction import correct_
+from evenkeel.statistics.noise import noisy
 from evenkeel.statistics.reestimation import reestimate_
 from evenkeel.statistics.shift import variance_shift
 from evenkeel.theory.li2018 import cos_squared
 
 Measure = Callable[[Trial], dict[str, Any]]
 _BATCH = 250
+MASKS = 32  # of an ensemble
 
 
 def _of_numbers(measure: Measure) -> Measure:
@@ -79,15 +82,17 @@ def shift(trial: Trial) -> dict[str, Any]:
 
 @_of_numbers
 def adjust(trial: Trial) -> dict[str, Any]:
-    """Test scores as trained, with statistics re-estimated with dropout off, and with those corrected without data."""
+    """Test scores as trained, with statistics re-estimated with dropout off, and of what else mends a net.
+
+    `adjusted` is the paper's, over the training images; the others are those of `_mended`.
+    """
     trained, images = _given(trial)
     net = trained.model(images)
     figures = scores(trial)
     done = reestimate_(net, TrainingBatches(trained, images), match="variance")
     figures |= _score_figures("adjusted", score(net, images, images.test))
     done.undo()
-    correct_(net, images.standardize(images.test.images[:2]), match="variance")
-    return figures | _score_figures("corrected", score(net, images, images.test))
+    return figures | _mended(trial, net)
 
 
 def train_eval(trial: Trial) -> dict[str, Any]:
@@ -106,7 +111,8 @@ def train_eval(trial: Trial) -> dict[str, Any]:
 def snapshots(trial: Trial) -> dict[str, Any]:
     """Test scores halfway and at the end: as trained, with new variances, and with new means and variances.
 
-    Statistics are taken over the training images with dropout off (hendrycks2016, section 3).
+    Statistics are taken over the training images with dropout off (hendrycks2016, section 3). Of the net at the end,
+    the figures of `_mended`, too.
     """
     trained, images = _given(trial)
     figures: dict[str, Any] = {}
@@ -117,7 +123,26 @@ def snapshots(trial: Trial) -> dict[str, Any]:
             done = reestimate_(net, TrainingBatches(trained, images), match="variance", stats=stats)
             figures |= _score_figures(f"{stage}_{stats}", score(net, images, images.test))
             done.undo()
-    return figures
+    return figures | _mended(trial, trained.model(images), "final_")
+
+
+def _mended(trial: Trial, net: nn.Module, prefix: str = "") -> dict[str, float]:
+    """Test scores of a net as trained by what is not the papers'; it is given back as found.
+
+    `mean_matched` is of norms whose mean over masks is kept, over the training images, `corrected` of statistics
+    corrected without data, and `ensemble` of the mean over masks of what the net says.
+    """
+    trained, images = _given(trial)
+    done = reestimate_(net, TrainingBatches(trained, images), match="mean")
+    figures = _score_figures(f"{prefix}mean_matched", score(net, images, images.test))
+    done.undo()
+    example = images.standardize(images.test.images[:2])
+    corrected = correct_(net, example, match="variance")
+    figures |= _score_figures(f"{prefix}corrected", score(net, images, images.test))
+    corrected.undo()
+    masks = MASKS if trace(net, example).of(Kind.DROPOUT) else 1  # without noise, all passes are one
+    ensemble = MaskEnsemble(net, masks, trial.precision)
+    return figures | _score_figures(f"{prefix}ensemble", score(ensemble, images, images.test))
 
 
 @_of_numbers
@@ -155,6 +180,26 @@ class TrainingBatches:
         augmented = self.trained.training.recipe.augment
         for inputs, _ in batches_of(self.images, self.images.train, size=_BATCH):
             yield augment(inputs, generator, pad=self.images.shape[-1] // 8) if augmented else inputs
+
+
+class MaskEnsemble(nn.Module):
+    """The logarithm of the mean probabilities over passes with dropout on, its norms on what training left in them.
+
+    Args:
+        net: a classifier that returns logits.
+        masks: how many passes.
+        precision: of the passes; `bf16-mixed` as in training.
+    """
+
+    def __init__(self, net: nn.Module, masks: int = MASKS, precision: Precision = "32-true") -> None:
+        super().__init__()
+        self.net, self.masks, self.low = net, masks, precision == "bf16-mixed"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (samples, channels, height, width) to (samples, classes)."""
+        with noisy(self.net), torch.autocast(x.device.type, torch.bfloat16, enabled=self.low):
+            passes = [self.net(x).float().softmax(1) for _ in range(self.masks)]
+        return torch.stack(passes).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 class _TrainMode(nn.Module):

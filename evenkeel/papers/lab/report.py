@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from evenkeel.errors import EvenkeelError
@@ -31,12 +32,14 @@ class ExperimentReport:
         experiment: which.
         scale: smoke, quick, desk or full.
         results: its runs, all of them.
+        folder: where their records lie, as seen from the folder that the folder of results lies in.
     """
 
     paper: Paper
     experiment: Experiment
     scale: Scale
     results: Results
+    folder: str = ""
 
     @property
     def tuned(self) -> Results:
@@ -59,11 +62,11 @@ class ExperimentReport:
         """The headings of the columns of `rows`."""
         found = [f"{column.heading}{suffix}" for column in self.experiment.columns for suffix in self._pair(column)]
         chosen = [self.experiment.selection.over] if self.experiment.selection else []
-        return ["arm", "seeds", *chosen, *found]
+        return ["arm", "seeds", *chosen, *found, *(["minutes"] if self.experiment.training else [])]
 
     @property
     def rows(self) -> list[list[str]]:
-        """One row an arm: its seeds, what was tuned, and each figure, published and found."""
+        """One row an arm: its seeds, what was tuned, each figure, published and found, and a training's minutes."""
         return [self._row(arm, runs) for arm, runs in self.tuned.by_arm().items()]
 
     def _row(self, arm: str, runs: Results) -> list[str]:
@@ -71,7 +74,7 @@ class ExperimentReport:
         cells = [
             cell for column in self.experiment.columns for cell in (*self._published(arm, column), _found(runs, column))
         ]
-        return [arm, str(len(runs)), *chosen, *cells]
+        return [arm, str(len(runs)), *chosen, *cells, *([_minutes(runs)] if self.experiment.training else [])]
 
     def _pair(self, column: Column) -> tuple[str, ...]:
         return (", published", ", ours") if self._is_published(column) else ("",)
@@ -111,32 +114,90 @@ CLAIMS = ("claim", "published", "ours", "holds")
 
 
 def read_reports(out: Path, experiments: Iterable[tuple[Paper, Experiment]]) -> list[ExperimentReport]:
-    """What lies in a folder of results, by experiment and scale.
+    """What lies in a folder of results, by experiment and scale; a scale may have a folder of its own in it.
 
     Raises:
         EvenkeelError: there are no results, or a file is damaged.
     """
     reports = [
-        ExperimentReport(paper, experiment, scale, results)
+        ExperimentReport(paper, experiment, scale, results, PurePath(out.name, *inside, *name).as_posix())
         for paper, experiment in experiments
         for scale in SCALES
-        if (results := read_results(out / paper.name / experiment.name, experiment.arms[scale], scale))
+        for inside in ((), (scale,))
+        for name in [(paper.name, experiment.name)]
+        if (results := read_results(out.joinpath(*inside, *name), experiment.arms[scale], scale))
     ]
     if not reports:
         raise EvenkeelError(f"there are no results in {out}: make some by `evenkeel reproduce`, or name their folder")
     return reports
 
 
-def to_markdown(reports: Sequence[ExperimentReport]) -> str:
-    """The claims of all reports as one table."""
-    rows = [("claim", "published", "ours", "scale", "seeds", "holds"), ("---",) * 6]
+@dataclass(frozen=True)
+class Finding:
+    """What a claim comes to at the scale that counts: the largest one that it was run at.
+
+    Attributes:
+        report: of that scale.
+        verdict: there.
+        others: of smaller scales that come to another verdict, which.
+    """
+
+    report: ExperimentReport
+    verdict: Verdict
+    others: Mapping[Scale, str]
+
+    @property
+    def ours(self) -> str:
+        """The finding in one line, and where smaller scales disagree."""
+        return "; ".join([self.verdict.ours, *(f"at {scale} scale: {holds}" for scale, holds in self.others.items())])
+
+
+def findings(reports: Iterable[ExperimentReport]) -> list[Finding]:
+    """What each claim comes to, in the order of the reports."""
+    claims: dict[tuple[str, str, str], list[tuple[ExperimentReport, Verdict]]] = {}
     for report in reports:
-        where = f"{report.paper.name} {report.experiment.source}"
-        rows += [
-            (f"{where}: {v.claim.text}", v.claim.published, v.ours, report.scale, f"{v.seeds or 1}", v.holds)
-            for v in report.verdicts
-        ]
-    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
+        for verdict in report.verdicts:
+            name = report.paper.name, report.experiment.name, verdict.claim.text
+            claims.setdefault(name, []).append((report, verdict))
+    return [_finding(found) for found in claims.values()]
+
+
+def _finding(found: list[tuple[ExperimentReport, Verdict]]) -> Finding:
+    run = [pair for pair in found if pair[1].holds != "not run"] or found
+    ordered = sorted(run, key=lambda pair: SCALES.index(pair[0].scale))
+    report, verdict = ordered.pop()
+    return Finding(report, verdict, {r.scale: v.holds for r, v in ordered if v.holds != verdict.holds})
+
+
+def coverage(reports: Sequence[ExperimentReport]) -> list[str]:
+    """A line a paper: how many claims it makes, and what became of them."""
+    found = findings(reports)
+    return [_coverage(paper, found) for paper in dict.fromkeys(report.paper.name for report in reports)]
+
+
+def _coverage(name: str, found: Iterable[Finding]) -> str:
+    own = [finding for finding in found if finding.report.paper.name == name]
+    paper = next(finding.report.paper for finding in own) if own else None
+    encoded = [claim for experiment in paper.experiments for claim in experiment.claims] if paper else []
+    of_paper = [finding.verdict for finding in own if not finding.verdict.claim.is_ours]
+    theirs, run = sum(not claim.is_ours for claim in encoded), [v for v in of_paper if v.holds != "not run"]
+    hold = sum(verdict.holds == "yes" for verdict in run)
+    left_out = len(paper.left_out) if paper else 0
+    return f"{name}: {theirs + left_out} claims in the paper, {theirs} encoded, {len(run)} run, {hold} hold"
+
+
+def to_markdown(reports: Sequence[ExperimentReport]) -> str:
+    """The claims of all reports as one table, each with the folder of its records; below it, a line a paper."""
+    rows = [("claim", "published", "ours", "scale", "seeds", "records", "holds"), ("---",) * 7]
+    for found in findings(reports):
+        report, verdict = found.report, found.verdict
+        text = f"{report.paper.name} {report.experiment.source}: {verdict.claim.text}"
+        records = f"[{len(report.results)} runs]({report.folder})"
+        rows.append(
+            (text, verdict.claim.published, found.ours, report.scale, f"{verdict.seeds or 1}", records, verdict.holds)
+        )
+    table = "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
+    return table + "".join(f"\n{line}.\n" for line in coverage(reports))
 
 
 def to_html(reports: Sequence[ExperimentReport]) -> str:
@@ -156,7 +217,7 @@ def to_html(reports: Sequence[ExperimentReport]) -> str:
         [_inline(drawings.to_svg(draw(report.tuned))) for draw in report.experiment.plots.values()]
         for report in reports
     ]
-    return template.render(reports=list(zip(reports, drawn, strict=True)))
+    return template.render(reports=list(zip(reports, drawn, strict=True)), coverage=coverage(reports))
 
 
 def _inline(svg: str) -> str:
@@ -164,9 +225,16 @@ def _inline(svg: str) -> str:
     return svg[svg.index("<svg") :]
 
 
+def _minutes(runs: Results) -> str:
+    """How long a training took, on average of those of which that is recorded."""
+    found = [run.minutes for run in runs if math.isfinite(run.minutes)]
+    return f"{mean(found):.1f}" if found else ""
+
+
 def _found(runs: Results, column: Column) -> str:
-    mean, deviation = runs.mean(column.key) * column.factor, runs.deviation(column.key) * column.factor
+    center, deviation = runs.mean(column.key) * column.factor, runs.deviation(column.key) * column.factor
     if not runs.values(column.key):
         return ""
-    shown = f"{mean:.{column.digits}f}" if abs(mean) < 1e4 and (mean == 0 or abs(mean) >= 1e-3) else f"{mean:.3g}"
+    plain = abs(center) < 1e4 and (center == 0 or abs(center) >= 1e-3)
+    shown = f"{center:.{column.digits}f}" if plain else f"{center:.3g}"
     return shown if math.isnan(deviation) else f"{shown} ± {deviation:.2g}"

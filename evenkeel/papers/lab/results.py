@@ -66,6 +66,16 @@ class Record:
         """Spent on training and measuring."""
         return sum(self.content["seconds"].values())
 
+    @property
+    def minutes(self) -> float:
+        """Spent on training, over all starts and for whomever it was; not a number where that is not recorded."""
+        return self.content.get("seconds", {}).get("training", math.nan) / 60
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its training ended since the loss was no number any more."""
+        return bool(self.history) and not math.isfinite(self.history[-1].get("train_loss", 0.0))
+
 
 class Results(Rows[Record]):
     """Runs of one experiment at one scale.

@@ -82,6 +82,15 @@ def runs_of(
     ]
 
 
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """Runs in the order in which they fill a table soonest: by seed, then by net in the order in which nets are listed.
+
+    Specifications list the cheapest net first where the order matters; what is not trained is cheaper than all.
+    """
+    nets = list(dict.fromkeys(run.training.net.name for run in runs if run.training))
+    return sorted(runs, key=lambda run: (run.seed, nets.index(run.training.net.name) if run.training else -1))
+
+
 def make(
     runs: Sequence[Run],
     workplace: Workplace,
@@ -90,7 +99,7 @@ def make(
     workers: int | None = None,
     resume: bool = False,
 ) -> Summary:
-    """Make runs, and write each one's record as soon as it is there: until then an earlier one stays, as does its net.
+    """Make runs `in_order`, each one's record as soon as it is there: until then an earlier one stays, as does its net.
 
     Args:
         runs: which.
@@ -110,8 +119,8 @@ def make(
     """
     for run in runs:
         _refuse_another_scale(run, workplace)
-    done = [run for run in runs if resume and _is_made(run, workplace)]
-    todo = [run for run in runs if run not in done]
+    done = [run for run in runs if resume and is_made(run, workplace)]
+    todo = in_order([run for run in runs if run not in done])
     for check in (_before_reading(todo, workplace, engine), _of_data(todo, workplace)):
         if lines := list(dict.fromkeys(check)):
             raise NotReadyError(lines)
@@ -161,7 +170,7 @@ def _of_data(runs: Sequence[Run], workplace: Workplace) -> Iterator[str]:
 
 
 def _refuse_another_scale(run: Run, workplace: Workplace) -> None:
-    record = _record(run, workplace)
+    record = record_of(run, workplace)
     if record is not None and record.scale != run.scale:
         path = run.path(workplace.out)
         raise EvenkeelError(
@@ -169,13 +178,13 @@ def _refuse_another_scale(run: Run, workplace: Workplace) -> None:
         )
 
 
-def _is_made(run: Run, workplace: Workplace) -> bool:
+def is_made(run: Run, workplace: Workplace) -> bool:
     """Whether a record lies there that answers to the run as it is specified now."""
-    record = _record(run, workplace)
+    record = record_of(run, workplace)
     return record is not None and run.spec().items() <= record.content.items()
 
 
-def _record(run: Run, workplace: Workplace) -> Record | None:
+def record_of(run: Run, workplace: Workplace) -> Record | None:
     """The record that lies there; one that is damaged counts for none."""
     path = run.path(workplace.out)
     with suppress(EvenkeelError, OSError):

@@ -6,8 +6,8 @@ import math
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,37 +23,12 @@ from evenkeel.io.readers import LabelledImages
 from evenkeel.model.evaluation import Score, evaluate
 from evenkeel.output.files import atomic_write
 from evenkeel.output.progress import Bar
+from evenkeel.papers.lab.hardware import Hardware
 from evenkeel.papers.lab.images import Images, augment, batches
 from evenkeel.papers.lab.nets import build
-from evenkeel.papers.lab.specs import Accelerator, Precision, Recipe, Training, digest, plain
+from evenkeel.papers.lab.specs import Recipe, Training, digest, plain
 
 History = list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What a network is trained on; part of what decides the last bits of its weights.
-
-    Args:
-        accelerator: `cpu`, `cuda`, or `auto` for the latter where there is one.
-        devices: over how many the batch is spread, by DistributedDataParallel.
-        precision: `32-true` or `bf16-mixed`, as lightning-fabric names them. Scores are always taken in 32 bits.
-        compile: train what torch.compile makes of the network.
-        channels_last: keep weights, and so what convolutions give, in that memory format.
-        threads: of each process on a CPU. Sums are taken in another order with more of them, so the bits differ.
-    """
-
-    accelerator: Accelerator = "auto"
-    devices: int = 1
-    precision: Precision = "32-true"
-    compile: bool = False
-    channels_last: bool = False
-    threads: int = 1
-
-    def resolved(self) -> Hardware:
-        """The same with the accelerator that `auto` means on this machine."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"  # scores are summed in float64, which mps has not
-        return replace(self, accelerator=found) if self.accelerator == "auto" else self
 
 
 @dataclass(frozen=True)
@@ -140,6 +115,16 @@ def train(
 def checkpoint_path(folder: Path, training: Training, seed: int, hardware: Hardware) -> Path:
     """Where the checkpoint of a training lies: its name holds all that decides the outcome."""
     return folder / f"{training.net.name}-{seed}-{digest(plain(training), seed, plain(hardware.resolved()))}.pt"
+
+
+def epochs_done(folder: Path, training: Training, seed: int, hardware: Hardware) -> int:
+    """How many epochs of a training lie in its checkpoint; a damaged one counts for none."""
+    path = checkpoint_path(folder, training, seed, hardware)
+    found = 0
+    for place in (path, _successor(path)):
+        with suppress(EvenkeelError):
+            found = max(found, len(_read(place).get("history", ())))
+    return found
 
 
 def build_net(training: Training, images: Images) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 
 from evenkeel.output.files import finite
+from evenkeel.papers.lab.hardware import Hardware, device_name
 from evenkeel.papers.lab.images import Images, load_images
-from evenkeel.papers.lab.specs import Factors, ImageSource, Scale, Training, arm_name, digest, plain
-from evenkeel.papers.lab.training import Hardware, Trained, deterministic, device_of, train
+from evenkeel.papers.lab.specs import Factors, ImageSource, Precision, Scale, Training, arm_name, digest, plain
+from evenkeel.papers.lab.training import Trained, deterministic, device_of, train
 
+_PACKAGE = Path(__file__).resolve().parents[2]
 _PACKAGES = ("evenkeel", "torch", "numpy", "lightning-fabric")
 
 
@@ -109,6 +112,7 @@ class Trial:
         seed: of the run; torch's generator has been set for it.
         trained: the trained network; None where nothing is trained.
         images: on the device to measure on; None where nothing is trained.
+        precision: that of training.
     """
 
     factors: Factors
@@ -116,6 +120,7 @@ class Trial:
     seed: int
     trained: Trained | None = None
     images: Images | None = None
+    precision: Precision = "32-true"
 
 
 def perform(run: Run, workplace: Workplace, images: Images | None = None) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def perform(run: Run, workplace: Workplace, images: Images | None = None) -> dic
 
     Returns:
         Its record, as JSON holds it: the run's `spec()`, `history` (figures an epoch), `figures`, `versions`,
-        `hardware` and `seconds` (of training, over all starts and for whomever it was, and of measuring).
+        `commit`, `hardware` and `seconds` (of training, over all starts and for whomever it was, and of measuring).
 
     Raises:
         EvenkeelError: data are missing, or what the run itself raises.
@@ -145,22 +150,32 @@ def perform(run: Run, workplace: Workplace, images: Images | None = None) -> dic
     # Where nothing is trained, all arms of a seed draw the same inputs: they are pairs.
     torch.manual_seed(run.seed if trained is None else int(digest(run.spec()), 16) % 2**63)
     with deterministic(workplace.hardware.threads):
-        figures = run.measure(Trial(run.factors, run.scale, run.seed, trained, images))
+        figures = run.measure(Trial(run.factors, run.scale, run.seed, trained, images, workplace.hardware.precision))
     return finite(
         {
             **run.spec(),
             "history": trained.history if trained else [],
             "figures": figures,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-            "hardware": {**asdict(workplace.hardware.resolved()), "device": _device_name(workplace)},
+            "commit": commit(),
+            "hardware": {**asdict(workplace.hardware.resolved()), "device": device_name(workplace.hardware)},
             "seconds": {"training": trained.seconds if trained else 0.0, "measuring": time.perf_counter() - began},
         }
     )
 
 
-def _device_name(workplace: Workplace) -> str:
-    on_gpu = workplace.hardware.resolved().accelerator == "cuda"
-    return torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+@lru_cache
+def commit() -> str | None:
+    """The commit that evenkeel is run from, with "-dirty" where files differ from it; None outside a checkout."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() == _PACKAGE.parent:
+            return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return None
+
+
+def _git(*asked: str) -> str:
+    done = subprocess.run(["git", "-C", _PACKAGE, *asked], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
 
 
 def _version(name: str) -> str | None:
