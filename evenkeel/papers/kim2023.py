@@ -13,7 +13,7 @@ from typing import Any
 
 from evenkeel.papers.kim2023_modules import depth, module_tests
 from evenkeel.papers.lab import heads, plots
-from evenkeel.papers.lab.claims import Between, Claim, Within
+from evenkeel.papers.lab.claims import OURS, Between, Claim, Within
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
 from evenkeel.papers.lab.positions import positions as measure_positions
 from evenkeel.papers.lab.specs import (
@@ -122,7 +122,9 @@ positions = Experiment(
     columns=(
         _ERROR,
         Column("adjusted %", "adjusted_error", 100, 2),
+        Column("mean kept %", "mean_matched_error", 100, 2),
         Column("without data %", "corrected_error", 100, 2),
+        Column("ensemble %", "ensemble_error", 100, 2),
         Column("shift in branches", "in_branch"),
         Column("shift on the trunk", "at_trunk"),
     ),
@@ -174,12 +176,12 @@ positions = Experiment(
         ),
         Claim(
             "Adjusted statistics lower the error of nets with dropout at P4 (ours).",
-            "not in the paper",
+            OURS,
             Within("test_error", "adjusted_error", by=("data", "p"), where={"place": "P4"}),
         ),
         Claim(
             "Once adjusted, P6 still does better than P4 (ours).",
-            "not in the paper",
+            OURS,
             Between("adjusted_error", {"place": "P4"}, {"place": "P6"}, by=("data", "p")),
         ),
     ),
@@ -265,7 +267,7 @@ head = Experiment(
         ),
         Claim(
             "At equal noise, too, the error is lower with dropout before the pool (ours).",
-            "not in the paper",
+            OURS,
             Between("test_error", {"head": "after"}, {"head": "before-equal-noise"}, by=("data", "net")),
         ),
         *(
@@ -285,4 +287,8 @@ PAPER = Paper(
     authors="Bum Jun Kim, Hyeyeon Choi, Hyeonah Jang, Donggeon Lee and Sang Woo Kim",
     url="https://arxiv.org/abs/2302.06112",
     experiments=(module_tests, positions, head, depth),
+    left_out=(
+        "The guideline holds on other data sets and models, too: Oxford-IIIT Pets and Caltech-101 (PreResNet-101).",
+        "On ImageNet, dropout before the global pool raises the accuracy (DenseNet-169).",
+    ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from evenkeel.papers.lab import blocks, plots
-from evenkeel.papers.lab.claims import Between, Claim, Equal, Within
+from evenkeel.papers.lab.claims import OURS, Between, Claim, Equal, Within
 from evenkeel.papers.lab.experiments import Column, Experiment
 from evenkeel.papers.lab.specs import SCALES, arm_name, grid
 
@@ -85,7 +85,7 @@ module_tests = Experiment(
         ),
         Claim(
             "The closed forms are what is drawn, to .01 (ours).",
-            "not in the paper",
+            OURS,
             Equal("worst", {arm_name(arm): 0.0 for arm in _MODULE_ARMS}, tolerance=0.01),
             exact=True,
         ),
@@ -99,9 +99,7 @@ _DESIGNS = ("P6", "P7", "P3", "P4", "P3-P6", "ic", "ic-last")
 
 def _deeper(text: str, key: str, more: str, less: str) -> Claim:
     """That a design shifts more than another, by a ratio that is the lower, the larger the shift is."""
-    return Claim(
-        text, "not in the paper", Between(key, {"design": less}, {"design": more}, by=("p",), log=True), unit="Delta"
-    )
+    return Claim(text, OURS, Between(key, {"design": less}, {"design": more}, by=("p",), log=True), unit="Delta")
 
 
 depth = Experiment(
@@ -136,7 +134,7 @@ depth = Experiment(
     claims=(
         Claim(
             "With P6, too, the shift on the trunk grows with depth (ours).",
-            "not in the paper",
+            OURS,
             Within("trunk_first", "trunk", by=("p",), where={"design": "P6"}, log=True),
             unit="Delta",
         ),
