@@ -6,7 +6,6 @@ import pytest
 import torch
 from labs import CPU, a_training, images_of, noisy, same, trained_in
 
-from evenkeel.papers import kim2023
 from evenkeel.papers.lab import measures
 from evenkeel.papers.lab.nets import build
 from evenkeel.papers.lab.positions import positions, reads_branch
@@ -59,19 +58,3 @@ def test_before_and_behind_a_relu_dropout_trains_to_the_same_bits(place, twin, t
     third = trained_in(tmp_path, a_training(noisy(BASIC, "P4")), hardware=CPU)
     renamed = [type(one)(second.training, one.history, 0.0, one.weights) for one in (first, second, third)]
     assert same(renamed[0], renamed[1]) and not same(renamed[1], renamed[2])
-
-
-def test_arms_of_every_scale_name_places_that_its_net_has():
-    for scale, arms in kim2023.positions.arms.items():
-        for arm in arms:
-            training = kim2023.positions.training(scale, **arm)
-            assert training.net.arguments.get("places", "none") == arm["place"]
-            assert training.net.arguments.get("noise", ["Dropout", 0.0])[1] == arm["p"]
-
-
-@pytest.mark.parametrize(("scale", "rate"), [("quick", 0.5908), ("full", 0.8403)])
-def test_the_head_of_equal_noise_drops_more_where_maps_are_larger(scale, rate):
-    """Of 4x4 and of 8x8 positions."""
-    training = kim2023.head.training(scale, "cifar10", "preresnet", "before-equal-noise", 0.2)
-    assert training.net.arguments["places"] == "head-before"
-    assert training.net.arguments["noise"] == ["Dropout", pytest.approx(rate, abs=2e-3)]
