@@ -115,7 +115,7 @@ theorem = Experiment(
 _SIZES: dict[Scale, dict[str, Any]] = {
     "smoke": {"depth": 8, "width": 4},
     "quick": {"depth": 14, "width": 8},
-    "desk": {"depth": 20, "width": 24},
+    "desk": {"depth": 20, "width": 16},
     "full": {"depth": 110, "width": 16},
 }
 # The replication's, which is Keras' example for CIFAR-10; the paper's is not known but for the batch.
@@ -137,7 +137,7 @@ _SOURCES: dict[Scale, dict[str, ImageSource]] = {
 _SEEDS: dict[Scale, int] = {"smoke": 1, "quick": 3, "desk": 3, "full": 3}
 _SMALL = (
     "At quick scale: 14 layers of 8 to 32 channels, 10,000 images averaged down to 16x16, 12 epochs of Adam. At desk "
-    "scale: 20 layers of 24 to 96 channels, all images as they are, 12 epochs of SGD in one cycle."
+    "scale: 20 layers of 16 to 64 channels, all images as they are, 12 epochs of SGD in one cycle."
 )
 _NETS = {"conv-bn-relu": "resnet", "bn-relu-conv": "preresnet"}
 _CHOSEN = {"order": "relu-ic-conv", "p": 0.05}

@@ -23,7 +23,7 @@ from evenkeel.theory.li2018 import equal_noise_p
 _SEEDS: dict[Scale, int] = {"smoke": 1, "quick": 3, "desk": 3, "full": 5}
 _SMALL = (
     "At quick scale: nets of 10 to 16 layers, the wide one of 16 to 64 channels, 10,000 images averaged down to 16x16, "
-    "8 epochs. At desk scale: nets of 16 to 22 layers, all images as they are, 12 epochs of one cycle, in bfloat16."
+    "8 epochs. At desk scale: nets of 16 to 22 layers, all images as they are, 12 epochs of one cycle."
 )
 
 

@@ -188,6 +188,16 @@ def test_the_ensemble_is_the_mean_of_probabilities_over_masks(trial):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_in_bfloat16_the_ensemble_is_nearly_the_same(trial):
+    images, net = trial.images, trial.trained.model(trial.images).eval()
+    x = images.standardize(images.test.images[:8])
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(3)
+        found.append(measures.MaskEnsemble(net, 8, precision)(x).exp())
+    assert found[1].dtype == torch.float32 and torch.allclose(*found, atol=0.1) and not torch.equal(*found)
+
+
 def test_without_dropout_the_ensemble_is_the_net_and_so_is_every_repair_nearly(folder):
     figures = measures.adjust(a_trial(folder, a_training(WRN, epochs=1)))
     assert figures["ensemble_error"] == figures["test_error"]

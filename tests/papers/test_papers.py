@@ -153,10 +153,10 @@ def test_smoke_needs_no_files(name):
 
 @pytest.mark.slow
 def test_every_net_can_be_built_for_its_images():
-    """At full scale; of those that differ in an amount of noise only, one."""
+    """At desk and full scale; of those that differ in an amount of noise only, one."""
     kinds = {}
     for found in EXPERIMENTS.values():
-        for run in runs_of(*found, "full", seeds=[0]):
+        for run in (run for scale in ("desk", "full") for run in runs_of(*found, scale, seeds=[0])):
             if run.training is not None:
                 net, source = run.training.net, run.training.source
                 noise = net.arguments.get("noise", ["none"])[0]
