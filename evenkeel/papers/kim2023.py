@@ -70,8 +70,8 @@ _SOURCES: dict[Scale, dict[str, ImageSource]] = {
 _SEEDS: dict[Scale, int] = {"smoke": 1, "quick": 3, "desk": 3, "full": 3}
 _SMALL = (
     "At quick scale: 14 layers of 8 to 32 channels, or a DenseNet-BC of 16, 10,000 images averaged down to 16x16, 8 "
-    "epochs. At desk scale: 20 layers of 16 to 64 channels, or a DenseNet-BC of 22, all images as they are, 12 epochs of "
-    "one cycle."
+    "epochs. At desk scale: 20 layers of 16 to 64 channels, or a DenseNet-BC of 22, all images as they are, 12 epochs "
+    "of one cycle."
 )
 _PLACES: dict[Scale, tuple[str, ...]] = {
     **dict.fromkeys(SCALES, tuple(f"P{number}" for number in range(8))),
