@@ -57,7 +57,7 @@ def test_the_time_left_is_that_of_finished_runs_of_the_same_net_less_what_was_do
     (found,) = status(runs, workplace)
     assert (found.finished, found.begun, found.waiting, found.unknown) == (1, ((1, 3),), 3, 1)
     assert found.seconds == pytest.approx((2000 + 600) + 2 * (3000 + 600))
-    left = "2.7 hours of one worker left, and 1 runs of unknown length"
+    left = "2.7 h of one worker left, and 1 of unknown length"
     assert str(found).endswith(f"1 finished, 1 begun (1 of 3 epochs), 3 waiting; {left}")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 

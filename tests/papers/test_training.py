@@ -371,8 +371,12 @@ def test_channels_last_gives_the_same_but_for_rounding(tmp_path, monkeypatch):
         return watch(net, *rest)
 
     monkeypatch.setattr(lab, "_watch", spied)
-    close(trained_in(tmp_path, training, hardware=replace(CPU, channels_last=True)), expected)
+    found = trained_in(tmp_path, training, hardware=replace(CPU, channels_last=True))
+    close(found, expected)
     assert laid_out == [True] * 3
+    for trained, expected_layout in ((found, True), (expected, False)):
+        weight = trained.model(images_of()).stage1[0].branch.conv2.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == expected_layout
 
 
 def test_a_compiled_network_gives_the_same_and_goes_on_like_any(tmp_path, monkeypatch):

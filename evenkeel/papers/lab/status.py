@@ -28,7 +28,7 @@ class Status:
         unknown: of how many runs that is not known, since no run of such a net is finished.
 
     >>> print(Status("li2018/shift", 3, ((7, 12),), 2, 5400.0, 0))
-    li2018/shift: 3 finished, 1 begun (7 of 12 epochs), 2 waiting; 1.5 hours of one worker left
+    li2018/shift: 3 finished, 1 begun (7 of 12 epochs), 2 waiting; 1.5 h of one worker left
     >>> print(Status("li2018/shift", 0, (), 6, 0.0, 6))
     li2018/shift: 0 finished, 0 begun, 6 waiting; time left unknown: no run of such a net is finished
     """
@@ -52,7 +52,7 @@ class Status:
         if self.unknown == left:
             return "time left unknown: no run of such a net is finished"
         known = f"{_shown(self.seconds)} of one worker left"
-        return known + (f", and {self.unknown} runs of unknown length" if self.unknown else "")
+        return known + (f", and {self.unknown} of unknown length" if self.unknown else "")
 
 
 def status(runs: Sequence[Run], workplace: Workplace) -> list[Status]:
@@ -149,6 +149,6 @@ def _shown(seconds: float) -> str:
     """A time in words.
 
     >>> _shown(40), _shown(5400)
-    ('1 minutes', '1.5 hours')
+    ('1 min', '1.5 h')
     """
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{math.ceil(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{math.ceil(seconds / 60)} min"

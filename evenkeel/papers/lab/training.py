@@ -49,9 +49,14 @@ class Trained:
     weights: dict[int, dict[str, Tensor]]
 
     def model(self, images: Images, epoch: int | None = None) -> nn.Module:
-        """The network on the images' device, in train mode, as it was after so many epochs; after all if None."""
-        net = build_net(self.training, images)
-        net.load_state_dict(self.weights[max(self.weights) if epoch is None else epoch])
+        """The network on the images' device, in train mode, as it was after so many epochs; after all if None.
+
+        Its weights are channels last if they were trained so.
+        """
+        net, weights = build_net(self.training, images), self.weights[max(self.weights) if epoch is None else epoch]
+        if any(map(_is_channels_last, weights.values())):
+            net.to(memory_format=torch.channels_last)  # type: ignore
+        net.load_state_dict(weights)
         return net.to(images.mean.device).train()
 
 
@@ -356,6 +361,11 @@ def _read(path: Path, anew: str | None = None) -> dict[str, Any]:
 
 def _is_done(state: dict[str, Any], recipe: Recipe) -> bool:
     return recipe.epochs in state.get("weights", {})
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    is_an_images = weight.ndim == 4 and not weight.is_contiguous()
+    return is_an_images and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _copied(net: nn.Module) -> dict[str, Tensor]:
