@@ -169,7 +169,7 @@ positions = Experiment(
             unit="shift in branches",
         ),
         Claim(
-            "So does dropout before the first weight (P3).",
+            "Dropout before the first weight of a branch (P3) shifts the norms in branches more than at P6.",
             _UNKNOWN,
             Between("in_branch", {"place": "P3"}, {"place": "P6"}, by=("data", "p"), log=True),
             unit="shift in branches",

@@ -78,7 +78,7 @@ module_tests = Experiment(
             unit="Delta",
         ),
         Claim(
-            "It does so the more, the larger the trunk.",
+            "The larger the trunk, the more its addition dilutes the shift of the branch.",
             "Figure 2",
             Within("block_at_most", "block_at_least", by=("p",), log=True),
             unit="Delta",
@@ -104,7 +104,7 @@ def _deeper(text: str, key: str, more: str, less: str) -> Claim:
 
 depth = Experiment(
     name="depth",
-    source="not in the paper",
+    source="a stack of blocks",
     about=(
         "Nine residual blocks of two weight layers of width 128, normal weights and inputs, untrained: Var_eval / "
         "Var_train at the norms in branches (geometric mean) and on the trunk behind the last block, measured, and "
