@@ -198,11 +198,12 @@ class Equal:
 
     def __call__(self, results: Results) -> Differences:
         """The tolerance less the distance, of every run with a published value."""
-        return {
-            row.arm: [Difference(self.tolerance - abs(row.figures[self.key] - self.values[row.arm]), row.seed, row.arm)]
-            for row in results
-            if row.arm in self.values
-        }
+        runs = (row for row in results if row.arm in self.values)
+        found: dict[str, list[Difference]] = {}
+        for row in runs:
+            left = self.tolerance - abs(row.figures[self.key] - self.values[row.arm])
+            found.setdefault(row.arm, []).append(Difference(left, row.seed, row.arm))
+        return found
 
 
 def _has(row: Record, *keys: str) -> bool:
