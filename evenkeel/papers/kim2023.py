@@ -122,9 +122,6 @@ positions = Experiment(
     columns=(
         _ERROR,
         Column("adjusted %", "adjusted_error", 100, 2),
-        Column("mean kept %", "mean_matched_error", 100, 2),
-        Column("without data %", "corrected_error", 100, 2),
-        Column("ensemble %", "ensemble_error", 100, 2),
         Column("shift in branches", "in_branch"),
         Column("shift on the trunk", "at_trunk"),
     ),

@@ -10,9 +10,9 @@ from evenkeel.papers.lab.trials import Trial
 
 
 def positions(trial: Trial) -> dict[str, Any]:
-    """Scores as trained and repaired, and the shift of norms inside branches and on the trunk (kim2023).
+    """Scores as trained and adjusted, and the shift of norms inside branches and on the trunk (kim2023).
 
-    Figures: those of `measures.shift` and `measures.adjust`; `in_branch`, the geometric mean of max(r, 1/r) over the
+    Figures: those of `measures.shift` and `measures.adjusted`; `in_branch`, the geometric mean of max(r, 1/r) over the
     norms behind a weight of their branch, and `at_trunk`, over those that read what was added up.
     """
     figures = measures.shift(trial)
@@ -23,7 +23,7 @@ def positions(trial: Trial) -> dict[str, Any]:
         place: [row for row, is_in in zip(figures["folded"], inside, strict=True) if is_in == where]
         for place, where in (("in_branch", True), ("at_trunk", False))
     }
-    return {**figures, **measures.adjust(trial), **{place: geometric_mean(rows) for place, rows in by_place.items()}}
+    return {**figures, **measures.adjusted(trial), **{place: geometric_mean(rows) for place, rows in by_place.items()}}
 
 
 def reads_branch(path: str) -> bool:
