@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
@@ -32,14 +34,14 @@ def test_the_programs_of_a_page_run_and_print_what_it_shows(page, tmp_path):
             pytest.skip(f"{package} is not installed")
     work, file = tmp_path / "work", tmp_path / f"{page.stem.replace('-', '_')}.py"
     work.mkdir()
-    paths = [str(ROOT), *filter(None, sys.path)]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "support" / "pages.py", page, file],
         capture_output=True,
         text=True,
         check=False,
         cwd=work,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
         timeout=SLOWEST,
     )
     assert done.returncode == 0, done.stderr
@@ -66,6 +68,19 @@ def test_every_link_leads_somewhere(page):
         assert not path.startswith("/"), f"{name_of(page)} links to {link}: not relative"
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), f"{name_of(page)} links to {link}: no such heading, of {anchors(target)}"
+
+
+def test_the_theory_names_tests_and_functions_that_exist():
+    text = (DOCS / "theory.md").read_text(encoding="utf-8")
+    cited = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(cited) > 30
+    for file, test in cited:
+        texts = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob(f"*/{file}"))
+        assert any(f"\ndef {test}(" in text for text in texts), f"{file} has no {test}"
+    named = re.findall(r"`(li2018|chen2019|kim2023|matching)\.(\w+)`", text)
+    assert len(named) > 15
+    for module, name in named:
+        assert callable(getattr(import_module(f"evenkeel.theory.{module}"), name))
 
 
 def test_links_are_found_outside_of_code_alone(tmp_path):

@@ -114,6 +114,8 @@ def run(page: Path, file: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose names are those of the tests
+
     from benchmarks.torchvision_cpu import declare_operators
 
     declare_operators()  # timm and others import torchvision
