@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick smoke check docs clean
+.PHONY: help demo test quick smoke check docs pictures clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
@@ -43,10 +43,13 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 	venv/bin/evenkeel --version && \
 	venv/bin/python -m evenkeel --version
 
-docs: .venv/.test  ## write docs/linting/rules anew, from the rules' own text, and the README's claims, from results
+docs: .venv/.test  ## write the pages that are made from rules and results anew, and build the site
 	$(BIN)/evenkeel explain --write docs/linting/rules
-	@tmp=$$(mktemp) && trap 'rm -f "$$tmp"' EXIT && $(BIN)/evenkeel report results --markdown "$$tmp" && \
-	sed -i -e '/^<!-- claims -->$$/,/^<!-- .claims -->$$/{/^<!-- /!d}' -e "/^<!-- claims -->\$$/r $$tmp" README.md
+	$(BIN)/python -m benchmarks.claims
+	$(BIN)/mkdocs build --strict --quiet
+
+pictures: .venv/.test  ## draw the README's picture anew, from a network trained on real digits
+	$(BIN)/python -m benchmarks.pictures
 
 clean:  ## remove .venv and everything built or cached
 	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache
