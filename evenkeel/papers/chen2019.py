@@ -82,6 +82,7 @@ theorem = Experiment(
             "the theorem",
             Equal("enumerated_off", _NOTHING_OFF, tolerance=1e-9),
             exact=True,
+            headline=True,
         ),
         Claim(
             "Of normal neurons, information falls by keep^2 and correlation by keep, or by its formula: drawn, to .01.",
@@ -209,6 +210,7 @@ orders = Experiment(
             Between("epochs_to_level", _POST, _CHOSEN, by=("data",)),
             unit="epochs",
             factor=1.0,
+            headline=True,
         ),
         Claim(
             "ReLU-IC-conv comes to the level in fewer epochs than BN-ReLU-conv (ours).",
@@ -222,6 +224,7 @@ orders = Experiment(
             "abstract; a replication, epochs 60 to 80: .79 to .43 points (CIFAR-10), .74 to .56 (CIFAR-100)",
             Between("spread", _POST, _CHOSEN, by=("data",), log=True),
             unit="spread",
+            headline=True,
         ),
         Claim(
             "The test error of ReLU-IC-conv is steadier from epoch to epoch than that of BN-ReLU-conv (ours).",

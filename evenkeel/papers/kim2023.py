@@ -164,6 +164,7 @@ positions = Experiment(
             _UNKNOWN,
             Between("in_branch", {"place": "P4"}, {"place": "P6"}, by=("data", "p"), log=True),
             unit="shift in branches",
+            headline=True,
         ),
         Claim(
             "Dropout before the first weight of a branch (P3) shifts the norms in branches more than at P6.",
@@ -250,6 +251,7 @@ head = Experiment(
             "abstract; its figures could not be had",
             Between("logit_noise", {"head": "after"}, {"head": "before"}, by=("data", "net", "p"), log=True),
             unit="noise",
+            headline=True,
         ),
         Claim(
             "In one and the same net, dropout before the pool makes less noise than after it.",

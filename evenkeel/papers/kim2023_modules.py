@@ -64,6 +64,7 @@ module_tests = Experiment(
             "Proposition 2, Figure 1",
             Within("pre_at_end", "post_at_end", by=("p",), log=True),
             unit="Delta",
+            headline=True,
         ),
         Claim(
             "Dropout behind a weight layer shifts more the further the mean of the weights is from 0.",

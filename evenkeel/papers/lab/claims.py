@@ -44,6 +44,7 @@ class Claim:
         unit: of the differences, or of what the ratio is of where logarithms are compared.
         factor: what differences are multiplied by to be shown in that unit.
         exact: whether it is a statement on numbers that chance has no part in, and so holds if every pair says so.
+        headline: whether it is one of the three that stand for the paper.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Claim:
     unit: str = "points"
     factor: float = 100.0
     exact: bool = False
+    headline: bool = False
 
     @property
     def is_ours(self) -> bool:
