@@ -23,6 +23,7 @@ from evenkeel.statistics.group_limits import MEMORY, GroupLimits
 from evenkeel.statistics.pairing import Pairing
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 from evenkeel.statistics.probes import Probes
+from evenkeel.statistics.stored_values import damage_of
 from evenkeel.statistics.thinning import thinned
 
 _END: Any = object()
@@ -375,8 +376,10 @@ class Measurement:
             if not (mean.isfinite() & variance.isfinite()).all():
                 first = number // MOST_PARTS if self.pairing else number
                 raise BatchError(
-                    f"batch {first} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
-                    f"{_not_finite(self.model)}"
+                    f"{damage} is not finite, as shows at norm {path!r}: the model is damaged, not the data: load a "
+                    "checkpoint from before"
+                    if (damage := damage_of(self.model))
+                    else f"batch {first} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
                 )
 
     def why_not(self, path: str) -> str:
@@ -392,14 +395,6 @@ class _Retry(BatchError):
     def __init__(self, reason: str, *, own: bool) -> None:
         super().__init__(f"a batch that had run before failed when it was run again: {reason}")
         self.own = own
-
-
-def _not_finite(model: nn.Module) -> str:
-    """What in the model is not finite, if anything: then the data are not to blame."""
-    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            return f"; but so is {path!r} of the model, of shape {tuple(tensor.shape)}: look there first"
-    return ""
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

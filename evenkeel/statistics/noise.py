@@ -11,6 +11,7 @@ from evenkeel.errors import ModelError
 from evenkeel.model.buffers import trained_buffer, write_
 from evenkeel.model.flags import flagged, frozen_in
 from evenkeel.model.norms import has_running_statistics
+from evenkeel.model.opacity import require_readable
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -57,6 +58,8 @@ class Noise:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):  # type: ignore[redundant-expr]
+            require_readable(model)
         self._model = model
         frozen = frozen_in(model)
         self._flags = {m: m not in frozen and not has_running_statistics(m) for m in model.modules()}
