@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -23,7 +24,7 @@ from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.shift_causes import ShiftCauses
 from evenkeel.statistics.shift_passes import compare
-from evenkeel.statistics.shift_report import ShiftReport
+from evenkeel.statistics.shift_report import LARGEST, ShiftReport
 from evenkeel.statistics.stored_values import fault_of, is_untrained
 
 _UNTRAINED = (
@@ -108,8 +109,6 @@ def variance_shift(
                 )
         causes = ShiftCauses(norms, graph, passes, frozen)
         rows = [causes.explain(path, population) for path, population in populations.items()]
-    if all(map(is_untrained, norms.values())):
-        notes.insert(0, _UNTRAINED)
     if passes.failure:
         notes.append(f"which part of a shift is dropout is not known: in train mode, {passes.failure}")
     if matched := [path for path in populations if is_mean_matched(norms[path])]:
@@ -120,4 +119,7 @@ def variance_shift(
         notes.append(f"{written[0]}{more}: repaired: they store what reestimate_ or correct_ wrote since training")
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
+    if all(map(is_untrained, norms.values())):
+        rows = [replace(row, why="untrained") if row.folded > LARGEST else row for row in rows]
+        notes.append(_UNTRAINED)
     return ShiftReport(rows, notes, other_data=causes.other_data)

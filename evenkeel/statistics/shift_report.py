@@ -21,7 +21,7 @@ _PREDICTED = (*_COLUMNS, "slope", "folded", "fed by dropouts")
 _CAUSED = (*_COLUMNS, "slope", "folded", "caused by dropouts")
 _INHERITED = (*_COLUMNS, "slope", "own", "inherited", "caused by dropouts")
 _MEASURED_CAUSED = (*_MEASURED, "caused by dropouts")
-_LARGEST = 1e6  # figures of which are printed: those of untrained nets have no bounds
+LARGEST = 1e6  # figures of which are printed: those of untrained nets have no bounds
 _NAMED = 0.005  # log ratio of an inherited part that a table shows
 
 
@@ -217,7 +217,7 @@ class ShiftReport(Report[ShiftRow]):
 
 def _figure(value: float, form: str, sign: str = "") -> str:
     """A figure, in few letters where it is so large that it says no more than that."""
-    return f">{sign}{_LARGEST:g}" if _LARGEST < value < math.inf else f"{sign}{value:{form}}"
+    return f">{sign}{LARGEST:g}" if LARGEST < value < math.inf else f"{sign}{value:{form}}"
 
 
 def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -228,6 +228,6 @@ def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
         return slope, *parts, row.fed_by
     if columns not in (_MEASURED, _MEASURED_CAUSED):
         return slope, f"x{row.folded:.2f}", row.fed_by
-    spread = "" if row.spread is None else f"{row.spread[0]:.2f}-{row.spread[1]:.2f}"
+    spread = "" if row.spread is None else "-".join(_figure(ratio, ".2f") for ratio in row.spread)
     caused = () if columns is _MEASURED else (row.fed_by if row.causes else "",)
-    return spread, "" if row.moved is None else f"{row.moved:.2f}", row.why, *caused
+    return spread, "" if row.moved is None else _figure(row.moved, ".2f"), row.why, *caused
