@@ -84,7 +84,10 @@ Forward = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, mps; if left out, cpu.")
+    str | None,
+    typer.Option(
+        "--device", help="Where to compute: cpu, cuda, cuda:1, mps; if left out, where TARGET makes the model."
+    ),
 ]
 Codes = Annotated[
     list[str] | None, typer.Option(help="Codes, or beginnings such as EK2, with commas between them; repeatable.")

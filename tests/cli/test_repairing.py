@@ -95,3 +95,18 @@ def test_advice_in_the_notes_is_the_command_lines(nets, capsys):
     out = run(capsys, "repair", *TEXT, *EXAMPLE, "--out", "new.pt", "--match", "variance", "--json")[1]
     notes = " ".join(json.loads(out)["notes"])
     assert "let --held-out decide" in notes and "undo()" not in notes and "held_out=" not in notes
+
+
+def test_an_interruption_leaves_nothing_and_exits_with_130(nets, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    before = sorted(path.name for path in nets.iterdir())
+    monkeypatch.setattr(torch, "save", interrupted)
+    for out in ("new.pt", "text.pt", "/dev/null"):
+        content = (nets / "text.pt").read_bytes()
+        assert run(capsys, "repair", *TEXT, *EXAMPLE, "--out", out)[0] == 130
+        assert (nets / "text.pt").read_bytes() == content
+    assert sorted(path.name for path in nets.iterdir() if path.name != "__pycache__") == [
+        name for name in before if name != "__pycache__"
+    ]
