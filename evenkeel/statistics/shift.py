@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from evenkeel.errors import TraceError
 from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, each
 from evenkeel.model.buffers import is_mean_matched
@@ -105,4 +107,5 @@ def variance_shift(
         notes.append(f"{matched[0]}{more}: their means were matched, and their ratios need not be 1")
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
-    return ShiftReport(rows, notes, other_data=causes.other_data)
+    report = ShiftReport(rows, notes, other_data=causes.other_data)
+    return report.drawn_with(partial(outline, graph, type(plain).__name__) if len(graph) else None)
