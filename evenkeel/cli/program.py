@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import warnings
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from evenkeel.cli import papers
+from evenkeel.cli import pages, papers
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
 from evenkeel.io.downloads import SETS
 
@@ -101,6 +100,7 @@ class Format(Enum):
 
 app.command()(papers.reproduce)
 app.command()(papers.report)
+app.command()(pages.compare)
 
 
 @app.callback(invoke_without_command=True)
@@ -141,6 +141,7 @@ def lint(
     arg: Arg = None,
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+    html: pages.Html = None,
 ) -> None:
     """Find what breaks the guidelines on where dropout belongs. Exit code 1 if there are findings.
 
@@ -154,7 +155,9 @@ def lint(
     from evenkeel.linting.rules import ALL
     from evenkeel.linting.sarif import to_sarif
     from evenkeel.output.files import atomic_write, finite
+    from evenkeel.output.rendering import write_page
 
+    pages.require_page(html, weights, output)
     settings = _settings(guideline, select, ignore)
     example = _example(input_shape, "--input must give the shape of one input, such as 3x224x224")
     with warnings.catch_warnings(record=True) as caught:
@@ -173,6 +176,9 @@ def lint(
     else:
         with atomic_write(output) as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
+    if html is not None:
+        page = pages.lint_page(findings.page(), target, arg=arg, weights=weights, shape=input_shape)
+        write_page(html, page)
     if findings:
         raise typer.Exit(1)
 
@@ -209,6 +215,7 @@ def shift(
     fail_above: Annotated[
         float | None, typer.Option(help="Exit with 1 if the worst folded ratio is above this.")
     ] = None,
+    html: pages.Html = None,
     as_json: Json = False,
 ) -> None:
     """Print, for every norm layer, the variance it meets in eval mode against the one that it stores.
@@ -221,9 +228,11 @@ def shift(
     if fail_above is not None and not fail_above >= 1:
         raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
     from evenkeel.output.progress import Bar
+    from evenkeel.output.rendering import write_page
     from evenkeel.prediction.shift_prediction import predict_shift
     from evenkeel.statistics.shift import variance_shift
 
+    pages.require_page(html, weights)
     preprocessing = {"--mean": mean, "--std": std, "--scale": scale, "--transform": transform}
     model = _model(target, arg, weights)
     if data is None:
@@ -232,6 +241,10 @@ def shift(
     else:
         batches = _load(data, input_shape, data_dir, download, batch_size, preprocessing).train
         report = variance_shift(model, Bar(batches, "measuring", total=max_batches), max_batches=max_batches)
+    if html is not None:
+        write_page(
+            html, pages.shift_page(report.page(), target, arg=arg, weights=weights, data=data, shape=input_shape)
+        )
     _show(report.to_dict() if as_json else report)
     if fail_above is not None and report.worst > fail_above:
         raise typer.Exit(1)
@@ -279,7 +292,7 @@ def repair(
     unsure: Annotated[
         Unsure, typer.Option(help="What to do with norms of which it is not sure that new statistics are better.")
     ] = Unsure.leave,
-    html: Annotated[Path | None, typer.Option(help="Also write what is printed as one HTML page.")] = None,
+    html: pages.Html = None,
     as_json: Json = False,
 ) -> None:
     """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after.
@@ -290,16 +303,15 @@ def repair(
     Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data, but
     not with --match mean or --relative, which take out dropout's part alone. Where it matters, let --held-out decide.
     """
-    from rich.console import Console, Group
+    from rich.console import Group
 
     from evenkeel.cli.repairing import corrected, reestimated
     from evenkeel.io.checkpoints import Checkpoint
     from evenkeel.output.files import atomic_write, require_folder
+    from evenkeel.output.rendering import render
 
-    for path in filter(None, (out, html)):
-        require_folder(path)
-    if html is not None and html.resolve() in (out.resolve(), weights.resolve()):
-        raise EvenkeelError(f"--html {html} is the checkpoint's own file: name another")
+    require_folder(out)
+    pages.require_page(html, out, weights)
     checkpoint = Checkpoint.read(weights)
     model = _model(target, arg, None)
     checkpoint.apply_(model)
@@ -326,13 +338,12 @@ def repair(
             "unsure": unsure.value,
         }
         shown, result = reestimated(model, given, options, judging, other_data=other_data)
-    page = Console(record=True, file=io.StringIO(), width=120)
-    page.print(shown)
     if html is None:
         checkpoint.write(out, model)
     else:
+        page = pages.repair_page(shown.page, target, arg=arg, weights=weights, out=out, data=data, shape=input_shape)
         with atomic_write(html) as temporary:  # both files, or neither
-            temporary.write_text(page.export_html(), encoding="utf-8")
+            temporary.write_text(render(page), encoding="utf-8")
             checkpoint.write(out, model)
     _show({"out": str(out), **result} if as_json else Group(shown, f"written: {out}"))
 

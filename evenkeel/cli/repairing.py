@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import Tensor, nn
 
+from evenkeel.cli.pages import Shown
 from evenkeel.errors import EvenkeelError, StretchWarning
 from evenkeel.graph.tracing import trace
 from evenkeel.io.datasets import Data
@@ -33,7 +33,7 @@ _CHECK = (
 
 def reestimated(
     model: nn.Module, given: Data, options: dict[str, Any], judging: Iterable[Any] | None, *, other_data: bool
-) -> tuple[RenderableType, dict[str, Any]]:
+) -> tuple[Shown, dict[str, Any]]:
     """Repair a model by data: what to print, and the same as plain data.
 
     Args:
@@ -78,7 +78,7 @@ def corrected(
     *,
     unsure: Literal["leave", "write"],
     match: Match | None,
-) -> tuple[RenderableType, dict[str, Any]]:
+) -> tuple[Shown, dict[str, Any]]:
     """Repair a model without data: what to print, and the same as plain data; options are as for `correct_`.
 
     Raises:
@@ -95,7 +95,7 @@ def corrected(
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
     scores.append(None if judging is None else evaluate(model, judging))
     _require_better(scores[0], scores[1], "held-out loss")
-    shown = Group("The shift as predicted:\n", before, "", done)
+    shown = Shown(done.page(before), "The shift as predicted:\n", before, "", done)
     return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
 
 
@@ -121,7 +121,7 @@ def _judge(model: nn.Module, data: Data, max_batches: int | None, description: s
     return _Judgement(report, score)
 
 
-def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> RenderableType:
+def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Shown:
     """The shift, norm by norm, and the scores, before and after."""
     columns = ("norm", "running var before", "after", "eval/train before", "after", "made of")
     rows = [
@@ -141,4 +141,5 @@ def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Re
     if before.score and after.score:
         lines.append(f"{before.score.samples} test samples: {before.score.change_to(after.score)}")
     shown = table(Cells(columns, rows, [], words=(columns[0], columns[-1])))
-    return Group(shown, Text("\n".join(lines)))
+    page = done.page(before.shift, after.shift)
+    return Shown(replace(page, notes=list(dict.fromkeys([*lines[1:], *page.notes]))), shown, Text("\n".join(lines)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from evenkeel.output.page import Chart, Mark, Page, tone_of
-from evenkeel.output.rendering import ratio_text
+from evenkeel.output.rendering import ratio_text, with_facts, write_page
 from evenkeel.output.tables import Report, grid_of
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.shift_rows import ShiftRow, ShiftRows
@@ -17,6 +19,7 @@ _ABOUT = (
     "The variance that a norm meets in eval mode over the one that it stores, averaged over its channels, on a "
     "logarithmic scale: 1 is even."
 )
+_WRITTEN = "The variance written over the one that was stored, on a logarithmic scale: 1 is no change."
 _PARTS = {
     "inherited": "norms upstream",
     "dropout": "dropout since these",
@@ -73,31 +76,66 @@ def shift_page(report: ShiftRows, after: ShiftRows | None = None) -> Page:
     )
 
 
-def repair_page(
-    done: Report[NormChange], summary: str, before: ShiftRows | None = None, after: ShiftRows | None = None
-) -> Page:
-    """The page of a repair: what it wrote, and the shift before and after where that is known.
+class Repair(Report[NormChange]):
+    """What a repair did, row by row: the base of `Reestimation` and `Correction`."""
 
-    Args:
-        done: what was done.
-        summary: the same in words.
-        before: the shift, as measured or predicted.
-        after: the same after it.
-    """
-    cells = done._cells()
-    written = grid_of(cells, "What was written")
-    notes = [*cells.caption[1:]]
-    if before is not None:
+    _title = "repair"
+
+    @property
+    @abstractmethod
+    def _said(self) -> str:
+        """What was done, in words."""
+
+    def page(self, before: ShiftRows | None = None, after: ShiftRows | None = None) -> Page:
+        """What `save_html` shows, as plain data.
+
+        Args:
+            before: the shift before the repair, as measured or predicted, if it is known.
+            after: the same after it.
+        """
+        cells = self._cells()
+        notes, written = list(cells.caption[1:]), grid_of(cells, "What was written")
+        if before is None:
+            return replace(self._alone(), grids=[written], notes=notes)
         page = shift_page(before, after)
-        verdict = page.verdict if after is not None else f"{summary}."
-        return replace(page, title="repair", verdict=verdict, grids=[*page.grids, written], notes=[*notes, *page.notes])
-    marks = tuple(Mark(row.path, (row.ratio,), (_wrote(row),)) for row in done)
-    about = "The variance written over the one that was stored, on a logarithmic scale: 1 is no change."
-    chart = Chart("What was written, norm by norm", about, ("",), marks)
-    subject = done.network.name if done.network else ""
-    ratios = {row.path: row.ratio for row in done if not math.isnan(row.ratio)}
-    page = Page("repair", f"{summary}.", "even", subject, {"norms": str(len(done))}, [chart], done.network, ratios)
-    return replace(page, commands=[_MEASURE], grids=[written], notes=notes)
+        verdict = f"{self._said}." if after is None else page.verdict
+        grids, notes = [*page.grids, written], list(dict.fromkeys([*notes, *page.notes]))
+        commands = page.commands if after is not None else [_MEASURE]
+        return replace(page, title=self._title, verdict=verdict, grids=grids, notes=notes, commands=commands)
+
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        model: str = "",
+        weights: str = "",
+        before: ShiftRows | None = None,
+        after: ShiftRows | None = None,
+    ) -> None:
+        """Write what was done as a page that needs no other file.
+
+        Args:
+            path: of the file.
+            model: the model's name; that of its class if left out.
+            weights: where its weights are from.
+            before: the shift before the repair, by `variance_shift` or `predict_shift`, to be shown beside it.
+            after: the same after it.
+
+        Raises:
+            EvenkeelError: jinja2 is missing, or the file cannot be written.
+        """
+        page = with_facts(self.page(before, after), {"weights": weights})
+        write_page(path, replace(page, subject=model or page.subject))
+
+    def _alone(self) -> Page:
+        """The page where no shift is known but the one written."""
+        marks = tuple(Mark(row.path, (row.ratio,), (_wrote(row),)) for row in self)
+        chart = Chart("What was written, norm by norm", _WRITTEN, ("",), marks)
+        subject = self.network.name if self.network else ""
+        ratios = {row.path: row.ratio for row in self if not math.isnan(row.ratio)}
+        facts = {"norms": str(len(self)), "left as they were": str(len(self.untouched))}
+        page = Page(self._title, f"{self._said}.", "even", subject, facts, [chart], self.network, ratios)
+        return replace(page, commands=[_MEASURE])
 
 
 def _wrote(row: NormChange) -> str:
