@@ -48,7 +48,7 @@ def _read(path: Path) -> Any:
 
 def _unknown(path: Path) -> EvenkeelError:
     return EvenkeelError(
-        f"{path} is no report: it must hold what `evenkeel shift --json`, `repair --json` or `lint --format json` prints"
+        f"{path} is no report: it must be of `evenkeel shift --json`, `repair --json` or `lint --format json`"
     )
 
 

@@ -89,9 +89,7 @@ def lint_page(page: Page, target: str, *, arg: list[str] | None, weights: Path |
     from evenkeel.output.rendering import with_facts
 
     codes = list(dict.fromkeys(notice.code for notice in page.notices))
-    commands = [
-        (f"Read the text of {code}, with a bad and a good example", f"evenkeel explain {code}") for code in codes
-    ]
+    commands = [(f"Read the rule {code}, with a bad and a good example", f"evenkeel explain {code}") for code in codes]
     looked = written_by("shift", target, arg=arg, input=shape, weights=weights, html="shift.html")
     commands = [*commands[:3], ("See what it does to every norm", looked)]
     return with_facts(replace(page, subject=page.subject or target), _facts(target, weights, None), commands)

@@ -58,6 +58,10 @@ class SignalRow:
     measured: MeanSquares
 
 
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def _both(row: SignalRow) -> tuple[MeanSquares, MeanSquares]:
     return row.measured, row.predicted
 
@@ -84,15 +88,17 @@ class SignalReport(Report[SignalRow]):
         """What `save_html` shows, as plain data."""
         charts = [self._chart(quantity, title) for quantity, title in _TITLES.items()]
         verdict, tone = self._verdict()
-        return replace(super().page(), verdict=verdict, tone=tone, charts=charts, notes=self._cells().caption)
+        facts = {"weight layers": f"{len(self)}", "samples": f"{self.samples}"}
+        page = replace(super().page(), verdict=verdict, tone=tone, facts=facts)
+        return replace(page, charts=charts, notes=self._cells().caption)
 
     def _chart(self, quantity: str, title: str) -> Chart:
         marks = [
-            Mark(row.name, tuple(getattr(made, f"{mode}_{quantity}") for mode in _MODES for made in _both(row)))
+            Mark(row.name, tuple(_known(getattr(made, f"{mode}_{quantity}")) for mode in _MODES for made in _both(row)))
             for row in self
         ]
         series = tuple(f"{mode}, {made}" for mode in _MODES for made in ("measured", "predicted"))
-        return Chart(title.capitalize(), _ABOUT, series, tuple(marks), free=True)
+        return Chart(f"{title[0].upper()}{title[1:]}", _ABOUT, series, tuple(marks), free=True)
 
     def _verdict(self) -> tuple[str, Tone]:
         """How far what is measured is from what is predicted, in words, and how good that is."""
@@ -101,7 +107,7 @@ class SignalReport(Report[SignalRow]):
         if not known:
             return "No signal was measured that is predicted, too.", "plain"
         name, ratio = max(known.items(), key=lambda item: abs(math.log(item[1])))
-        said = f"The signal of {name} has {ratio_text(ratio)} the variance predicted: no layer is farther off."
+        said = f"In train mode, {name} passes on {ratio_text(ratio)} the variance predicted: no layer is farther off."
         return said, tone_of(ratio)
 
     def plot(self, path: str | Path) -> None:

@@ -152,7 +152,7 @@ class Findings(list[Finding]):
             self.network,
             self.ratios,
             notices,
-            _commands(counts),
+            _commands(self),
             notes=self.notes,
         )
 
@@ -185,14 +185,14 @@ def _verdict(findings: Sequence[Finding]) -> str:
     return f"{len(findings)} finding{'' if len(findings) == 1 else 's'}: {of_each}.{shown}"
 
 
-def _commands(guidelines: Iterable[str]) -> list[tuple[str, str]]:
-    found = [g for g in guidelines if g]
+def _commands(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    found = list(dict.fromkeys(finding.guideline for finding in findings if finding.guideline))
+    codes = list(dict.fromkeys(finding.code for finding in findings if finding.code))
     repair = [
         (f"Carry out what {guideline} advises, on a copy", f'fixed = ek.fix(model, example, guideline="{guideline}")')
         for guideline in found[:3]
     ]
-    explain = ("Read a rule's own text", "evenkeel explain EK201")
-    return [*repair, explain] if found else []
+    return [*repair, *((f"Read the rule {code}", f"evenkeel explain {code}") for code in codes[:1])]
 
 
 def joined(findings: Iterable[Finding]) -> list[Finding]:

@@ -93,10 +93,9 @@ def write_page(path: str | Path, page: Page) -> None:
 
 def _template(name: str, page: Page) -> str:
     drawn = [_drawn(chart, number) for number, chart in enumerate(page.charts)]
-    order = {notice: number for number, notice in enumerate(page.notices)}
     network = _Outline(page).drawn() if page.network is not None and name == "page.html" else None
     letters = dict.fromkeys((n.letter, n.word) for n in page.network.leaves) if page.network else ()
-    shown = {"page": page, "charts": drawn, "network": network, "order": order, "letters": letters}
+    shown = {"page": page, "charts": drawn, "network": network, "notices": _grouped(page.notices), "letters": letters}
     text = environment().get_template(name).render(shown, data=_data(page))
     return re.sub(r"\n[ \n]*\n", "\n", text)
 
@@ -108,6 +107,15 @@ def _made() -> dict[str, str]:
     return {"on": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), "by": by}
 
 
+def _grouped(notices: Sequence[Notice]) -> list[tuple[str, int, list[list[tuple[int, Notice]]]]]:
+    """Notices with their numbers, guideline by guideline; those that say the same of several layers together."""
+    groups: dict[str, dict[tuple[str, str, str], list[tuple[int, Notice]]]] = {}
+    for number, notice in enumerate(notices):
+        alike = groups.setdefault(notice.group, {})
+        alike.setdefault((notice.code, notice.message, notice.advice), []).append((number, notice))
+    return [(name, sum(map(len, found.values())), list(found.values())) for name, found in groups.items()]
+
+
 def ratio_text(value: float | None) -> str:
     """A ratio in a few letters.
 
@@ -117,6 +125,11 @@ def ratio_text(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "unknown"
     return f"{_TIMES}{value:.2f}" if 0.01 <= value < 1000 else f"{_TIMES}{value:.3g}"
+
+
+def _text(value: float | None, chart: Chart) -> str:
+    """A value of a chart, a ratio or not."""
+    return f"{value:.3g}" if chart.free and value is not None else ratio_text(value)
 
 
 def _drawn(chart: Chart, number: int) -> dict[str, Any]:
@@ -133,16 +146,19 @@ def _drawn(chart: Chart, number: int) -> dict[str, Any]:
     marks = [
         {
             "left": round(step * place, 3),
-            "text": f"{mark.path}: {', '.join(map(ratio_text, mark.values))}",
+            "text": f"{mark.path}: {', '.join(_text(v, chart) for v in mark.values)}",
             "dots": [
                 {"y": height(v), "side": _side(v), "series": s} for s, v in enumerate(mark.values) if v is not None
             ],
         }
         for place, mark in enumerate(chart.marks)
     ]
-    ticks = [{"y": height(t), "text": f"{_TIMES}{t:.3g}", "even": t == 1} for t in _ticks(bottom, top)]
+    ticks = [
+        {"y": height(t), "text": f"{'' if chart.free else _TIMES}{t:.3g}", "even": t == 1} for t in _ticks(bottom, top)
+    ]
     drawn = {"chart": chart, "number": number, "marks": marks, "ticks": ticks}
-    return drawn | {"even": height(1.0), "step": round(step, 3), "start": _farthest(chart)}
+    full = any(mark.shares or mark.channels for mark in chart.marks)
+    return drawn | {"full": full, "even": height(1.0), "step": round(step, 3), "start": _farthest(chart)}
 
 
 def _farthest(chart: Chart) -> int:
@@ -174,16 +190,17 @@ def _ticks(bottom: float, top: float) -> list[float]:
 def _data(page: Page) -> str:
     """What the page's script shows of each mark, as JSON that no text can end early."""
     charts = [
-        {"series": chart.series, "marks": [_details(mark, page) for mark in chart.marks]} for chart in page.charts
+        {"series": chart.series, "marks": [_details(mark, page, chart) for mark in chart.marks]}
+        for chart in page.charts
     ]
     text = json.dumps(finite(charts), separators=(",", ":"), ensure_ascii=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _details(mark: Mark, page: Page) -> dict[str, Any]:
+def _details(mark: Mark, page: Page, chart: Chart) -> dict[str, Any]:
     found: dict[str, Any] = {
         "path": mark.path or page.subject,
-        "values": [ratio_text(v) for v in mark.values],
+        "values": [_text(v, chart) for v in mark.values],
         "lines": [line for line in mark.lines if line],
         "shares": [[words, round(share, 1)] for words, share in _largest(mark.shares)],
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evenkeel.output.page import Chart, Mark, Page, tone_of
+from evenkeel.output.page import Chart, Grid, Mark, Page, tone_of
 from evenkeel.output.rendering import ratio_text, with_facts, write_page
 from evenkeel.output.tables import Report, grid_of
 from evenkeel.statistics.norm_change import NormChange
@@ -66,12 +66,12 @@ def shift_page(report: ShiftRows, after: ShiftRows | None = None) -> Page:
         _verdict(report) if after is None else _repaired(report, after),
         tone_of(shown.worst if len(shown) else None),
         report.network.name if report.network else "",
-        _facts(report),
+        _facts(report) if after is None else _facts_of_repair(report, after),
         [Chart(_TITLE, _ABOUT, series, tuple(marks))],
         report.network,
         {row.path: row.ratio for row in shown if not math.isnan(row.ratio)},
         commands=_commands(shown),
-        grids=[grid_of(report._cells(), "All norms" if after is None else "All norms, before")],
+        grids=[grid_of(report._cells(), "All norms") if after is None else _side_by_side(report, after)],
         notes=list(dict.fromkeys([*report.notes, *(after.notes if after else ())])),
     )
 
@@ -198,6 +198,24 @@ def _facts(report: ShiftRows) -> dict[str, str]:
         return {}
     figures = {"median, off by": ratio_text(report.median), "worst, off by": ratio_text(report.worst)}
     return {"how": "measured" if report.is_measured else "predicted, without data", "norms": f"{len(report)}"} | figures
+
+
+def _facts_of_repair(before: ShiftRows, after: ShiftRows) -> dict[str, str]:
+    figures = {"worst before, off by": ratio_text(before.worst), "worst after": ratio_text(after.worst)}
+    return {"how": "measured" if after.is_measured else "predicted", "norms": f"{len(before)}"} | figures
+
+
+def _side_by_side(before: ShiftRows, after: ShiftRows) -> Grid:
+    """The table of a repair, norm by norm."""
+    new = {row.path: row for row in after}
+    columns = ("norm", "running var", "repaired", "eval/train", "repaired to", "made of, before")
+    rows = [(b.path, *_cells(b, new.get(b.path)), b.why or b.fed_by) for b in before]
+    return Grid("All norms, before and after", columns, rows, (columns[0], columns[-1]))
+
+
+def _cells(before: ShiftRow, after: ShiftRow | None) -> tuple[str, ...]:
+    new = ("", "") if after is None else (f"{after.running_var:.4g}", f"{after.ratio:.3f}")
+    return f"{before.running_var:.4g}", new[0], f"{before.ratio:.3f}", new[1]
 
 
 def _commands(report: ShiftRows) -> Sequence[tuple[str, str]]:
