@@ -14,8 +14,9 @@
     left.append(make("p", "path mono", mark.path));
     const big = make("p", "big");
     mark.values.forEach((value, place) => {
-      big.append(value + " ");
-      if (chart.series[place]) big.append(make("small", "", chart.series[place]));
+      const one = make("span", "", value + " ");
+      if (chart.series[place]) one.append(make("small", "", chart.series[place]));
+      big.append(one, " ");
     });
     left.append(big);
     const lines = make("ul");
