@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick smoke check docs clean
+.PHONY: help demo test quick smoke check extras docs pictures clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
@@ -27,7 +27,7 @@ quick: .venv/.test  ## run those that are not marked slow, in about a minute
 
 smoke: .venv/.test  ## run every experiment of the papers at smoke scale, on synthetic images, digits and simulations
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && set -ex && \
-	$(BIN)/evenkeel reproduce hendrycks2016 li2018 --scale smoke --out "$$tmp" && \
+	$(BIN)/evenkeel reproduce hendrycks2016 li2018 chen2019 kim2023 --scale smoke --out "$$tmp" && \
 	$(BIN)/evenkeel report "$$tmp" --html "$$tmp/report.html" --markdown "$$tmp/report.md"
 
 check: .venv/.test  ## check format, style and types, then the wheel in an empty environment
@@ -35,7 +35,7 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && set -ex && \
-	$(BIN)/python -m build --wheel --outdir "$$tmp" . && \
+	$(BIN)/python -m build --outdir "$$tmp" . && \
 	$(BIN)/python -m venv "$$tmp/venv" && \
 	"$$tmp/venv/bin/python" -m pip install --quiet $(TESTED) "$$tmp"/*.whl && \
 	cd "$$tmp" && \
@@ -43,10 +43,25 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 	venv/bin/evenkeel --version && \
 	venv/bin/python -m evenkeel --version
 
-docs: .venv/.test  ## write docs/linting/rules anew, from the rules' own text, and the README's claims, from results
+# Of each extra: what it lets one import.
+EXTRAS := plots:matplotlib report:jinja2 lightning:evenkeel.lightning hf:evenkeel.hf \
+	papers:evenkeel.papers.catalogue cluster:ray docs:mkdocs
+
+extras:  ## install every extra by itself in an empty environment, and import what it is for
+	@set -e; for pair in $(EXTRAS); do \
+		tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; echo "$${pair%%:*}"; \
+		$(PYTHON) -m venv "$$tmp" && "$$tmp/bin/python" -m pip install --quiet $(TESTED) torch && \
+		"$$tmp/bin/python" -m pip install --quiet $(TESTED) ".[$${pair%%:*}]" && \
+		(cd "$$tmp" && bin/python -c "import $${pair##*:}, evenkeel; evenkeel.trace") && rm -rf "$$tmp"; \
+	done
+
+docs: .venv/.test  ## write the pages that are made from rules and results anew, and build the site
 	$(BIN)/evenkeel explain --write docs/linting/rules
-	@tmp=$$(mktemp) && trap 'rm -f "$$tmp"' EXIT && $(BIN)/evenkeel report results --markdown "$$tmp" && \
-	sed -i -e '/^<!-- claims -->$$/,/^<!-- .claims -->$$/{/^<!-- /!d}' -e "/^<!-- claims -->\$$/r $$tmp" README.md
+	$(BIN)/python -m benchmarks.claims
+	$(BIN)/mkdocs build --strict --quiet
+
+pictures: .venv/.test  ## draw the README's picture anew, from a network trained on real digits
+	$(BIN)/python -m benchmarks.pictures
 
 clean:  ## remove .venv and everything built or cached
 	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache

@@ -181,7 +181,7 @@ def main() -> None:
         "--threads", type=int, nargs="+", help="of the costs; 1, 2 and as many as there are if not given"
     )
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--plot", type=Path, default=Path("results/init.svg"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/pictures/init.svg"))
     warnings.simplefilter("ignore")  # LSUV's, of layers that a model does not call
     run_parts(parser, PARTS, Path("results/init.json"))
 

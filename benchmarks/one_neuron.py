@@ -1,6 +1,6 @@
 """One neuron behind a norm: training's average over masks, and what eval mode gives as trained and repaired each way.
 
-    python -m benchmarks.one_neuron [--page docs/matching.md] [--plot docs/matching.svg]
+    python -m benchmarks.one_neuron [--page docs/matching.md] [--plot docs/pictures/matching.svg]
 
 Prints the table, puts it into the page, and draws it. The neuron reads w.x of mean 0 and variance 1; dropout of .5 adds
 as much, nearly normal, and the norm is right behind it or behind a ReLU, too. All of it is `evenkeel.theory.matching`.
@@ -23,7 +23,7 @@ from evenkeel.output.files import atomic_write
 from evenkeel.theory.li2018 import dropout_noise
 from evenkeel.theory.matching import Stored, mean_matched, slope_through
 
-PAGE, PLOT = Path("docs/matching.md"), Path("docs/matching.svg")
+PAGE, PLOT = Path("docs/matching.md"), Path("docs/pictures/matching.svg")
 P = 0.5
 NOISE = float(dropout_noise(P))  # beside a signal of mean 0 and variance 1
 GRID = torch.linspace(-8, 8, 16001, dtype=torch.float64)  # of the signal, in its standard deviations

@@ -1,6 +1,6 @@
 """Is a repair worth it? What re-estimation gained, by how far the worst norm was off: from results/prediction.json.
 
-    python -m benchmarks.worth [--page docs/is-it-worth-it.md] [--plot results/worth.svg]
+    python -m benchmarks.worth [--page docs/is-it-worth-it.md] [--plot docs/pictures/worth.svg]
 
 Prints the table, puts it into the page, and draws every net. Nothing is trained: `benchmarks.prediction` did that.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.pages import put_into
 from evenkeel.output.files import atomic_write
 
-RESULTS, PAGE, PLOT = Path("results/prediction.json"), Path("docs/is-it-worth-it.md"), Path("results/worth.svg")
+RESULTS, PAGE, PLOT = Path("results/prediction.json"), Path("docs/is-it-worth-it.md"), Path("docs/pictures/worth.svg")
 BANDS = (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, math.inf)  # of the worst norm's folded ratio
 KINDS = {"with convolutions": False, "fully connected": True}
 

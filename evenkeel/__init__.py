@@ -4,8 +4,13 @@
 without data, `predict_shift` and `correct_` do. `lint` says where dropout breaks the guidelines, `fix` moves it.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 import lazy_loader
 
 # Names are listed once, in __init__.pyi, and imported when they are first used.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__version__ = "0.1.0"
+try:
+    __version__ = version("evenkeel")
+except PackageNotFoundError:  # a checkout on the path that is not installed
+    __version__ = "0+unknown"

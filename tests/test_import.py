@@ -68,7 +68,11 @@ def test_every_public_name_is_that_of_its_home(name):
 def test_the_root_only_re_exports():
     docstring, *body = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body
     assert isinstance(docstring, ast.Expr)
-    assert {type(node) for node in body} <= {ast.Import, ast.Assign}
+    assert {type(node) for node in body} <= {ast.Import, ast.ImportFrom, ast.Assign, ast.Try}
+    (known,) = (node for node in body if isinstance(node, ast.Try))
+    assert {target.id for node in ast.walk(known) if isinstance(node, ast.Assign) for target in node.targets} == {
+        "__version__"
+    }
 
 
 def test_what_is_not_there_is_an_attribute_error():

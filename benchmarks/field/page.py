@@ -62,7 +62,7 @@ def write_page(page: Path, out: Path, verdicts: Path) -> None:
 
 def page_of(rows: dict[str, Row]) -> str:
     """The page as Markdown."""
-    parts = [INTRODUCTION, *summary(rows), "![The ratio of every norm](../results/field.svg)\n", *of_trained(rows)]
+    parts = [INTRODUCTION, *summary(rows), "![The ratio of every norm](pictures/field.svg)\n", *of_trained(rows)]
     for domain, models in DOMAINS.items():
         of_domain = [rows[model.name] for model in models if model.name in rows]
         if of_domain:

@@ -1,7 +1,7 @@
 """What eval mode is to keep, the variance or the mean over dropout masks: held-out scores of nets of many kinds.
 
     python -m benchmarks.matching [--seeds 5] [--data-dir DIR] [--nets FOLDER] [--parts "MLP, digits" flights]
-        [--only PATTERN] [--resume] [--train] [--plot results/matching.svg] [--page docs/matching.md]
+        [--only PATTERN] [--resume] [--train] [--plot docs/pictures/pareto.svg] [--page docs/matching.md]
 
 Nets are trained with dropout at three rates, and at the places that their family has; each is trained once and kept in
 --nets. --only takes rows whose name, such as "MLP, digits: Linear-BN-ReLU-Dropout .5 seed 0", holds the pattern;
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression: rows to run")
     parser.add_argument("--resume", action="store_true", help="leave the rows that are there")
     parser.add_argument("--train", action="store_true", help="only train the nets")
-    parser.add_argument("--plot", type=Path, default=Path("results/matching.svg"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/pictures/pareto.svg"))
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table of all families into this page")
     options = run_parts(parser, {name: part_of(name) for name in FAMILIES}, RESULTS)
     if not options.train:

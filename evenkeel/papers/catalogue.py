@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.papers import hendrycks2016, li2018
+from evenkeel.papers import chen2019, hendrycks2016, kim2023, li2018
 from evenkeel.papers.lab.experiments import Experiment, Paper
 
-ALL: tuple[Paper, ...] = (hendrycks2016.PAPER, li2018.PAPER)
+ALL: tuple[Paper, ...] = (hendrycks2016.PAPER, li2018.PAPER, chen2019.PAPER, kim2023.PAPER)
 
 
 def find(target: str) -> list[tuple[Paper, Experiment]]:

@@ -60,6 +60,7 @@ signal = Experiment(
             Between(f"{way}_distance", {"init": higher}, {"init": lower}, where=where),
             unit="|ln variance| at the far end",
             factor=1.0,
+            headline=text.startswith("Under dropout, He's signals"),
         )
         for text, shown, way, higher, lower, where in (
             (
@@ -217,6 +218,7 @@ mnist = Experiment(
                 log=True,
             ),
             unit="mean log loss",
+            headline=keep == 0.5 and than == "he",
         )
         for keep, which, only, shown in (
             (0.5, "with ReLU, ELU or GELU, ", {"activation": ("relu", "elu", "gelu")}, "faster for these"),
@@ -377,6 +379,7 @@ densenet_bn = Experiment(
             f"{what} with dropout off lower the error of the {stage} net.",
             shown if stats == "var" else OURS,
             Within(f"{stage}_error", f"{stage}_{stats}_error", by=("data", "depth", "keep")),
+            headline=(stage, stats) == ("final", "var"),
         )
         for stage, shown in (("halfway", "-0.30 to -2.08 points"), ("final", "-0.07 to -1.43 points"))
         for stats, what in (("var", "Variances"), ("both", "Means and variances"))

@@ -151,12 +151,14 @@ shift = Experiment(
             "Dropout of 0.5 right before norms (a) raises the test error.",
             "4.9 to 8.4 (PreResNet), 4.8 to 8.7 (DenseNet), 3.8 to 4.4 (ResNeXt), 4.0 to 4.6 (WRN)",
             Between("test_error", {"place": "a", "p": 0.5}, {"place": "none", "p": 0.0}, by=("data", "net")),
+            headline=True,
         ),
         Claim(
             "Dropout right before norms (a) shifts them more than dropout before the last convolution (b).",
             "median 1.27 against 1.05 (PreResNet, .5), 1.48 against 1.02 (DenseNet, .5)",
             Between("median", {"place": "a"}, {"place": "b"}, by=("data", "net"), log=True),
             unit="median shift",
+            headline=True,
         ),
         Claim(
             "Dropout right before norms (a) raises the test error more than dropout before the last convolution (b).",
@@ -217,6 +219,7 @@ adjust = Experiment(
                 f"With dropout ({place}) of 0.5, adjusted statistics lower the test error.",
                 shown,
                 Within("test_error", "adjusted_error", by=("data", "net"), where={"place": place, "p": 0.5}),
+                headline=place == "a",
             )
             for place, shown in (
                 ("a", "-0.4 to -5.9 points, all 4 nets on both sets"),

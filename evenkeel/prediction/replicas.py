@@ -116,15 +116,8 @@ def channels_of(x: Tensor) -> Channels:
     >>> float(found.eval_var), float(found.covariance), float(found.train_var)
     (1.0, 3.0, 5.0)
     """
-    parts = x.unflatten(0, (COUNT, -1)).movedim(2, 0).flatten(2)  # channels, replicas, values
-    parts = parts.float() if x.dtype.itemsize < 4 else parts
-    mean = parts.mean(2, keepdim=True)
-    centered = parts - mean if parts.data_ptr() == x.data_ptr() else parts.sub_(mean)  # fresh memory is slow to get
-    products = torch.bmm(centered, centered.mT).double() / parts.shape[2]
-    (noise_free, first, second), (noise_free_mean, *train_means) = (
-        products.unbind(1),
-        mean.squeeze(2).double().unbind(1),
-    )
+    mean, products = _moments_of(x.float() if x.dtype.itemsize < 4 else x)
+    (noise_free, first, second), (noise_free_mean, *train_means) = products.double().unbind(1), mean.double().unbind(1)
     return Channels(
         train_mean=(train_means[0] + train_means[1]) / 2,
         train_var=(first[:, 1] + second[:, 2]) / 2,
@@ -133,6 +126,20 @@ def channels_of(x: Tensor) -> Channels:
         covariance=first[:, 2],
         crossed=(noise_free[:, 1] + noise_free[:, 2]) / 2,
     )
+
+
+def _moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every channel's mean in each replica, and the covariances of replicas: (channels, 3) and (channels, 3, 3)."""
+    parts = x.unflatten(0, (COUNT, -1))
+    if x.dim() == 2:  # channels lie side by side: brought to the front, they would be gathered one by one
+        mean = parts.mean(1)
+        centered = parts - mean[:, None]
+        pairs = [[(one * other).mean(0) for other in centered] for one in centered]
+        return mean.T, torch.stack([torch.stack(row) for row in pairs]).movedim(2, 0)
+    parts = parts.movedim(2, 0).flatten(2)  # channels, replicas, values
+    mean = parts.mean(2, keepdim=True)
+    centered = parts - mean if parts.data_ptr() == x.data_ptr() else parts.sub_(mean)  # fresh memory is slow to get
+    return mean.squeeze(2), torch.bmm(centered, centered.mT) / parts.shape[2]
 
 
 def pooled(calls: Sequence[Channels]) -> Channels:

@@ -191,3 +191,9 @@ def test_figures_equal_published_ones_within_the_tolerance(values, tolerance):
     found = claim.judge(rows)
     near = [abs(values[net] - published[net]) < tolerance for net in values if net in published]
     assert found.holds == ("not run" if not near else "yes" if all(near) else "no")
+
+
+def test_an_exact_claim_counts_every_seed():
+    claim = Claim("", "", Equal("x", {"a": 0.0}, 0.1), exact=True)
+    found = claim.judge(results_of("x", {(("a",), 0): 0.5, (("a",), 1): 0.0}, "net"))
+    assert (len(found.pairs), found.holds, found.ours) == (2, "no", "1 of 2 pairs; not for a")

@@ -17,7 +17,7 @@ from evenkeel.papers.lab.nets import NETS, Noise, build
 HALF = ["Dropout", 0.5]
 HEAD = ["last", "head-before", "head-after"]
 POSITIONS = [f"P{i}" for i in range(8)]
-ICS = ["relu-ic-conv", "ic-conv-relu", "conv-relu-ic"]
+ICS = ["relu-ic-conv", "ic-conv-relu", "conv-relu-ic", "relu-norm-conv"]
 
 # Name, arguments, and all places it has.
 TINY = {
@@ -126,6 +126,7 @@ def test_parameters_are_those_published(name, arguments, millions, norms):
         ("preresnet", "relu-ic-conv", "i W A N D W A N D W + W A N D W A N D W + W A N D W A N D W + A N D P . W o"),
         ("preresnet", "ic-conv-relu", "i W A N D W A N D W A + W N D W A N D W A + W N D W A N D W A + N D P . W o"),
         ("preresnet", "conv-relu-ic", "i W A N D W A N D W A N D + W W A N D W A N D + W W A N D W A N D + P . W o"),
+        ("preresnet", "relu-norm-conv+b", "i W A N W A N D W + W A N W A N D W + W A N W A N D W + A N P . W o"),
         ("wrn", "b", "i W N A W W N A D W + N A W W N A D W + N A W W N A D W + N A P . W o"),
         ("densenet", "conv", "i W N A W D c N A W D P N A W D c N A W D P N A W D c N A P . W o"),
         ("densenet-bc", "a", "i W N A W D N A W c N A W P N A W D N A W c N A W P N A W D N A W c N A P . W o"),
@@ -177,7 +178,8 @@ def test_hendrycks2016s_rates():
 
 @pytest.mark.parametrize(("net", "place"), EVERY_PLACE)
 def test_every_place_of_every_net_trains_and_keeps_the_weights(net, place):
-    bare, noisy = tiny(net, places="none"), tiny(net, places=place, noise=HALF)
+    dropping = "relu-norm-conv+b" if place == "relu-norm-conv" else place
+    bare, noisy = tiny(net, places="none"), tiny(net, places=dropping, noise=HALF)
     drops = [module for module in noisy.modules() if isinstance(module, nn.Dropout)]
     assert drops
     assert not any(isinstance(module, nn.Dropout) for module in bare.modules())

@@ -262,6 +262,14 @@ SMOKE_ARMS = {
     "li2018/train_eval": "*-wrn-a-0.5",
     "li2018/last_layer": "*-wrn-0.5",
     "li2018/uout": "*-wrn-uout-0.5",
+    "chen2019/theorem": "0.05",
+    "chen2019/orders": "*-conv-relu-ic-0.05",
+    "chen2019/ablation": "*-bn-relu-conv-0.1",
+    "chen2019/compromise": "*-ic-last-0.1",
+    "kim2023/module_tests": "0.5",
+    "kim2023/positions": "*-P6-0.3",
+    "kim2023/head": "*-preresnet-before-equal-noise-0.2",
+    "kim2023/depth": "P6-0.1",
 }
 
 

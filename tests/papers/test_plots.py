@@ -86,6 +86,32 @@ def test_runs_that_all_diverged_draw_empty_panels(nothing, log, tmp_path):
     assert not any(map(math.isfinite, (y for _, _, series in lines(figure.axes[0]) for y in series.values())))
 
 
+# Sweeps
+
+
+def swept():
+    def found(factors, seed):
+        return {"mean": [-0.02, 0.0, 0.02], "pre": [factors["p"] + seed] * 3, "post": [1.0, 2.0, 3.0]}
+
+    return scored(grid(p=(0.1, 0.5)), found)
+
+
+def test_a_sweep_is_the_mean_over_seeds_at_the_places_of_another_list():
+    keys = {"before": "pre", "behind": "post"}
+    figure = plots.sweeps(swept(), x="mean", keys=keys, panels="p", xlabel="mean of weights", ylabel="Delta")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["mean of weights"] * 2
+    for axes, p in zip(figure.axes, (0.1, 0.5), strict=True):
+        before, behind = (series for _, _, series in lines(axes))
+        assert before == {place: pytest.approx(p + 1) for place in (-0.02, 0.0, 0.02)}
+        assert behind == {-0.02: 1.0, 0.0: 2.0, 0.02: 3.0}
+    assert list(legend(figure)) == ["before", "behind"]
+
+
+def test_a_sweep_without_its_places_is_refused():
+    with pytest.raises(ek.EvenkeelError, match="no run has deviation to plot"):
+        plots.sweeps(swept(), x="deviation", keys="pre", panels="p")
+
+
 # Curves
 
 

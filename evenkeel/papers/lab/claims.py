@@ -44,6 +44,7 @@ class Claim:
         unit: of the differences, or of what the ratio is of where logarithms are compared.
         factor: what differences are multiplied by to be shown in that unit.
         exact: whether it is a statement on numbers that chance has no part in, and so holds if every pair says so.
+        headline: whether it is one of the three that stand for the paper.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Claim:
     unit: str = "points"
     factor: float = 100.0
     exact: bool = False
+    headline: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -198,11 +200,12 @@ class Equal:
 
     def __call__(self, results: Results) -> Differences:
         """The tolerance less the distance, of every run with a published value."""
-        return {
-            row.arm: [Difference(self.tolerance - abs(row.figures[self.key] - self.values[row.arm]), row.seed, row.arm)]
-            for row in results
-            if row.arm in self.values
-        }
+        runs = (row for row in results if row.arm in self.values)
+        found: dict[str, list[Difference]] = {}
+        for row in runs:
+            left = self.tolerance - abs(row.figures[self.key] - self.values[row.arm])
+            found.setdefault(row.arm, []).append(Difference(left, row.seed, row.arm))
+        return found
 
 
 def _has(row: Record, *keys: str) -> bool:

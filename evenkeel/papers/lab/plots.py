@@ -73,6 +73,51 @@ def profiles(
     return sheets.finish(figure, sheet, sheets.line_keys(runs, lines, named), log=log, integer=True)
 
 
+def sweeps(
+    results: Results,
+    *,
+    x: str,
+    keys: str | Mapping[str, str],
+    lines: sheets.FactorNames = None,
+    panels: sheets.FactorNames = None,
+    rows: sheets.FactorNames = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+) -> Figure:
+    """Draw lists of figures over another list: the mean over seeds, and the range of the seeds as a band.
+
+    Args:
+        results: to draw.
+        x: the figure that is the list of places, the same in all runs.
+        keys: the figure that is a list of values there, or several by what the legend calls them, each with its dashes.
+        lines: the factor whose levels are lines.
+        panels: the factor whose levels are columns of panels.
+        rows: the factor whose levels are rows of panels.
+        xlabel: below the panels; what x is called if empty.
+        ylabel: beside them.
+        title: above all.
+
+    Returns:
+        The figure.
+
+    Source:
+        Kim et al. 2023, Figures 1 and 2.
+
+    Raises:
+        EvenkeelError: there are no runs, what is asked for is not in them, or runs of different arms would be averaged.
+    """
+
+    def by_place(run: Record, key: str) -> Series:
+        return dict(zip(run.figures.get(x, ()), run.figures.get(key, ()), strict=True))
+
+    named, runs = _by_label(keys), sheets.Runs(results)
+    runs.require_keys({**named, x: x}, lambda run: run.figures)
+    figure, sheet = sheets.lay_out(runs, rows, panels, (lines,), labels=(xlabel or x, ylabel), title=title)
+    _draw_lines(runs, sheet, named, by_place, lines=lines)
+    return sheets.finish(figure, sheet, sheets.line_keys(runs, lines, named))
+
+
 def curves(
     results: Results,
     *,

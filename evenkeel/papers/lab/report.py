@@ -187,18 +187,25 @@ def _coverage(name: str, found: Iterable[Finding]) -> str:
     return f"{name}: {theirs + left_out} claims in the paper, {theirs} encoded, {len(run)} run, {hold} hold"
 
 
-def to_markdown(reports: Sequence[ExperimentReport]) -> str:
-    """The claims of all reports as one table, each with the folder of its records; below it, a line a paper."""
+def to_markdown(reports: Sequence[ExperimentReport], *, headlines: bool = False) -> str:
+    """The claims of all reports as one table, each with the folder of its records; below it, a line a paper.
+
+    Args:
+        reports: of the experiments.
+        headlines: only the claims that stand for their papers.
+    """
     rows = [("claim", "published", "ours", "scale", "seeds", "records", "holds"), ("---",) * 7]
-    for found in findings(reports):
-        report, verdict = found.report, found.verdict
-        text = f"{report.paper.name} {report.experiment.source}: {verdict.claim.text}"
-        records = f"[{len(report.results)} runs]({report.folder})"
-        rows.append(
-            (text, verdict.claim.published, found.ours, report.scale, f"{verdict.seeds or 1}", records, verdict.holds)
-        )
+    rows += [_row(found) for found in findings(reports) if found.verdict.claim.headline or not headlines]
     table = "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in rows)
-    return table + "".join(f"\n{line}.\n" for line in coverage(reports))
+    lines = [f"{line}." for line in coverage(reports)]
+    return f"{table}\n{' '.join(lines) if headlines else (chr(10) * 2).join(lines)}\n"
+
+
+def _row(found: Finding) -> tuple[str, ...]:
+    report, verdict = found.report, found.verdict
+    text = f"{report.paper.name} {report.experiment.source}: {verdict.claim.text}"
+    records = f"[{len(report.results)} runs]({report.folder})"
+    return text, verdict.claim.published, found.ours, report.scale, f"{verdict.seeds or 1}", records, verdict.holds
 
 
 def to_html(reports: Sequence[ExperimentReport]) -> str:

@@ -77,11 +77,13 @@ class Order:
 POST = Order("conv norm act", "conv norm act", shortcut="conv norm", joined=1)
 PRE = Order("conv", "norm act conv", "norm act")
 WIDE = Order("conv", "norm act conv", "norm act", shared=2)
-# chen2019's: one cycle of weight, activation and IC, with the shortcuts between other two of them in each.
+# chen2019's: one cycle of weight, activation and IC, with the shortcuts between other two of them in each; and the
+# first one with norms for ICs, which may have dropout before the last weight of a branch alone (ours).
 IC_ORDERS = {
     "relu-ic-conv": Order("conv", "act ic conv", "act ic"),
     "ic-conv-relu": Order("conv act", "ic conv act", "ic"),
     "conv-relu-ic": Order("conv act ic", "conv act ic"),
+    "relu-norm-conv": Order("conv", "act norm conv", "act norm"),
 }
 
 
@@ -141,7 +143,9 @@ def build_residual(
     weights = len(stages[0])
     chosen = next((place for place in places.split("+") if ics and place in IC_ORDERS), None)
     if chosen:
-        order, slots = IC_ORDERS[chosen], {chosen: ()} | HEAD_PLACES
+        order = IC_ORDERS[chosen]
+        last = {} if "ic" in order.branch else {"b": (f"conv{weights}",)}  # an IC drops there as it is
+        slots = {chosen: ()} | last | HEAD_PLACES
     else:
         slots = order.slots(weights) | HEAD_PLACES | (dict.fromkeys(IC_ORDERS, ()) if ics else {})
     noises = place_noises(f"{net} of {chosen}" if chosen else net, places, noise, slots)

@@ -34,7 +34,8 @@ def resnet(
         channels: of an image.
         places: of noise, joined by "+": "none"; "a", before each block's last norm, and "b", before its last weight;
             "last" or "head-after", before the classifier; "head-before", before the pool; or, in place of the block's
-            own order, chen2019's "relu-ic-conv", "ic-conv-relu" or "conv-relu-ic", which go with those of the head.
+            own order, chen2019's "relu-ic-conv", "ic-conv-relu" or "conv-relu-ic", or "relu-norm-conv", the first of
+            them with norms for ICs; all go with those of the head, and the last one with "b".
         noise: what is put there.
         activation: by name, such as "relu".
 
