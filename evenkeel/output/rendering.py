@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,7 +225,6 @@ class _Outline:
             self.notices.setdefault(notice.path, []).append((number, notice))
         first = page.grids[0].rows if page.grids else ()
         self.rows = {row[0]: number for number, row in reversed(list(enumerate(first)))}
-        self.ids = count()
 
     def drawn(self) -> dict[str, Any]:
         """The whole, with blocks open as long as there is room."""
@@ -238,7 +236,7 @@ class _Outline:
         rails = rails_of(node.edges, len(node.children))
         columns = 1 + max((r.column for row in rails.values() for r in row.rails), default=-1)
         found = self._row(node)
-        found |= {"open": id(node) in opened, "id": next(self.ids), "gutter": columns * _RAIL + _BOX}
+        found |= {"open": id(node) in opened, "gutter": columns * _RAIL + _BOX}
         rows = [self._child(child, opened) for child in node.children]
         ports: dict[int, dict[str, Any]] = {-1: {"port": "reads"}, len(node.children): {"port": "returns"}}
         for place in range(-1, len(node.children) + 1):
