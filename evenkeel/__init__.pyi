@@ -21,6 +21,7 @@ from .init.initialization import init_ as init_
 from .init.signal_check import SignalReport as SignalReport
 from .init.signal_check import SignalRow as SignalRow
 from .init.signal_check import check_signals as check_signals
+from .io.checkpoints import load_ as load_
 from .layers.ic import IC as IC
 from .layers.ic import ic as ic
 from .layers.uout import Uout as Uout
@@ -37,6 +38,7 @@ from .linting.findings import Finding as Finding
 from .linting.linter import lint as lint
 from .linting.rule import Guideline as Guideline
 from .model.batches import Forward as Forward
+from .model.buffers import undo_ as undo_
 from .model.evaluation import Score as Score
 from .output.tables import Report as Report
 from .prediction.correction import Correction as Correction

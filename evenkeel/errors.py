@@ -65,6 +65,18 @@ def brief(error: BaseException, most: int = 200) -> str:
     return f"{type(error).__name__}: {message[:most]}{'...' if len(message) > most else ''}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of others says that there is not enough memory: torch has several for that.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    (True, True)
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def require(name: str, value: float | Tensor, holds: bool | Tensor, rule: str) -> None:
     """Refuse an argument that breaks a rule, with the first value that does.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,12 +64,13 @@ def written_by(command: str, target: str, **options: object) -> str:
 
 
 def shift_page(
-    page: Page, target: str, *, arg: list[str] | None, weights: Path | None, data: str | None, shape: str | None
+    page: Page, target: str, called: Mapping[str, object], *, weights: Path | None, data: str | None
 ) -> Page:
-    """The page of `evenkeel shift`, with the commands to go on with."""
+    """The page of `evenkeel shift`, with the commands to go on with; `called` is how the model is made and called."""
     from evenkeel.output.rendering import with_facts
 
-    model = {"arg": arg, "input": shape}
+    model = dict(called)
+    alone = {**model, "forward": None}
     if page.tone == "even":
         watched = written_by("shift", target, **model, weights=weights, data=data, fail_above=1.1)
         commands = [("Keep it so: in continuous integration, exit code 1 if a norm is off by more than 10 %", watched)]
@@ -76,7 +78,7 @@ def shift_page(
         source = weights or Path("NET.pt")
         out = source.with_name(f"{source.stem}-repaired{source.suffix}")
         repaired = written_by("repair", target, **model, weights=source, out=out, data=data, html="repair.html")
-        found = written_by("lint", target, **{**model, "input": shape or "SHAPE"}, weights=weights, html="lint.html")
+        found = written_by("lint", target, **with_input(alone), weights=weights, html="lint.html")
         commands = [("Repair the checkpoint", repaired), ("Find the dropouts that cause it", found)]
         if data is None:
             measured = written_by("shift", target, **model, weights=weights, data="NAME", html="shift.html")
@@ -84,24 +86,30 @@ def shift_page(
     return with_facts(replace(page, subject=page.subject or target), _facts(target, weights, data), commands)
 
 
-def lint_page(page: Page, target: str, *, arg: list[str] | None, weights: Path | None, shape: str | None) -> Page:
+def with_input(called: Mapping[str, object]) -> dict[str, object]:
+    """How a model is called, with a place for the shape of its input where that is not known."""
+    known = called.get("input") or called.get("example")
+    return dict(called) if known else {**called, "input": "SHAPE"}
+
+
+def lint_page(page: Page, target: str, called: Mapping[str, object], *, weights: Path | None) -> Page:
     """The page of `evenkeel lint`, with the commands to go on with."""
     from evenkeel.output.rendering import with_facts
 
     codes = list(dict.fromkeys(notice.code for notice in page.notices))
     commands = [(f"Read the rule {code}, with a bad and a good example", f"evenkeel explain {code}") for code in codes]
-    looked = written_by("shift", target, arg=arg, input=shape, weights=weights, html="shift.html")
+    looked = written_by("shift", target, **called, weights=weights, html="shift.html")
     commands = [*commands[:3], ("See what it does to every norm", looked)]
     return with_facts(replace(page, subject=page.subject or target), _facts(target, weights, None), commands)
 
 
 def repair_page(
-    page: Page, target: str, *, arg: list[str] | None, weights: Path, out: Path, data: str | None, shape: str | None
+    page: Page, target: str, called: Mapping[str, object], *, weights: Path | None, out: Path, data: str | None
 ) -> Page:
     """The page of `evenkeel repair`, with the command that checks what was written."""
     from evenkeel.output.rendering import with_facts
 
-    checked = written_by("shift", target, arg=arg, input=shape, weights=out, data=data)
+    checked = written_by("shift", target, **called, weights=out, data=data)
     loaded = f'model.load_state_dict(torch.load("{out}", weights_only=True))'
     if out.suffix == ".safetensors":
         loaded = f'model.load_state_dict(safetensors.torch.load_file("{out}"))'

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from evenkeel.cli.pages import Shown
+from evenkeel.cli.shifting import blamed, measured
+from evenkeel.cli.wording import for_command_line
 from evenkeel.errors import EvenkeelError, StretchWarning
 from evenkeel.graph.tracing import trace
 from evenkeel.io.datasets import Data
-from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.model.batches import Forward
+from evenkeel.model.evaluation import Score, Scorer, evaluate
+from evenkeel.output.page import Page
 from evenkeel.output.progress import Bar
-from evenkeel.output.tables import Cells, table
-from evenkeel.prediction.correction import correct_
+from evenkeel.output.tables import Cells, grouped, table
+from evenkeel.prediction.correction import Correction, correct_
 from evenkeel.prediction.shift_prediction import predict_shift
 from evenkeel.statistics.pairs import Match
 from evenkeel.statistics.reestimation import reestimate_
 from evenkeel.statistics.reestimation_report import Reestimation
-from evenkeel.statistics.shift import variance_shift
-from evenkeel.statistics.shift_report import ShiftReport
+from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 
 _CHECK = (
     "check scaling and normalization (named sets are standardized, unless --mean, --std, --scale or --transform say "
@@ -31,33 +35,55 @@ _CHECK = (
 )
 
 
+@dataclass(frozen=True)
+class Judging:
+    """By what it is told whether a repair helps.
+
+    Attributes:
+        batches: held-out data with labels.
+        score: `score(outputs, targets)`, lower is better; as `evaluate` guesses if None.
+        forward: how a batch is run, if not by what it is.
+    """
+
+    batches: Iterable[Any]
+    score: Scorer | None = None
+    forward: Forward | None = None
+
+    def evaluate(self, model: nn.Module) -> Score:
+        """How the model does."""
+        return evaluate(model, self.batches, score=self.score, forward=self.forward)
+
+
 def reestimated(
-    model: nn.Module, given: Data, options: dict[str, Any], judging: Iterable[Any] | None, *, other_data: bool
+    model: nn.Module, given: Data, options: dict[str, Any], judging: Judging | None, *, other_data: bool
 ) -> tuple[Shown, dict[str, Any]]:
     """Repair a model by data: what to print, and the same as plain data.
 
     Args:
         model: the model, changed in place.
         given: the data.
-        options: of `reestimate_`: match, relative, max_batches, tolerance, prior and unsure.
+        options: of `reestimate_`: match, relative, max_batches, tolerance, prior, unsure and forward.
         judging: held-out batches on which the loss must get lower, if any.
         other_data: whether the data may be others than those of training.
 
     Raises:
         EvenkeelError: the data are not those of training, or the repair does not help.
     """
-    max_batches = options["max_batches"]
-    before = _judge(model, given, max_batches, "measuring before")
+    max_batches, forward = options["max_batches"], options["forward"]
+    before = _judge(model, given, max_batches, forward, "measuring before")
     is_relative = options["match"] == "mean" or options["relative"]
     if before.shift.other_data and not other_data and not is_relative:
         raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {_CHECK}")
     bar = Bar(given.train, "re-estimating", total=max_batches)
+    held_out: dict[str, Any] = (
+        {"held_out": judging.batches, "score": judging.score, "choose": "best"} if judging else {}
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)  # it is in the notes
-        done = reestimate_(model, bar, **options, held_out=judging, choose="new" if judging is None else "best")
+        done = reestimate_(model, bar, **options, **held_out)
     _require_better(done.before, done.after, "held-out loss" if judging else "loss on these data")
-    after = _judge(model, given, max_batches, "measuring after")
-    return _comparison(before, after, done), {
+    after = _judge(model, given, max_batches, forward, "measuring after")
+    return _measured_change(before, after, done), {
         "match": done.match,
         "batches": done.batches,
         "samples": done.samples,
@@ -73,8 +99,8 @@ def reestimated(
 
 def corrected(
     model: nn.Module,
-    example: Tensor,
-    judging: Iterable[Any] | None,
+    example: Any,
+    judging: Judging | None,
     *,
     unsure: Literal["leave", "write"],
     match: Match | None,
@@ -86,17 +112,18 @@ def corrected(
     """
     graph = trace(model, example)
     before = predict_shift(model, graph)
-    scores = [None if judging is None else evaluate(model, judging)]
+    scores = [None if judging is None else judging.evaluate(model)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)
         done = correct_(model, graph, unsure=unsure, match=match)
     if not len(done):
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in done.untouched.items())
+        reasons = "; ".join(grouped(done.untouched))
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
-    scores.append(None if judging is None else evaluate(model, judging))
+    scores.append(None if judging is None else judging.evaluate(model))
     _require_better(scores[0], scores[1], "held-out loss")
-    shown = Shown(done.page(before), "The shift as predicted:\n", before, "", done)
-    return shown, {"before": _Judgement(before, None).to_dict(), **done.to_dict()}
+    after = predict_shift(model, graph)
+    found = {"before": _Judgement(before, None).to_dict(), "after": _Judgement(after, None).to_dict()}
+    return _predicted_change(before, after, done), {**found, **done.to_dict()}
 
 
 def _require_better(before: Score | None, after: Score | None, what: str) -> None:
@@ -115,31 +142,74 @@ class _Judgement:
         return {"shift": self.shift.to_dict(), "score": asdict(self.score) if self.score else None}
 
 
-def _judge(model: nn.Module, data: Data, max_batches: int | None, description: str) -> _Judgement:
-    report = variance_shift(model, Bar(data.train, description, total=max_batches), max_batches=max_batches)
-    score = None if data.test is None or data.classes is None else evaluate(model, Bar(data.test, "scoring"))
-    return _Judgement(report, score)
+def _judge(
+    model: nn.Module, data: Data, max_batches: int | None, forward: Forward | None, description: str
+) -> _Judgement:
+    report = measured(model, data.train, max_batches=max_batches, forward=forward, description=description)
+    if data.test is None or data.classes is None:
+        return _Judgement(report, None)
+    return _Judgement(report, evaluate(model, Bar(data.test, "scoring"), forward=forward))
 
 
-def _comparison(before: _Judgement, after: _Judgement, done: Reestimation) -> Shown:
-    """The shift, norm by norm, and the scores, before and after."""
-    columns = ("norm", "running var before", "after", "eval/train before", "after", "made of")
-    rows = [
-        (b.path, f"{b.running_var:.4g}", f"{a.running_var:.4g}", f"{b.ratio:.3f}", f"{a.ratio:.3f}", b.why)
-        for b, a in zip(before.shift, after.shift, strict=True)
-    ]
+def _measured_change(before: _Judgement, after: _Judgement, done: Reestimation) -> Shown:
+    """The shift, norm by norm, and the scores, before and after, and what it was made of."""
     lines = [
-        f"worst norm: x{before.shift.worst:.2f} before, x{after.shift.worst:.2f} after  (x1.00 is even)",
         f"from {done.summary}",
         *(["means were matched: ratios need not be 1"] if done.match == "mean" else []),
-        *(f"{path}: untouched, {reason}" for path, reason in done.untouched.items()),
-        *(f"{path}: {reason}" for path, reason in done.unsure.items()),
+        *grouped(done.untouched, "untouched"),
+        *grouped(done.unsure),
         *done.notes,
     ]
     if before.shift.other_data:
         lines.append(f"--other-data: {before.shift.accusation}")
     if before.score and after.score:
         lines.append(f"{before.score.samples} test samples: {before.score.change_to(after.score)}")
-    shown = table(Cells(columns, rows, [], words=(columns[0], columns[-1])))
     page = done.page(before.shift, after.shift)
-    return Shown(replace(page, notes=list(dict.fromkeys([*lines[1:], *page.notes]))), shown, Text("\n".join(lines)))
+    return _change(before.shift, after.shift, lines, page)
+
+
+def _predicted_change(before: ShiftReport, after: ShiftReport, done: Correction) -> Shown:
+    """The same of a repair without data."""
+    lines = [
+        f"{done.summary}; ratios are predicted",
+        *(["means were matched: ratios need not be 1"] if done.match == "mean" else []),
+        *grouped(done.untouched, "untouched"),
+        *grouped(done.unsure, "unsure"),
+        *done.notes,
+    ]
+    return _change(before, after, lines, done.page(before, after))
+
+
+def _change(before: ShiftReport, after: ShiftReport, lines: Sequence[str], page: Page) -> Shown:
+    """One table of what was and is, and why it was, and lines below; and the page that says the same."""
+    columns = ("norm", "running var before", "after", "eval/train before", "after", "because of")
+    now = {row.path: row for row in after}
+    rows = [(row.path, *_values(row, now.get(row.path)), _because(row)) for row in before]
+    blame = blamed(before)
+    summary = [
+        f"worst norm: x{before.worst:.2f} before, x{after.worst:.2f} after  (x1.00 is even)",
+        *([f"changed because of {blame}"] if blame else []),
+        *lines,
+    ]
+    shown = table(Cells(columns, for_command_line(rows), [], words=(columns[0], columns[-1])))
+    page = replace(page, notes=list(dict.fromkeys([*for_command_line(lines), *page.notes])))
+    return Shown(page, shown, Text(for_command_line("\n".join(summary))))
+
+
+def _values(before: ShiftRow, after: ShiftRow | None) -> tuple[str, str, str, str]:
+    later = ("", "") if after is None else (f"{after.running_var:.4g}", _ratio(after))
+    return f"{before.running_var:.4g}", later[0], _ratio(before), later[1]
+
+
+def _ratio(row: ShiftRow) -> str:
+    return f"{row.ratio:.3f}" if math.isfinite(row.ratio) else "not known"
+
+
+def _because(row: ShiftRow) -> str:
+    """What a shift was made of, if that was measured, and which dropouts cause it, unless it says so already."""
+    if not row.causes:
+        return row.why
+    if not row.why:
+        return row.fed_by
+    said = len(row.causes) == 1 and row.causes[0][0].label.partition(" ")[0] in row.why
+    return row.why if said else f"{row.why}; caused by {row.fed_by}"

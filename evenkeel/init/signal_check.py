@@ -35,6 +35,10 @@ from evenkeel.signals.weights import weights_of
 
 _MEASURED = ("train var", "eval var", "train grad var", "eval grad var")
 _COLUMNS = ("layer", *(heading for measured in _MEASURED for heading in (measured, "predicted")))
+_UNUSED = (
+    "inputs were standard normal, of the example's shapes; its values were not used: pass them as batches, "
+    "check_signals(model, example, [example]), to measure on them"
+)
 _ABOUT = (
     "Means over units, positions and samples, on a logarithmic scale: dots are measured, bars are predicted. A signal "
     "that grows or fades from layer to layer makes training hard."
@@ -175,7 +179,8 @@ def check_signals(
     Args:
         model: the model.
         example: as for `trace`, or the graph that `trace` made. Without batches, the inputs are standard normal
-            tensors of its shapes (integer tensors as they are): it needs enough samples for batch statistics.
+            tensors of its shapes (integer tensors as they are), which a note says if it holds values of its own: it
+            needs enough samples for batch statistics.
         batches: real inputs to use instead; see `variance_shift`.
         forward: how to run a batch that is no tensor, tuple, list or mapping.
         max_batches: how many batches to use; all if None.
@@ -210,7 +215,14 @@ def check_signals(
                 meter.read(batch, forward or call)
     rows = [SignalRow(layer.name, squares, meter.mean_squares(layer)) for layer, squares in predicted.items()]
     notes = [f"{path} is {what}: its weight layers are not seen" for path, what in opaque_parts(plainly).items()]
+    notes += [_UNUSED] if batches is None and _has_values(graph.example) else []
     return SignalReport(rows, meter.samples, notes).drawn_with(partial(outline, graph))
+
+
+def _has_values(example: Any) -> bool:
+    """Whether an example's floating tensors hold values that may be meant, not the same one throughout."""
+    given = (t for t in tensors(example) if t.is_floating_point() and not t.is_meta and t.numel())
+    return any(bool((t != t.flatten()[0]).any()) for t in given)
 
 
 class _Meter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import re
 import warnings
@@ -17,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, brief
-from evenkeel.model.buffers import mark_, marks_of
+from evenkeel.io.formats import foreign_format
+from evenkeel.io.marks import Marks, layouts_of, without_marks
 from evenkeel.output.files import atomic_write
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict, most usual first
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # what DDP, torch.compile and Lightning put before every key
 _AVERAGED = "n_averaged"  # the one key that AveragedModel adds without a prefix
 _STATISTICS = ("running_mean", "running_var")
-_MARKS = "evenkeel"  # under which it is kept which statistics were repaired
 _FEW = 3  # keys named in an error
 
 
@@ -57,22 +56,31 @@ class Checkpoint:
     metadata: dict[str, str] | None = None
 
     @classmethod
-    def read(cls, path: str | Path) -> Checkpoint:
+    def read(cls, path: str | Path, *, key: str | None = None) -> Checkpoint:
         """Read a weights file without running any code that it may hold.
 
         Args:
             path: a `.safetensors` file, or anything that `torch.load(weights_only=True)` reads: a state dict, or a
                 dictionary with one in it, such as `{"state_dict": ..., "epoch": 3}`.
+            key: which of its state dicts, where it holds several, such as "ema".
 
         Raises:
-            EvenkeelError: no such file, damaged, more than tensors in it, or no state dict in it.
+            EvenkeelError: no such file, damaged, more than tensors in it, no state dict in it, or several.
         """
         path = Path(path)
         if not path.is_file():
             what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
             raise EvenkeelError(f"{path} {what}: name a .safetensors file or one that torch.save wrote")
         content, metadata = _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), None)
-        return cls(path, content, _find_wrapper(path, content), metadata)
+        return cls(path, content, _find_wrapper(path, content, key), metadata)
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str = "TARGET") -> Checkpoint:
+        """What a file would hold that the model's state dict was just saved to."""
+        state = model.state_dict()
+        held: Any = OrderedDict((key, copy.deepcopy(value)) for key, value in state.items())
+        held._metadata = getattr(state, "_metadata", None)
+        return cls(Path(name), held)
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -93,7 +101,7 @@ class Checkpoint:
         rest.pop(_AVERAGED, None)
         state: Any = OrderedDict((name, self.state[key]) for name, key in (pairs | rest).items())
         if all(name == key for name, key in pairs.items()):
-            state._metadata = self._layouts
+            state._metadata = layouts_of(self.state)
         before = copy.deepcopy(ours)
         try:
             model.load_state_dict(state, strict=True)
@@ -104,15 +112,16 @@ class Checkpoint:
                 f"{self.path} does not fit the model {type(model).__name__}: {reason}; "
                 "build the model with the arguments that it was trained with"
             ) from error
-        mark_(model, self._marks)
+        self.marks.apply_(model)
 
     def write(self, path: str | Path, model: nn.Module) -> None:
         """Write the file again with the buffers that changed in the model since `apply_`, and all else as it was read.
 
         Keys, dtypes and, in files of torch.save, whatever lies beside the state dict are kept. The file appears at
-        once and whole, or not at all. Which statistics were repaired is said beside the state dict, so that a repair
-        without data does not run over them: as JSON in the header of a safetensors file, under "evenkeel", and under
-        the same key among the `_metadata` that torch keeps with a state dict, which `load_state_dict` passes over.
+        once and whole, or not at all. Which statistics were repaired is said beside the state dict, and what training
+        had left in them, so that `shift`, `lint`, `repair`, `noisy` and `undo_` know: as JSON in the header of a
+        safetensors file, under "evenkeel" and "evenkeel.trained", and under the same keys among the `_metadata` that
+        torch keeps with a state dict, which `load_state_dict` passes over. No key is added to the state dict.
 
         Args:
             path: where to; the suffix `.safetensors` asks for that format, which holds the state dict alone, any other
@@ -125,14 +134,14 @@ class Checkpoint:
         path = Path(path)
         state = copy.copy(self.state)  # keeps the type, and the attributes that torch puts on a state dict
         cast("dict[str, Any]", state).update(self._changed(model))
-        marks = marks_of(model)
+        marks = Marks.of(model)
         try:
             with atomic_write(path) as temporary:
                 if _is_safetensors(path):
-                    header = {"format": "pt"} if self.metadata is None else self.metadata
-                    _write_safetensors(temporary, state, header | ({_MARKS: json.dumps(marks)} if marks else {}))
+                    header = {"format": "pt"} if self.metadata is None else without_marks(self.metadata)
+                    _write_safetensors(temporary, state, header | marks.header())
                 else:
-                    state = _marked(state, self._layouts, marks) if marks else state
+                    state = marks.beside(state)
                     torch.save(state if self.wrapper is None else _with(self.content, self.wrapper, state), temporary)
         except EvenkeelError:
             raise
@@ -140,20 +149,9 @@ class Checkpoint:
             raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
 
     @property
-    def _layouts(self) -> Any:
-        """The versions of the modules' layouts, by path, as torch keeps them with a state dict."""
-        found = getattr(self.state, "_metadata", None)
-        return OrderedDict((key, value) for key, value in found.items() if key != _MARKS) if found else found
-
-    @property
-    def _marks(self) -> dict[str, dict[str, float]]:
-        """What `write` said of repaired statistics, by path."""
-        if self.metadata is None:
-            return _legible((getattr(self.state, "_metadata", None) or {}).get(_MARKS))
-        try:
-            return _legible(json.loads(self.metadata.get(_MARKS, "{}")))
-        except json.JSONDecodeError:
-            return {}
+    def marks(self) -> Marks:
+        """What the file says of repaired statistics."""
+        return Marks.in_state(self.state) if self.metadata is None else Marks.in_header(self.metadata)
 
     def _match(self, ours: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         """The file's keys by the model's, tied weights sharing one, and the rest of the file's keys by their names."""
@@ -198,6 +196,30 @@ class Checkpoint:
         return changed
 
 
+def load_(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.Module:
+    """Load a weights file into a model as the program does, with what it says of a repair; return the model.
+
+    `model.load_state_dict(torch.load(path))` loads the same numbers, but the model does not know then that its
+    statistics were repaired, nor what training had left, which `noisy`, `undo_`, `lint` and `predict_shift` go by.
+
+    Args:
+        model: the model, changed in place; prefixes such as `module.` may differ.
+        path: a `.safetensors` file, or one that `torch.load(weights_only=True)` reads.
+        key: which of its state dicts, where it holds several, such as "ema".
+
+    Raises:
+        EvenkeelError: the file cannot be read, or does not fit; the model is then as it was.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(nn.Linear(2, 2).state_dict(), Path(folder, "net.pt"))
+    ...     load_(nn.Linear(2, 2), Path(folder, "net.pt"))
+    Linear(in_features=2, out_features=2, bias=True)
+    """
+    Checkpoint.read(path, key=key).apply_(model)
+    return model
+
+
 def _is_safetensors(path: Path) -> bool:
     return path.suffix.lower() == ".safetensors"
 
@@ -239,28 +261,59 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:
         asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if asked:
-            raise EvenkeelError(
-                f"{path} holds more than tensors ({asked[1]}), and loading that may run code: "
-                "save model.state_dict() where the file comes from"
-            ) from error
+            raise EvenkeelError(f"{path} holds more than tensors ({asked[1]}), {_allowing(path, asked[1])}") from error
+        if what := foreign_format(path):
+            raise EvenkeelError(f"{path} is {what}") from error
         raise EvenkeelError(
             f"{path} of {path.stat().st_size:,} bytes is damaged or no weights file ({brief(error)}): "
             "download it again, or save model.state_dict() with torch.save"
         ) from error
 
 
-def _find_wrapper(path: Path, content: Any) -> str | None:
+def _allowing(path: Path, name: str) -> str:
+    """What to do about a class in a file, and what that risks."""
+    module = name.rpartition(".")[0]
+    trusted = f"torch.serialization.add_safe_globals([{name}])"
+    return (
+        "and loading that may run code: save model.state_dict() alone where the file comes from; if you trust it, let "
+        f"the module of TARGET import {module or name} and call {trusted}; a whole model is no weights file: name as "
+        f"TARGET a function of yours that returns torch.load({path.name!r}, weights_only=False), without --weights"
+    )
+
+
+def _find_wrapper(path: Path, content: Any, asked: str | None) -> str | None:
+    """Under which key of a file's content the state dict lies."""
+    entries = cast("Mapping[Any, Any]", content) if isinstance(content, Mapping) and not _is_state(content) else {}
+    found = [key for key, value in entries.items() if isinstance(key, str) and _is_state(value)]
+    if asked is not None:
+        if asked not in found:
+            what = f"its state dicts are {_sized(found, entries)}" if found else "it is a state dict itself"
+            what = what if found or _is_state(content) else "it holds none"
+            raise EvenkeelError(f"{path} has no state dict {asked!r}: {what}")
+        return asked
     if _is_state(content):
         return None
-    entries = cast("Mapping[Any, Any]", content) if isinstance(content, Mapping) else {}
-    found = [key for key, value in entries.items() if isinstance(key, str) and _is_state(value)]
-    usual = [key for key in _WRAPPERS if key in found]
-    if usual or len(found) == 1:
-        return (usual or found)[0]
+    usual = next((key for key in _WRAPPERS if key in found), None)
+    alike = found if usual is None else [key for key in found if _is_alike(entries[key], entries[usual])]
+    if len(alike) == 1:
+        return alike[0]
     if found:
-        raise EvenkeelError(f"{path} holds {len(found)} state dicts ({_first(found)}): save the one that counts alone")
+        raise EvenkeelError(
+            f"{path} holds {len(alike)} state dicts: {_sized(alike, entries)}: name the one that counts: "
+            f"--key {alike[0]}, in Python key={alike[0]!r}"
+        )
     what = f" with {len(entries)} entries ({_first(entries)})" if entries else ""
     raise EvenkeelError(f"{path} holds a {type(content).__name__}{what}, no state dict: save model.state_dict()")
+
+
+def _sized(keys: Iterable[str], entries: Mapping[Any, Any]) -> str:
+    return ", ".join(f"{key} ({len(entries[key])} entries)" for key in keys)
+
+
+def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two state dicts may be of one net: they have half of their names in common."""
+    names, others = set(_without_prefixes(one)), set(_without_prefixes(other))
+    return 2 * len(names & others) >= max(len(names), len(others))
 
 
 def _is_state(value: Any) -> bool:
@@ -292,23 +345,6 @@ def _is_same(entry: Tensor, buffer: Tensor) -> bool:
     """Whether loading the entry into the buffer, whatever its dtype, would change nothing."""
     left, right = entry.to(buffer.dtype).flatten(), buffer.detach().cpu().flatten()
     return bool(((left == right) | (left.isnan() & right.isnan())).all())
-
-
-def _legible(marks: Any) -> dict[str, dict[str, float]]:
-    """Of what a file holds for marks, what is of their form: it may be of another origin."""
-    found = cast("Mapping[str, Any]", marks) if isinstance(marks, Mapping) else {}
-    return {
-        path: dict(mark)
-        for path, mark in found.items()
-        if isinstance(mark, Mapping) and all(isinstance(value, (int, float)) for value in mark.values())
-    }
-
-
-def _marked(state: Mapping[str, Any], layouts: Any, marks: Mapping[str, Any]) -> Any:
-    """A copy of the state dict that keeps the marks beside it."""
-    marked: Any = copy.copy(state) if hasattr(state, "_metadata") else OrderedDict(state)
-    marked._metadata = OrderedDict({**(layouts or {}), _MARKS: dict(marks)})
-    return marked
 
 
 def _with(content: Mapping[str, Any], key: str, value: Any) -> Any:

@@ -21,7 +21,7 @@ from evenkeel.linting.findings import Finding
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norms import Norm, has_running_statistics, norms_of
 from evenkeel.model.restoring import restored
-from evenkeel.prediction.anchors import distrust
+from evenkeel.prediction.anchors import distrust, is_repaired
 from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.shift_prediction import (
     Prediction,
@@ -150,6 +150,10 @@ class Context:
     def distrusted(self) -> dict[str, str]:
         """Norms whose statistics are not those of training, by path, each with the reason."""
         return distrust(self.graph, self.norms)
+
+    def is_repaired(self, norm: str | None) -> bool:
+        """Whether a norm, by its path, stores what a repair wrote, so that eval mode feeds it what it stores."""
+        return norm in self.norms and is_repaired(self.norms[norm])
 
     @cached_property
     def mean_squares(self) -> dict[Layer, MeanSquares]:

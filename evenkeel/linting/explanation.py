@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,6 +101,15 @@ def overview() -> str:
     """
     rows = [f"| [{code}]({code}.md) | {page.guideline} | {page.summary} |" for code, page in pages().items()]
     return "\n".join(["# Rules\n", "| code | guideline | finds |", "|---|---|---|", *rows, ""])
+
+
+def without_links(text: str) -> str:
+    """A page for a terminal: links of Markdown are their texts.
+
+    >>> without_links("see [EK201](EK201.md)")
+    'see EK201'
+    """
+    return re.sub(r"\[([^\]]+)\]\([^)\s]+\)", r"\1", text)
 
 
 def write_pages(folder: str | Path) -> list[Path]:

@@ -45,7 +45,8 @@ def lint(
 
     Returns:
         The findings, rule by rule, each with the variance shift predicted where it shows most: a list, whose `notes`
-        give the shift that stochastic depth makes, which li2018's rules on placement do not cover.
+        give the shift that stochastic depth makes, which li2018's rules on placement do not cover, and what would be
+        findings at norms that a repair has written (`reestimate_`, `correct_`, or a file of `evenkeel repair`).
 
     Raises:
         EvenkeelError: there is no such guideline or code.
@@ -84,16 +85,29 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
     """What `lint` finds, by settings."""
     with unwrapped(model) as plain:
         context = Context(plain, example)
+        every = joined(examine(context, settings))
+        repaired = [finding for finding in every if context.is_repaired(finding.norm)]
         found = [
             finding if finding.norm is None else _predicted(finding, finding.norm, context)
-            for finding in joined(examine(context, settings))
+            for finding in every
+            if finding not in repaired
         ]
-        notes = stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
+        notes = [*map(_repaired_note, repaired)]
+        notes += stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
         network, ratios = outline(context.graph), context.shifts
     if context.unpredicted:
         reasons = "; ".join(context.unpredicted)
         warnings.warn(UnpredictedWarning(f"findings may be missing, or lack their shift: {reasons}"), stacklevel=3)
     return Findings(found, notes, network=network, ratios=ratios)
+
+
+def _repaired_note(finding: Finding) -> str:
+    """That what a finding is about does no harm in eval mode any more, since its norm was repaired."""
+    where = f" ({finding.where})" if finding.where else ""
+    return (
+        f"{finding.code} {finding.path}{where} is no finding: the norm {finding.norm} is repaired, and stores what "
+        "eval mode feeds it; change the place of dropout before you train again, not for these weights."
+    )
 
 
 def _predicted(finding: Finding, norm: str, context: Context) -> Finding:

@@ -130,8 +130,8 @@ def _longest(code: str, beginnings: Iterable[str]) -> int:
 
 def _parse(file: Path) -> dict[str, Any]:
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        return toml.loads(file.read_text(encoding="utf-8"))
+    try:  # some editors begin a file with a byte order mark
+        return toml.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:  # what is no TOML, or not UTF-8, is a ValueError
         raise EvenkeelError(f"{file} cannot be read: {brief(error)}: fix that first") from error
 

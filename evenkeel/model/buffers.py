@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from evenkeel.errors import ModelError
+
 _MARK = "evenkeel_written"  # attribute of modules: by buffer, the sum of what was written
 _COUNT = "num_batches_tracked"  # buffer whose value then is in the mark, too
 _SHARE, _ALL = "share", 0.95  # of what is stored, that was written; from which on it counts as all
@@ -102,8 +104,8 @@ def put_back_(held: Held) -> Held:
 def trained_buffer(module: nn.Module, name: str) -> Tensor | None:
     """What training left in a buffer, a copy: what it holds, or, once that was written, held before.
 
-    None if it was written and what was there is not known, as after loading a file. `copy.deepcopy` and pickle keep
-    it; a state dict does not.
+    None if it was written and what was there is not known, as after loading a state dict. `copy.deepcopy` and pickle
+    keep it, and so do files of `evenkeel repair` that are read by `load_`.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> held = write_buffers_({(norm, "running_mean"): torch.ones(2)})
@@ -176,8 +178,23 @@ def marks_of(model: nn.Module) -> dict[str, dict[str, float]]:
     return {path: dict(getattr(module, _MARK)) for path, module in _modules(model).items() if _is_unchanged(module)}
 
 
-def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
-    """Mark modules, by path, as written; a mark that does not fit what is stored has no effect.
+def trained_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """What training left in modules whose buffers were written since, by path and buffer; to be saved.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> _ = write_buffers_({(norm, "running_mean"): torch.ones(2)})
+    >>> trained_of(norm)
+    {'': {'running_mean': tensor([0., 0.])}}
+    """
+    return {path: dict(found) for path, module in _modules(model).items() if (found := _trained(module))}
+
+
+def mark_(
+    model: nn.Module,
+    marks: Mapping[str, Mapping[str, float]],
+    trained: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Mark modules, by path, as written over what training left; a mark that does not fit what they hold does nothing.
 
     >>> norm, other = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     >>> _ = write_buffers_({(norm, "running_mean"): torch.ones(2)})
@@ -192,6 +209,48 @@ def mark_(model: nn.Module, marks: Mapping[str, Mapping[str, float]]) -> None:
             modules[path].__dict__[_MARK] = {
                 name: value for name, value in mark.items() if name in (_SHARE, _MEAN) or hasattr(modules[path], name)
             }
+    for path, found in (trained or {}).items():
+        if path in modules and path in marks:
+            module = modules[path]
+            fitting = {n: t for n, t in found.items() if getattr(getattr(module, n, None), "shape", None) == t.shape}
+            module.__dict__[_TRAINED] = {name: value.to(getattr(module, name)) for name, value in fitting.items()}
+
+
+def untrained_paths(model: nn.Module) -> list[str]:
+    """Paths of modules that hold what was written, whose values of training are not known."""
+    return [path for path in marks_of(model) if not _trained(_modules(model)[path])]
+
+
+def undo_(model: nn.Module) -> tuple[str, ...]:
+    """Put back, in place, what training left in norms that a repair has written, also after reading a repaired file.
+
+    Args:
+        model: a model that `reestimate_` or `correct_` repaired, or that `load_` read from a file of `evenkeel repair`.
+
+    Returns:
+        The norms put back, by path; none if nothing was repaired.
+
+    Raises:
+        ModelError: a norm is marked as repaired, and what training left there is not known; the model is as it was.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> _ = write_buffers_({(norm, "running_mean"): torch.ones(2)})
+    >>> undo_(nn.Sequential(norm)), norm.running_mean, is_as_written(norm)
+    (('0',), tensor([0., 0.]), False)
+    """
+    if unknown := untrained_paths(model):
+        raise ModelError(
+            f"what training left in {unknown[0]!r} is not known, nor in {len(unknown) - 1} more: load the checkpoint "
+            "as it was trained, or read a repaired file by load_"
+        )
+    found = trained_of(model)
+    for path, values in found.items():
+        module = _modules(model)[path]
+        for name, value in values.items():
+            write_(getattr(module, name), value)
+        for name in (_MARK, _TRAINED):
+            module.__dict__.pop(name, None)
+    return tuple(found)
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import fx, nn
 
@@ -27,6 +29,11 @@ def require_readable(model: object) -> None:
 
     >>> require_readable(nn.Linear(2, 2))
     """
+    if isinstance(model, Mapping):
+        raise ModelError(
+            f"the model is of class {type(model).__name__}, a state dict perhaps, not an nn.Module: build it and "
+            "load_state_dict into it first"
+        )
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model is of class {type(model).__name__}, not an nn.Module: {_REMEDY}")
     for path, (module, what) in _outermost(model).items():

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,16 +16,21 @@ from typing import Any
 
 from evenkeel.errors import EvenkeelError, brief
 
+_REFUSED = {"a socket": stat.S_ISSOCK, "a disk": stat.S_ISBLK}
+
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[Path]:
     """Yield a temporary name beside a path, and rename it to the path if all went well.
 
+    Only regular files are replaced: of a symlink it is the file that it names; a character device, such as /dev/null,
+    a pipe, and what lies below /dev or /proc are written into, once all is done.
+
     Yields:
         Where to write it.
 
     Raises:
-        EvenkeelError: the path is a folder, its own folder does not exist, or writing failed.
+        EvenkeelError: the path is a folder, a socket or a disk, its own folder does not exist, or writing failed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -31,16 +40,52 @@ def atomic_write(path: Path) -> Generator[Path]:
     ['a.txt']
     """
     require_folder(path)
+    try:
+        if _is_written_into(path):
+            with tempfile.TemporaryDirectory(prefix="evenkeel-") as folder:
+                temporary = Path(folder, path.name)
+                yield temporary
+                _pour(temporary, path)
+            return
+        with _beside(Path(os.path.realpath(path))) as temporary:
+            yield temporary
+    except OSError as error:
+        raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
+
+
+@contextmanager
+def _beside(path: Path) -> Generator[Path]:
+    """A temporary name in the path's folder, renamed to the path if all went well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.chmod(path.stat().st_mode if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _is_written_into(path: Path) -> bool:
+    """Whether a path is there and no file that may be replaced: a device, a pipe, or standard output by its name."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) or path.absolute().parts[1:2] in (("dev",), ("proc",))
+
+
+def _pour(source: Path, path: Path) -> None:
+    """Write a file's bytes into a device or a pipe; one that nobody reads is an error, not a wait without end."""
+    sys.stdout.flush()
+    descriptor = _own_descriptor(path)
+    if descriptor is None:
+        descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    with open(descriptor, "wb") as file:
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(descriptor, True)
+        with source.open("rb") as content:
+            shutil.copyfileobj(content, file)
 
 
 def _umask() -> int:
@@ -49,12 +94,41 @@ def _umask() -> int:
     return mask
 
 
+def _own_descriptor(path: Path) -> int | None:
+    """A copy of standard output's or standard error's descriptor, if the path names it: it knows where it is."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return os.dup(descriptor)
+    return None
+
+
 def require_folder(path: Path) -> None:
     """Raise EvenkeelError if no file of that name can be made: better known before long work than after."""
     if path.is_dir():
         raise EvenkeelError(f"{path} is a folder: name a file")
-    if not path.absolute().parent.is_dir():
-        raise EvenkeelError(f"{path} cannot be written: there is no folder {path.parent}: make it first")
+    for kind, test in _REFUSED.items():
+        with suppress(OSError):
+            if test(path.stat().st_mode):
+                raise EvenkeelError(f"{path} is {kind}, which is not written to: name a file")
+    real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise EvenkeelError(f"{path} is a symlink that leads back to itself: name a file")
+    folder = real.parent if path.is_symlink() else path.parent
+    if not folder.absolute().is_dir():
+        raise EvenkeelError(f"{path} cannot be written: there is no folder {folder}: make it first")
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths name one file that is there, by links, too.
+
+    >>> is_same_file(Path(), Path.cwd())
+    True
+    """
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

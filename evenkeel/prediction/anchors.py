@@ -22,6 +22,7 @@ from evenkeel.statistics.stored_values import (
     history_of,
     initial_left,
     is_never_updated,
+    is_untrained,
     misleading_counts,
 )
 from evenkeel.theory.li2018 import dropout_noise
@@ -91,16 +92,6 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
 def is_repaired(norm: nn.Module) -> bool:
     """Whether a norm stores what `reestimate_` or `correct_` wrote, or mostly that."""
     return written_left(norm, "running_var") >= 0.5
-
-
-def is_untrained(norm: nn.Module) -> bool:
-    """Whether a norm's running statistics are still those it was built with.
-
-    >>> is_untrained(nn.BatchNorm1d(2))
-    True
-    """
-    count, mean, variance = (getattr(norm, name) for name in ("num_batches_tracked", "running_mean", "running_var"))
-    return not (count is not None and count > 0) and not mean.any() and bool((variance == 1).all())
 
 
 def stored_before(graph: LayerGraph, trusted: Collection[Norm]) -> dict[str, Stored]:

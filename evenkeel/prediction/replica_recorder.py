@@ -26,7 +26,7 @@ from evenkeel.model.buffers import is_as_written, is_mean_matched, trained_buffe
 from evenkeel.model.nested import tensors
 from evenkeel.model.norms import Norm
 from evenkeel.model.threads import single_threaded, threads_for
-from evenkeel.prediction.anchors import Stored, is_repaired, is_untrained
+from evenkeel.prediction.anchors import Stored, is_repaired
 from evenkeel.prediction.arrivals import Arrival, Pending, arrived, fits, whole_of
 from evenkeel.prediction.mask_versions import MaskVersions
 from evenkeel.prediction.noisy_call import NoisyCall
@@ -44,6 +44,7 @@ from evenkeel.prediction.replicas import (
 )
 from evenkeel.statistics.noise import STATISTICS
 from evenkeel.statistics.pairs import Match
+from evenkeel.statistics.stored_values import is_untrained
 
 Site = tuple[object, ...]  # of a call: `Layer.site`
 

@@ -33,7 +33,7 @@ from evenkeel.prediction.sampling import Sampled, sample
 from evenkeel.statistics.channel_ratios import histogram_of
 from evenkeel.statistics.shift_report import ShiftReport
 from evenkeel.statistics.shift_rows import ShiftRow
-from evenkeel.statistics.stored_values import fault_of, initial_left
+from evenkeel.statistics.stored_values import damage_of, fault_of, initial_left
 
 _EVEN = 0.005  # log ratio up to which a norm passes nothing on
 _LEAST = 1e-12  # of a ratio
@@ -246,6 +246,8 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
         raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
     for path, found in channels.items():
         if not (found.eval_var + found.eval_mean).isfinite().all():
+            if damage := damage_of(model):
+                raise ModelError(f"{damage} is not finite, as shows at norm {path!r}: load a checkpoint from before")
             raise ModelError(f"what {path!r} reads is not finite: check weights, running statistics and their dtype")
     shares = _shares(seen, graph, channels)
     unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)

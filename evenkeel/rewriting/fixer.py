@@ -107,13 +107,13 @@ def fix(
             open_ = [finding for finding in found if _key(finding) not in left]
             if not open_:
                 break
-            todo = [finding for finding in open_ if _is_safe(finding)] or open_  # these can be checked by themselves
+            todo = [finding for finding in open_ if is_safe(finding)] or open_  # these can be checked by themselves
             context, failed = _apply(context, todo)
             left |= failed
             done = [finding for finding in todo if _key(finding) not in failed]
             rows += map(FixRow.of, done)
             applied = Counter({_key(finding): counts[_key(finding)] for finding in done})
-        fixed = _copy(plain) if context.model is plain else context.model
+        fixed = copy_of(plain) if context.model is plain else context.model
     undone = [FixRow.of(finding, left.get(_key(finding), _ENDLESS)) for finding in found]
     still = Counter((row.code, row.path) for row in undone if row.reason == _NO_USE)
     report = FixReport([*(row for row in rows if not still[row.code, row.path]), *undone], guideline)
@@ -126,10 +126,11 @@ def _obstacle(finding: Finding, *, unsafe: bool) -> str | None:
     """Why a finding cannot be fixed, as far as that is known before trying."""
     if not finding.edits:
         return _NO_EDIT
-    return None if unsafe or _is_safe(finding) else _UNSAFE
+    return None if unsafe or is_safe(finding) else _UNSAFE
 
 
-def _is_safe(finding: Finding) -> bool:
+def is_safe(finding: Finding) -> bool:
+    """Whether all edits of a finding may be made without asking."""
     return all(edit.safe for edit in finding.edits)
 
 
@@ -153,7 +154,7 @@ def _attempt(context: Context, findings: Sequence[Finding]) -> tuple[Context, Re
         The copy; why findings were left out whose edits nothing carries out; and what is wrong with the copy.
     """
     plan, operations, failed = _planned(context, findings)
-    copied = Context(_copy(context.model), context.example)
+    copied = Context(copy_of(context.model), context.example)
     try:
         carry_out_(copied.model, operations)
         if not plan.holds(copied.graph):
@@ -161,8 +162,8 @@ def _attempt(context: Context, findings: Sequence[Finding]) -> tuple[Context, Re
         recompute_(copied.model, operations, copied.graph)
     except (EditError, TraceError) as error:
         return copied, failed, str(error)
-    agree = not all(map(_is_safe, findings)) or _agree(context, copied)
-    return copied, failed, "" if agree else _UNEQUAL
+    fine = not all(map(is_safe, findings)) or agree(context, copied)
+    return copied, failed, "" if fine else _UNEQUAL
 
 
 def _planned(context: Context, findings: Sequence[Finding]) -> tuple[EditPlan, list[Operation], Reasons]:
@@ -182,7 +183,7 @@ def _planned(context: Context, findings: Sequence[Finding]) -> tuple[EditPlan, l
         failed |= refused
 
 
-def _agree(before: Context, after: Context) -> bool:
+def agree(before: Context, after: Context) -> bool:
     """Whether two models have the same keys and return the same bits in eval mode."""
     same_keys = list(before.model.state_dict()) == list(after.model.state_dict())
     return same_keys and _same(before.outputs, after.outputs)
@@ -195,7 +196,7 @@ def _same(first: list[Tensor], second: list[Tensor]) -> bool:
     )
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy.
 
     Raises:

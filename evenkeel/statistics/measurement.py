@@ -23,6 +23,7 @@ from evenkeel.statistics.group_limits import MEMORY, GroupLimits
 from evenkeel.statistics.pairing import Pairing
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 from evenkeel.statistics.probes import Probes
+from evenkeel.statistics.stored_values import damage_of, is_untrained
 from evenkeel.statistics.thinning import thinned
 
 _END: Any = object()
@@ -33,6 +34,7 @@ Call = tuple[int, Parts]  # its rank
 Arrivals = dict[str, list[Call]]
 Seen = Callable[["Measurement", str, Norm], None]
 
+_NEVER = "; no norm was ever updated, so that none keeps signals small: load the weights first"
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
 _TRIED = 16  # samples of the first batch that show whether there is noise
@@ -374,10 +376,17 @@ class Measurement:
         for number, (_, mean, variance) in parts:
             if not (mean.isfinite() & variance.isfinite()).all():
                 first = number // MOST_PARTS if self.pairing else number
-                raise BatchError(
-                    f"batch {first} is not finite at norm {path!r}: its mean or variance is NaN or infinite"
-                    f"{_not_finite(self.model)}"
-                )
+                raise BatchError(self._blame(path, first))
+
+    def _blame(self, path: str, number: int) -> str:
+        """What is not finite: a batch, or the model, if what it is given is finite."""
+        assert self._group is not None
+        given = (t for piece in self._group.held for t in tensors(piece.batch) if t.is_floating_point())
+        damage = damage_of(self.model) if all(bool(t.isfinite().all()) for t in given) else ""
+        if damage:
+            return f"{damage} is not finite, as shows at norm {path!r}: the model is damaged, not the data"
+        untrained = _NEVER if all(map(is_untrained, self.norms.values())) else ""
+        return f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite{untrained}"
 
     def why_not(self, path: str) -> str:
         """Why nothing was measured at a norm."""
@@ -392,14 +401,6 @@ class _Retry(BatchError):
     def __init__(self, reason: str, *, own: bool) -> None:
         super().__init__(f"a batch that had run before failed when it was run again: {reason}")
         self.own = own
-
-
-def _not_finite(model: nn.Module) -> str:
-    """What in the model is not finite, if anything: then the data are not to blame."""
-    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            return f"; but so is {path!r} of the model, of shape {tuple(tensor.shape)}: look there first"
-    return ""
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

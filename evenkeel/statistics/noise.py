@@ -11,6 +11,7 @@ from evenkeel.errors import ModelError
 from evenkeel.model.buffers import trained_buffer, write_
 from evenkeel.model.flags import flagged, frozen_in
 from evenkeel.model.norms import has_running_statistics
+from evenkeel.model.opacity import require_readable
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -29,8 +30,8 @@ def noisy(model: nn.Module) -> Generator[None]:
         model: the model.
 
     Raises:
-        ModelError: the statistics were written by a repair, and those that training left are not known, as after
-            loading a repaired checkpoint from a file.
+        ModelError: the statistics were written by a repair, and those that training left are not known; files of
+            `evenkeel repair` hold them, and `load_` reads them.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)).eval()
@@ -57,6 +58,8 @@ class Noise:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):  # type: ignore[redundant-expr]
+            require_readable(model)
         self._model = model
         frozen = frozen_in(model)
         self._flags = {m: m not in frozen and not has_running_statistics(m) for m in model.modules()}
@@ -91,6 +94,6 @@ def _known(path: str, norm: nn.Module, name: str) -> Tensor:
     if value is None:
         raise ModelError(
             f"{name} of {path!r} was written by a repair, and what training left there is not known here: load the "
-            "checkpoint as it was trained"
+            "checkpoint as it was trained, or a repaired file by load_"
         )
     return value

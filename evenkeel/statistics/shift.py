@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from evenkeel.errors import TraceError
+from evenkeel.errors import BatchError, TraceError
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, each
-from evenkeel.model.buffers import is_mean_matched
+from evenkeel.model.buffers import is_as_written, is_mean_matched
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.restoring import restored
@@ -25,9 +26,13 @@ from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.shift_causes import ShiftCauses
 from evenkeel.statistics.shift_passes import compare
-from evenkeel.statistics.shift_report import ShiftReport
-from evenkeel.statistics.stored_values import fault_of
+from evenkeel.statistics.shift_report import LARGEST, ShiftReport
+from evenkeel.statistics.stored_values import fault_of, is_untrained
 
+_UNTRAINED = (
+    "no norm was ever updated: the model is untrained, or its weights were not loaded, and these ratios say nothing "
+    "about training"
+)
 _CLOSELY, _AT_ONCE = 256, 512  # samples that are looked at closely: at least, and in a group
 
 
@@ -60,7 +65,8 @@ def variance_shift(
 
     Raises:
         ModelError: the model has no norm with running statistics.
-        BatchError: the batches raised, ran short, were empty or not finite; says which batch and layer.
+        BatchError: the batches raised, ran short, were empty, not finite, or of one sample alone; says which batch and
+            layer.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8, momentum=1.0))
@@ -98,6 +104,11 @@ def variance_shift(
             measurement.arrivals = {}
             measurement.add(group)
         populations = measurement.populations
+        for path, population in populations.items():
+            if population.pooled and population.count < 2:
+                raise BatchError(
+                    f"norm {path!r} saw one value per channel, which has no variance: more samples are needed"
+                )
         causes = ShiftCauses(norms, graph, passes, frozen)
         rows = [causes.explain(path, population) for path, population in populations.items()]
     if passes.failure:
@@ -105,7 +116,13 @@ def variance_shift(
     if matched := [path for path in populations if is_mean_matched(norms[path])]:
         more = f" and {len(matched) - 1} more" if len(matched) > 1 else ""
         notes.append(f"{matched[0]}{more}: their means were matched, and their ratios need not be 1")
+    if written := [path for path in populations if is_as_written(norms[path], "running_var") and path not in matched]:
+        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+        notes.append(f"{written[0]}{more}: repaired: they store what reestimate_ or correct_ wrote since training")
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
+    if all(map(is_untrained, norms.values())):
+        rows = [replace(row, why="untrained") if row.folded > LARGEST else row for row in rows]
+        notes.append(_UNTRAINED)
     report = ShiftReport(rows, notes, other_data=causes.other_data)
     return report.drawn_with(partial(outline, graph, type(plain).__name__) if len(graph) else None)

@@ -16,6 +16,8 @@ _MEASURED = (*_COLUMNS, "channels", "mean off", "made of")
 _PREDICTED = (*_COLUMNS, "slope", "folded", "fed by dropouts")
 _CAUSED = (*_COLUMNS, "slope", "folded", "caused by dropouts")
 _INHERITED = (*_COLUMNS, "slope", "own", "inherited", "caused by dropouts")
+_MEASURED_CAUSED = (*_MEASURED, "caused by dropouts")
+LARGEST = 1e6  # figures of which are printed: those of untrained nets have no bounds
 _NAMED = 0.005  # log ratio of an inherited part that a table shows
 
 
@@ -76,20 +78,32 @@ class ShiftReport(ShiftRows):
         return f"ShiftReport({len(self)} norms, median x{self.median:.3f}, worst x{self.worst:.3f})"
 
     def _cells(self) -> Cells:
-        even = f"median x{self.median:.2f}, worst x{self.worst:.2f} at {self.worst_row.path}  (x1.00 is even)"
+        median, worst = _figure(self.median, ".2f", "x"), _figure(self.worst, ".2f", "x")
+        even = f"median {median}, worst {worst} at {self.worst_row.path}  (x1.00 is even)"
         columns = self._columns()
         rows = [
-            (r.path, f"{r.running_var:.4g}", f"{r.eval_var:.4g}", f"{r.ratio:.3f}", *_last(r, columns))
+            (
+                r.path,
+                _figure(r.running_var, ".4g"),
+                _figure(r.eval_var, ".4g"),
+                _figure(r.ratio, ".3f"),
+                *_last(r, columns),
+            )
             for r in sorted(self.rows, key=lambda row: not row.bad)
         ]
-        return Cells(columns, rows, [even, *self.notes], words=(columns[0], columns[-1]))
+        return Cells(columns, rows, [even, *self.notes], words=(columns[0], "made of", columns[-1]))
 
     def _columns(self) -> tuple[str, ...]:
         if self.is_measured:
-            return _MEASURED
+            return _MEASURED_CAUSED if any(row.causes for row in self.rows) else _MEASURED
         if any(abs(math.log(row.parts.get("inherited", 1.0))) > _NAMED for row in self.rows):
             return _INHERITED
         return _CAUSED if any(row.causes for row in self.rows) else _PREDICTED
+
+
+def _figure(value: float, form: str, sign: str = "") -> str:
+    """A figure, in few letters where it is so large that it says no more than that."""
+    return f">{sign}{LARGEST:g}" if LARGEST < value < math.inf else f"{sign}{value:{form}}"
 
 
 def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,7 +112,8 @@ def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
     if columns is _INHERITED:
         parts = (f"x{row.parts[name]:.2f}" if name in row.parts else "" for name in ("dropout", "inherited"))
         return slope, *parts, row.fed_by
-    if columns is not _MEASURED:
+    if columns not in (_MEASURED, _MEASURED_CAUSED):
         return slope, f"x{row.folded:.2f}", row.fed_by
-    spread = "" if row.spread is None else f"{row.spread[0]:.2f}-{row.spread[1]:.2f}"
-    return spread, "" if row.moved is None else f"{row.moved:.2f}", row.why
+    spread = "" if row.spread is None else "-".join(_figure(ratio, ".2f") for ratio in row.spread)
+    caused = () if columns is _MEASURED else (row.fed_by if row.causes else "",)
+    return spread, "" if row.moved is None else _figure(row.moved, ".2f"), row.why, *caused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from evenkeel.model.buffers import is_as_written
@@ -152,3 +152,30 @@ def history_of(norm: Norm) -> str:
     count = norm.num_batches_tracked
     updates = "updates that were not counted" if count is None else f"{int(count)} update{'' if count == 1 else 's'}"
     return f"{updates}, all averaged" if norm.momentum is None else f"{updates} at momentum {norm.momentum:g}"
+
+
+def is_untrained(norm: Norm) -> bool:
+    """Whether a norm's running statistics are still those it was built with.
+
+    >>> from torch import nn
+    >>> is_untrained(nn.BatchNorm1d(2))
+    True
+    """
+    count, mean, variance = (getattr(norm, name) for name in ("num_batches_tracked", "running_mean", "running_var"))
+    return not (count is not None and count > 0) and not mean.any() and bool((variance == 1).all())
+
+
+def damage_of(model: nn.Module) -> str:
+    """What in a model is not finite, if anything: then the data are not to blame.
+
+    >>> import torch
+    >>> net = torch.nn.Linear(2, 2)
+    >>> net.weight.data[0, 0] = torch.nan
+    >>> damage_of(net)
+    "'weight' of the model (1 of its 4 values)"
+    """
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            return f"{path!r} of the model ({count} of its {tensor.numel()} values)"
+    return ""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from pages import Reader
+from html_pages import Reader
 
 from evenkeel import cli
 

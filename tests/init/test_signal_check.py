@@ -485,3 +485,12 @@ def test_the_plot_shows_every_layer_measured_and_predicted(report, tmp_path, mon
             for kind in ("measured", "predicted")
         ]
         assert drawn == expected and axes.get_yscale() == "log"
+
+
+def test_values_of_an_example_are_used_as_batches_or_else_that_is_said():
+    model, images = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), 5 + 3 * torch.rand(64, 4)
+    report = ek.check_signals(model, images)
+    assert "its values were not used: pass them as batches" in report.notes[0]
+    assert report.notes[0] in str(report).replace("\n", " ")
+    assert ek.check_signals(model, torch.zeros(64, 4)).notes == ek.check_signals(model, images, [images]).notes == ()
+    assert ek.check_signals(model, images, [images])[0].measured.eval_variance > 4 * report[0].measured.eval_variance

@@ -1,5 +1,6 @@
 """A checkpoint is read safely, loaded whole or not at all, and written back with nothing but statistics changed."""
 
+import argparse
 import copy
 import json
 import os
@@ -370,7 +371,7 @@ UNREADABLE = {
     "nothing.pt": (lambda path: torch.save({}, path), ["holds a dict, no state dict"]),
     "log.pt": (lambda path: torch.save({"epoch": 3, 4: "a"}, path), ["a dict with 2 entries (epoch, 4), no state"]),
     "pickle.pt": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=4)), ["damaged or no weights file"]),
-    "two.pt": (lambda path: torch.save({"a": STATE, "b": STATE}, path), ["holds 2 state dicts (a, b)"]),
+    "two.pt": (lambda path: torch.save({"a": STATE, "b": STATE}, path), ["holds 2 state dicts: a ("]),
     "empty.safetensors": (lambda path: path.touch(), ["of 0 bytes is damaged or no safetensors file"]),
     "cut.safetensors": (lambda path: _cut(path, STATE, save_file), ["is damaged or no safetensors file"]),
     "pickle.safetensors": (lambda path: torch.save(STATE, path), ["damaged or no safetensors file"]),
@@ -463,3 +464,54 @@ def test_a_file_keeps_which_statistics_were_repaired_and_any_loader_reads_it(tmp
     plain = build()
     plain.load_state_dict({key.removeprefix(prefix): value for key, value in content.items()}, strict=True)
     assert torch.equal(plain[2].running_var, model[2].running_var)
+
+
+def test_several_nets_in_a_file_are_listed_and_one_is_asked_for(tmp_path):
+    content = {"state_dict": trained(1).state_dict(), "ema": trained(2).state_dict(), "epoch": 3}
+    torch.save(content, tmp_path / "two.pt")
+    message = refusal(Checkpoint.read, tmp_path / "two.pt")
+    size = len(Net().state_dict())
+    assert f"holds 2 state dicts: state_dict ({size} entries), ema ({size} entries)" in message
+    assert "--key state_dict" in message and "key='state_dict'" in message
+    for key, seed in (("state_dict", 1), ("ema", 2)):
+        model, checkpoint = Net(), Checkpoint.read(tmp_path / "two.pt", key=key)
+        checkpoint.apply_(model)
+        assert is_same(snapshot(model), snapshot(trained(seed)))
+        model.norm.running_var.fill_(7)
+        checkpoint.write(tmp_path / "out.pt", model)
+        written = load(tmp_path / "out.pt")
+        assert written[key]["norm.running_var"].eq(7).all()
+        other = next(name for name in ("state_dict", "ema") if name != key)
+        assert is_same(written[other], content[other])
+
+
+def test_a_key_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    torch.save({"model": trained().state_dict(), "ema": trained().state_dict()}, tmp_path / "two.pt")
+    assert "has no state dict 'best': its state dicts are model (" in refusal(
+        lambda: Checkpoint.read(tmp_path / "two.pt", key="best")
+    )
+    torch.save(trained().state_dict(), tmp_path / "one.pt")
+    assert "it is a state dict itself" in refusal(lambda: Checkpoint.read(tmp_path / "one.pt", key="ema"))
+
+
+def test_tensors_beside_the_net_are_no_second_net(tmp_path):
+    torch.save({"model": trained().state_dict(), "scales": {"a": torch.ones(2)}}, tmp_path / "one.pt")
+    assert Checkpoint.read(tmp_path / "one.pt").wrapper == "model"
+
+
+def test_a_namespace_in_a_file_is_refused_with_the_way_to_allow_it(tmp_path):
+    torch.save({"state_dict": trained().state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "args.pt")
+    message = refusal(Checkpoint.read, tmp_path / "args.pt")
+    assert "argparse.Namespace" in message and "torch.serialization.add_safe_globals([argparse.Namespace])" in message
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint, model = Checkpoint.read(tmp_path / "args.pt"), Net()
+        checkpoint.apply_(model)
+        model.norm.running_var.fill_(7)
+        checkpoint.write(tmp_path / "out.pt", model)
+        assert load(tmp_path / "out.pt")["args"].lr == 0.1
+
+
+def test_load_is_what_the_program_does_with_weights(tmp_path):
+    torch.save({"state_dict": prefixed(trained().state_dict(), "module.")}, tmp_path / "in.pt")
+    model = Net()
+    assert ek.load_(model, tmp_path / "in.pt") is model and is_same(snapshot(model), snapshot(trained()))

@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 import evenkeel as ek
-from evenkeel.linting.explanation import overview, write_pages
+from evenkeel.linting.explanation import overview, without_links, write_pages
 from evenkeel.linting.rule import GUIDELINES
 from evenkeel.linting.rules import ALL
 
@@ -83,3 +83,8 @@ def test_docs_rules_is_what_the_rules_say(tmp_path):
     assert sorted(path.name for path in written) == sorted(path.name for path in folder.iterdir())
     for path in written:
         assert path.read_text(encoding="utf-8") == (folder / path.name).read_text(encoding="utf-8"), "run make docs"
+
+
+def test_on_a_terminal_links_are_their_texts():
+    assert without_links("see [EK201](EK201.md), x[0](y z) and [a] (b)") == "see EK201, x[0](y z) and [a] (b)"
+    assert "](" not in without_links(overview()) and "| EK101 | hendrycks2016 |" in without_links(overview())

@@ -184,3 +184,8 @@ def test_choosing_equals_the_slow_and_obvious_way(select, ignore, code):
     for length in range(1, 6):  # what is said later, and so more closely, counts
         verdict = (verdict or code[:length] in select) and code[:length] not in ignore
     assert chosen(code, "drop", Settings(None, tuple(select), tuple(ignore))) is verdict
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[tool.evenkeel]\nselect = ["EK2"]\n', encoding="utf-8-sig")
+    assert read_settings(tmp_path, known=["EK201"], guidelines=["li2018"]).select == ("EK2",)

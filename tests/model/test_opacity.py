@@ -132,3 +132,16 @@ def test_a_model_without_scripted_parts_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ek.lint(build(), X)
+
+
+@pytest.mark.parametrize(
+    "name", ["variance_shift", "reestimate_", "predict_shift", "correct_", "lint", "trace", "init_"]
+)
+def test_a_state_dict_in_the_place_of_a_model_is_told_with_what_to_do(name):
+    with pytest.raises(ek.ModelError, match=r"of class OrderedDict, a state dict perhaps, .*load_state_dict into it"):
+        getattr(ek, name)(build().state_dict(), [X] if name in ("variance_shift", "reestimate_") else X)
+
+
+def test_a_state_dict_has_no_noise():
+    with pytest.raises(ek.ModelError, match="a state dict perhaps"), ek.noisy(dict(build().state_dict())):
+        pass

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from pages import REPORTS, Reader, page_of, trained
+from html_pages import REPORTS, Reader, page_of, trained
 from torch import nn
 
 import evenkeel as ek

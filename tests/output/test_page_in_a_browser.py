@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from pages import REPORTS, trained
+from html_pages import REPORTS, trained
 
 import evenkeel as ek
 from benchmarks.torchvision_cpu import import_torchvision

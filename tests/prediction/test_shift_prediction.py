@@ -577,3 +577,12 @@ def test_a_norm_that_is_given_part_of_the_batch_alone_is_not_predicted():
     model = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), Half())
     model(torch.randn(64, 8))
     assert "part of the batch" in ek.predict_shift(model, torch.zeros(4, 8)).unsure["2.norm"]
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8))
+    for _ in range(20):
+        model(torch.randn(64, 4))
+    model[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(ek.ModelError, match=r"'0.weight' of the model \(1 of its 32 values\) is not finite"):
+        ek.predict_shift(model, torch.zeros(2, 4))

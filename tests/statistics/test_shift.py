@@ -1,6 +1,7 @@
 """variance_shift against slow, obvious oracles."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -147,3 +148,45 @@ def test_reestimation_brings_every_ratio_to_one():
     assert ek.variance_shift(model, data).worst > 1.8
     ek.reestimate_(model, data)
     assert ek.variance_shift(model, data).worst < 1.002
+
+
+def test_an_untrained_model_is_called_so_and_its_figures_stay_readable():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.BatchNorm1d(64))]
+    model = nn.Sequential(*layers, nn.Dropout(0.5), nn.Linear(64, 2))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            layer.weight.data.mul_(10)
+    report = ek.variance_shift(model, [torch.randn(64, 64)])
+    assert "no norm was ever updated" in report.notes[-1] and report.worst > 1e20
+    rows = str(report).splitlines()[20:-4]  # of the norms furthest behind
+    assert not any(re.search(r"e\+(0[7-9]|[1-9]\d)|\d{9}", row) for row in rows) and ">x1e+06 at " in str(report)
+    for layer in model[:38:2]:
+        layer.weight.data.mul_(10)
+    with pytest.raises(ek.BatchError, match="no norm was ever updated, so that none keeps signals small"):
+        ek.variance_shift(model, [torch.randn(64, 64)])
+    for layer in model[:38:2]:
+        layer.weight.data.mul_(0.1)
+    model[1](torch.randn(64, 64))
+    assert not any("no norm was ever updated" in note for note in ek.variance_shift(model, [torch.randn(64, 64)]).notes)
+
+
+def test_one_sample_has_no_variance_and_several_batches_of_one_have():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8))
+    for _ in range(60):
+        model(torch.randn(64, 4))
+    with pytest.raises(ek.BatchError, match="norm '2' saw one value per channel, which has no variance: more samples"):
+        ek.variance_shift(model, [torch.randn(1, 4)])
+    assert math.isfinite(ek.variance_shift(model, list(torch.randn(20, 4).split(1))).worst)
+
+
+def test_norms_that_a_repair_wrote_are_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    data = [torch.randn(64, 4) for _ in range(4)]
+    for batch in data * 10:
+        model(batch)
+    assert not any("repaired" in note for note in ek.variance_shift(model, data).notes)
+    ek.reestimate_(model, data, match="variance")
+    assert any(note.startswith("2 and 1 more: repaired: they store") for note in ek.variance_shift(model, data).notes)

@@ -15,8 +15,9 @@ with the smaller variance of eval mode outputs are too large. There, match the m
 by held-out data, and keep what is better.
 
 ## Known limits
-Ignores norms that store nothing yet, and those whose prediction is a guess. Statistics that were
-re-estimated or corrected elsewhere, such as before the checkpoint was saved, look like any others: ignore EK102 there.
+Ignores norms that store nothing yet, those whose prediction is a guess, and those that a repair has written, also in a
+file of `evenkeel repair` that `--weights` or `load_` reads. Loaded by `load_state_dict`, statistics that were
+re-estimated or corrected look like any others: ignore EK102 there.
 
 ## References
 Hendrycks & Gimpel 2016, section 3; Li et al. 2018, section 4, whose figures have healthy norms at 1.07 or less.

@@ -35,8 +35,8 @@ from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Initialize
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.rule import rule
-from evenkeel.model.norms import has_running_statistics
-from evenkeel.prediction.anchors import is_untrained
+from evenkeel.model.norms import Norm, has_running_statistics
+from evenkeel.statistics.stored_values import is_untrained
 
 EXAMPLE = (2, 32)
 _DRIFT, _DUE = 4.0, 2.0  # of the variance in train mode; how much of that must be dropout's
@@ -45,7 +45,7 @@ _DRIFT, _DUE = 4.0, 2.0  # of the variance in train mode; how much of that must 
 @rule("EK103", guideline="hendrycks2016")
 def initialization_ignores_dropout(context: Context) -> Iterator[Finding]:
     """The weight layer at which dropout has changed the variance of signals most."""
-    norms = [module for module in context.model.modules() if has_running_statistics(module)]
+    norms = [m for m in context.model.modules() if isinstance(m, Norm) and has_running_statistics(m)]
     tensors = (*context.model.parameters(), *context.model.buffers())
     if any(t.is_meta for t in tensors) or not all(map(is_untrained, norms)):
         return

@@ -1,0 +1,112 @@
+"""repair prints one table, writes where it may, and what it writes is known as repaired."""
+
+import json
+import os
+import stat
+
+import pytest
+import torch
+from commands import run
+
+TEXT = ("anynets:Text", "--weights", "text.pt")
+EXAMPLE = ("--example", "anynets:text_example")
+DATA = ("--data", "anynets:text_batches", "--forward", "anynets:run_text", "--match", "variance")
+
+
+@pytest.mark.parametrize("how", [EXAMPLE, DATA])
+def test_one_table_says_what_changed_because_of_what(nets, capsys, how):
+    code, out, _ = run(capsys, "repair", *TEXT, *how, "--out", "new.pt")
+    lines = out.splitlines()
+    assert code == 0 and sum(set(line.strip()) == {"─"} for line in lines) == 1
+    assert "eval/train before" in lines[0] and "after" in lines[0] and "because of" in lines[0]
+    row = next(line for line in lines if line.startswith("norm "))
+    assert "drop p=0.3" in "".join(lines[2:4]) and "1.000" in lines[2] and row == lines[0]
+    assert any(line.startswith("worst norm: x") and "x1.00 after" in line for line in lines)
+
+
+def test_what_changed_is_attributed_to_dropouts(nets, capsys):
+    out = run(capsys, "repair", *TEXT, *EXAMPLE, "--out", "new.pt")[1]
+    assert "changed because of drop (anynets.py:" in out and "p=0.3: 100 %" in out
+    assert "1 norm corrected without data; ratios are predicted" in out
+
+
+@pytest.mark.parametrize("out", ["new.pt", "new.safetensors"])
+def test_a_file_just_repaired_is_known_as_repaired(nets, capsys, out):
+    assert run(capsys, "repair", *TEXT, *DATA, "--out", out)[0] == 0
+    new = ("anynets:Text", "--weights", out)
+    code, printed, _ = run(capsys, "shift", *new, *EXAMPLE, "--fail-above", "1.01")
+    assert code == 0 and "worst x1.00" in printed and "as a repair wrote it" in printed
+    code, printed, _ = run(capsys, "lint", *new, *EXAMPLE, "--guideline", "li2018")
+    assert code == 0 and "no findings" in printed and "the norm norm is repaired" in " ".join(printed.split())
+    assert run(capsys, "lint", *new, *EXAMPLE, "--guideline", "hendrycks2016")[0] == 0
+    code, printed, err = run(capsys, "repair", *new, *EXAMPLE, "--out", "again.pt")
+    assert code == 2 and "a repair has taken the noise of dropout out of all 1 norms" in err
+    assert "undo" not in err and not (nets / "again.pt").exists()
+
+
+def test_writing_over_the_input_says_so(nets, capsys):
+    code, out, _ = run(capsys, "repair", *TEXT, *EXAMPLE, "--out", "text.pt")
+    assert code == 0 and "written: text.pt, over the checkpoint that was read" in out
+    (nets / "link.pt").symlink_to("graph.pt")
+    graph = ("anynets:Graph", "--weights", "graph.pt", "--example", "anynets:graph_example")
+    code, out, err = run(capsys, "repair", *graph, "--out", "link.pt", "--json")
+    assert code == 0 and json.loads(out)["out"] == "link.pt" and "over the checkpoint that was read" in err
+    assert (nets / "link.pt").is_symlink()
+
+
+def test_another_file_is_not_called_the_input(nets, capsys):
+    out = run(capsys, "repair", *TEXT, *EXAMPLE, "--out", "new.pt")[1]
+    assert out.rstrip().endswith("written: new.pt")
+
+
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_a_device_is_written_into(nets, capsys, option):
+    before = os.stat("/dev/null")
+    options = {"--out": "new.pt", option: "/dev/null"}
+    code, _, err = run(capsys, "repair", *TEXT, *EXAMPLE, *(part for pair in options.items() for part in pair))
+    assert code == 0 and err == ""
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and os.stat("/dev/null").st_ino == before.st_ino
+
+
+def test_findings_go_into_a_device_too(nets, capsys):
+    lint = ("lint", *TEXT, *EXAMPLE, "--guideline", "li2018", "--output")
+    assert run(capsys, *lint, "/dev/null") == (1, "", "") and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    code, _, err = run(capsys, *lint, "text.pt")
+    assert code == 2 and "--output text.pt is the checkpoint's own file" in err
+
+
+def test_a_pipe_that_nobody_reads_costs_one_line(nets, capsys):
+    os.mkfifo("pipe")
+    for arguments in (("repair", *TEXT, *EXAMPLE, "--out", "pipe"), ("lint", *TEXT, *EXAMPLE, "--output", "pipe")):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2 and err.count("\n") == 1 and "pipe cannot be written" in err and "nothing was written" in err
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+
+
+def test_a_symlink_is_followed(nets, capsys):
+    (nets / "there").mkdir()
+    (nets / "link.pt").symlink_to("there/new.pt")
+    assert run(capsys, "repair", *TEXT, *EXAMPLE, "--out", "link.pt")[0] == 0
+    assert (nets / "link.pt").is_symlink() and torch.load(nets / "there" / "new.pt")
+    assert [path.name for path in (nets / "there").iterdir()] == ["new.pt"]
+
+
+def test_advice_in_the_notes_is_the_command_lines(nets, capsys):
+    out = run(capsys, "repair", *TEXT, *EXAMPLE, "--out", "new.pt", "--match", "variance", "--json")[1]
+    notes = " ".join(json.loads(out)["notes"])
+    assert "let --held-out decide" in notes and "undo()" not in notes and "held_out=" not in notes
+
+
+def test_an_interruption_leaves_nothing_and_exits_with_130(nets, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    before = sorted(path.name for path in nets.iterdir())
+    monkeypatch.setattr(torch, "save", interrupted)
+    for out in ("new.pt", "text.pt", "/dev/null"):
+        content = (nets / "text.pt").read_bytes()
+        assert run(capsys, "repair", *TEXT, *EXAMPLE, "--out", out)[0] == 130
+        assert (nets / "text.pt").read_bytes() == content
+    assert sorted(path.name for path in nets.iterdir() if path.name != "__pycache__") == [
+        name for name in before if name != "__pycache__"
+    ]

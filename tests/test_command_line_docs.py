@@ -1,0 +1,34 @@
+"""What docs/command-line.md says of the command line is so: its options exist, and its inputs can be read."""
+
+import re
+
+import pytest
+from paths import ROOT
+from typer.main import get_command
+
+from evenkeel import cli
+from evenkeel.io.examples import parse_input
+
+PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+COMMANDS = {name: {o for p in c.params for o in p.opts} for name, c in get_command(cli.app).commands.items()}
+
+
+@pytest.mark.parametrize("name", ["shift", "repair", "lint", "fix"])
+def test_the_options_of_each_line_are_those_of_the_command(name):
+    line = next(line for line in PAGE.splitlines() if re.match(rf"evenkeel {name} +TARGET", line))
+    assert set(re.findall(r"--[\w-]+", line)) <= COMMANDS[name]
+
+
+def test_every_option_named_exists():
+    options = set().union(*COMMANDS.values())
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", PAGE)) <= options
+
+
+def test_every_input_shown_can_be_read():
+    shown = set(re.findall(r"--input ([\w=:-]+)", PAGE))
+    assert len(shown) >= 5 and all(parse_input(text).shape for text in shown)
+
+
+@pytest.mark.parametrize("name", ["shift", "repair", "lint", "fix"])
+def test_what_takes_any_model_takes_all_of_its_options(name):
+    assert {"--input", "--example", "--arg", "--weights", "--key", "--device"} <= COMMANDS[name]
