@@ -77,6 +77,20 @@ def test_axe_finds_nothing(look, name, scheme, viewport):
     assert found.violations_count == 0, found.generate_report()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("colours", ["background:#fff;color:#111", "background:#111;color:#eee"])
+def test_axe_finds_nothing_in_a_notebook_of_either_theme(browser, scheme, colours):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    model, data = trained()
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    compact = ek.variance_shift(model, data)._repr_html_()
+    page.set_content(f'<html lang="en"><title>notebook</title><body style="{colours}"><main>{compact}</main></html>')
+    found = axe.Axe().run(page, context=".ek", options={"resultTypes": ["violations"]})
+    assert found.violations_count == 0, found.generate_report()
+    context.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_phone_never_scrolls_sideways(look, name):
     page = look(name, NARROW)
