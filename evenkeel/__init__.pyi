@@ -60,6 +60,6 @@ from .statistics.reestimation import reestimate_ as reestimate_
 from .statistics.reestimation_report import Reestimation as Reestimation
 from .statistics.shift import variance_shift as variance_shift
 from .statistics.shift_report import ShiftReport as ShiftReport
-from .statistics.shift_report import ShiftRow as ShiftRow
+from .statistics.shift_rows import ShiftRow as ShiftRow
 
 __version__: str

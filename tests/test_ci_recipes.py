@@ -45,7 +45,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.M | re.S)
 
 
-SHELL, TOML, PYTHON = blocks("sh"), blocks("toml"), blocks("python")
+SHELL, TOML, PYTHON = blocks("sh"), blocks("toml"), blocks("py")
 LOCAL, WORKFLOW = map(yaml.safe_load, blocks("yaml"))
 (HOOK,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
 STEPS = WORKFLOW["jobs"]["lint"]["steps"]

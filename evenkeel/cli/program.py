@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import warnings
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from evenkeel.cli import fixing, papers
+from evenkeel.cli import fixing, pages, papers
 from evenkeel.cli.inputs import (
     LINT_NEEDS_INPUT,
     NEEDS_INPUT,
@@ -69,6 +68,7 @@ app = typer.Typer(
 app.command()(papers.reproduce)
 app.command()(papers.report)
 app.command()(fixing.fix)
+app.command()(pages.compare)
 
 
 @app.callback(invoke_without_command=True)
@@ -107,6 +107,7 @@ def lint(
     arg: Arg = None,
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+    html: pages.Html = None,
     example: Example = None,
     key: Key = None,
     device: Device = None,
@@ -123,7 +124,9 @@ def lint(
     from evenkeel.linting.rules import ALL
     from evenkeel.linting.sarif import to_sarif
     from evenkeel.output.files import atomic_write, finite, is_same_file, require_folder
+    from evenkeel.output.rendering import write_page
 
+    pages.require_page(html, weights, output)
     if output is not None:
         require_folder(output)
         if weights is not None and is_same_file(output, weights):
@@ -147,6 +150,11 @@ def lint(
     else:
         with atomic_write(output) as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
+    if html is not None:
+        page = pages.lint_page(
+            findings.page(), target, {"arg": arg, "input": input_shape, "example": example, "key": key}, weights=weights
+        )
+        write_page(html, page)
     if findings:
         raise typer.Exit(1)
 
@@ -184,6 +192,7 @@ def shift(
     fail_above: Annotated[
         float | None, typer.Option(help="Exit with 1 if the worst folded ratio is above this.")
     ] = None,
+    html: pages.Html = None,
     as_json: Json = False,
     example: Example = None,
     key: Key = None,
@@ -201,8 +210,10 @@ def shift(
     if fail_above is not None and not fail_above >= 1:
         raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
     from evenkeel.cli.shifting import measured
+    from evenkeel.output.rendering import write_page
     from evenkeel.prediction.shift_prediction import predict_shift
 
+    pages.require_page(html, weights)
     options = DataOptions(input_shape, data_dir, download, batch_size, mean, std, scale, transform)
     model = load_weighted(target, arg, weights, key, device)
     if data is None:
@@ -213,6 +224,9 @@ def shift(
         batches, run = options.load(data).train, load_function("--forward", forward)
         given = None if example is None else load_example(model, None, example, NEEDS_INPUT)
         report = measured(model, batches, max_batches=max_batches, forward=run, example=given)
+    if html is not None:
+        called = {"arg": arg, "input": input_shape, "example": example, "key": key, "forward": forward}
+        write_page(html, pages.shift_page(report.page(), target, called, weights=weights, data=data))
     show(report.to_dict() if as_json else report)
     if fail_above is not None and report.worst > fail_above:
         raise typer.Exit(1)
@@ -270,7 +284,7 @@ def repair(
     unsure: Annotated[
         Unsure, typer.Option(help="What to do with norms of which it is not sure that new statistics are better.")
     ] = Unsure.leave,
-    html: Annotated[Path | None, typer.Option(help="Also write what is printed as one HTML page.")] = None,
+    html: pages.Html = None,
     as_json: Json = False,
     example: Example = None,
     key: Key = None,
@@ -288,16 +302,15 @@ def repair(
     Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data, but
     not with --match mean or --relative, which take out dropout's part alone. Where it matters, let --held-out decide.
     """
-    from rich.console import Console, Group
+    from rich.console import Group
 
     from evenkeel.cli.repairing import Judging, corrected, reestimated
     from evenkeel.io.checkpoints import Checkpoint
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
+    from evenkeel.output.rendering import render
 
-    for path in filter(None, (out, html)):
-        require_folder(path)
-    if html is not None and html.resolve() in (out.resolve(), weights and weights.resolve()):
-        raise EvenkeelError(f"--html {html} is the checkpoint's own file: name another")
+    require_folder(out)
+    pages.require_page(html, out, weights)
     model = load_model(target, arg)
     checkpoint = Checkpoint.of(trained(model)) if weights is None else Checkpoint.read(weights, key=key)
     checkpoint.apply_(model)
@@ -322,13 +335,13 @@ def repair(
         how |= {"relative": relative, "max_batches": max_batches, "tolerance": tolerance, "prior": parse_prior(prior)}
         how |= {"forward": load_function("--forward", forward)}
         shown, result = reestimated(model, options.load(data), how, judging, other_data=other_data)
-    page = Console(record=True, file=io.StringIO(), width=120)
-    page.print(shown)
     if html is None:
         checkpoint.write(out, model)
     else:
+        called = {"arg": arg, "input": input_shape, "example": example, "key": key, "forward": forward}
+        page = pages.repair_page(shown.page, target, called, weights=weights, out=out, data=data)
         with atomic_write(html) as temporary:  # both files, or neither
-            temporary.write_text(page.export_html(), encoding="utf-8")
+            temporary.write_text(render(page), encoding="utf-8")
             checkpoint.write(out, model)
     where = f"written: {out}, over the checkpoint that was read" if over else f"written: {out}"
     if over and as_json:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import nn
 
+from evenkeel.cli.pages import Shown
 from evenkeel.cli.shifting import blamed, measured
 from evenkeel.cli.wording import for_command_line
 from evenkeel.errors import EvenkeelError, StretchWarning
@@ -20,6 +20,7 @@ from evenkeel.io.datasets import Data
 from evenkeel.model.batches import Forward
 from evenkeel.model.evaluation import Score, Scorer, evaluate
 from evenkeel.model.norms import norms_of
+from evenkeel.output.page import Page
 from evenkeel.output.progress import Bar
 from evenkeel.output.tables import Cells, grouped, table
 from evenkeel.prediction.anchors import is_repaired
@@ -57,7 +58,7 @@ class Judging:
 
 def reestimated(
     model: nn.Module, given: Data, options: dict[str, Any], judging: Judging | None, *, other_data: bool
-) -> tuple[RenderableType, dict[str, Any]]:
+) -> tuple[Shown, dict[str, Any]]:
     """Repair a model by data: what to print, and the same as plain data.
 
     Args:
@@ -107,7 +108,7 @@ def corrected(
     *,
     unsure: Literal["leave", "write"],
     match: Match | None,
-) -> tuple[RenderableType, dict[str, Any]]:
+) -> tuple[Shown, dict[str, Any]]:
     """Repair a model without data: what to print, and the same as plain data; options are as for `correct_`.
 
     Raises:
@@ -161,7 +162,7 @@ def _judge(
     return _Judgement(report, evaluate(model, Bar(data.test, "scoring"), forward=forward))
 
 
-def _measured_change(before: _Judgement, after: _Judgement, done: Reestimation) -> RenderableType:
+def _measured_change(before: _Judgement, after: _Judgement, done: Reestimation) -> Shown:
     """The shift, norm by norm, and the scores, before and after, and what it was made of."""
     lines = [
         f"from {done.summary}",
@@ -174,10 +175,11 @@ def _measured_change(before: _Judgement, after: _Judgement, done: Reestimation) 
         lines.append(f"--other-data: {before.shift.accusation}")
     if before.score and after.score:
         lines.append(f"{before.score.samples} test samples: {before.score.change_to(after.score)}")
-    return _change(before.shift, after.shift, lines)
+    page = done.page(before.shift, after.shift)
+    return _change(before.shift, after.shift, lines, page)
 
 
-def _predicted_change(before: ShiftReport, after: ShiftReport, done: Correction) -> RenderableType:
+def _predicted_change(before: ShiftReport, after: ShiftReport, done: Correction) -> Shown:
     """The same of a repair without data."""
     lines = [
         f"{done.summary}; ratios are predicted",
@@ -186,11 +188,11 @@ def _predicted_change(before: ShiftReport, after: ShiftReport, done: Correction)
         *grouped(done.unsure, "unsure"),
         *done.notes,
     ]
-    return _change(before, after, lines)
+    return _change(before, after, lines, done.page(before, after))
 
 
-def _change(before: ShiftReport, after: ShiftReport, lines: Sequence[str]) -> RenderableType:
-    """One table of what was and is, and why it was, and lines below."""
+def _change(before: ShiftReport, after: ShiftReport, lines: Sequence[str], page: Page) -> Shown:
+    """One table of what was and is, and why it was, and lines below; and the page that says the same."""
     columns = ("norm", "running var before", "after", "eval/train before", "after", "because of")
     now = {row.path: row for row in after}
     rows = [(row.path, *_values(row, now.get(row.path)), _because(row)) for row in before]
@@ -201,7 +203,8 @@ def _change(before: ShiftReport, after: ShiftReport, lines: Sequence[str]) -> Re
         *lines,
     ]
     shown = table(Cells(columns, for_command_line(rows), [], words=(columns[0], columns[-1])))
-    return Group(shown, Text(for_command_line("\n".join(summary))))
+    page = replace(page, notes=list(dict.fromkeys([*for_command_line(lines), *page.notes])))
+    return Shown(page, shown, Text(for_command_line("\n".join(summary))))
 
 
 def _values(before: ShiftRow, after: ShiftRow | None) -> tuple[str, str, str, str]:

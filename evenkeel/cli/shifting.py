@@ -18,6 +18,7 @@ from evenkeel.output.progress import Bar
 from evenkeel.prediction.shift_prediction import predict_shift
 from evenkeel.statistics.shift import variance_shift
 from evenkeel.statistics.shift_report import ShiftReport
+from evenkeel.statistics.shift_rows import ShiftRow
 
 _ENOUGH = 16  # samples of an example
 _NAMED = 3  # dropouts
@@ -56,14 +57,16 @@ def with_causes(report: ShiftReport, model: nn.Module, example: Any) -> ShiftRep
     try:
         predicted = {row.path: row for row in predict_shift(model, example)}
     except EvenkeelError as error:
-        return ShiftReport(
-            report.rows,
-            (*_own_notes(report), f"which dropouts cause a shift is not known: {error}"),
-            unsure=report.unsure,
-            other_data=report.other_data,
-        )
+        return _changed(report, report.rows, f"which dropouts cause a shift is not known: {error}")
     rows = [replace(row, causes=predicted[row.path].causes) if row.path in predicted else row for row in report]
-    return ShiftReport(rows, _own_notes(report), unsure=report.unsure, other_data=report.other_data)
+    return _changed(report, rows)
+
+
+def _changed(report: ShiftReport, rows: Iterable[ShiftRow], *notes: str) -> ShiftReport:
+    """The report with other rows, and with further notes."""
+    notes = (*_own_notes(report), *notes)
+    made = ShiftReport(rows, notes, unsure=report.unsure, other_data=report.other_data)
+    return made.drawn_with(report.network)
 
 
 def blamed(report: ShiftReport) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from evenkeel.errors import EvenkeelError, ModelError, brief
 from evenkeel.graph.kinds import Kind, function_name
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import graph_of, runner
 from evenkeel.model.batches import Forward, call, device_of, each, forward_pass, samples
 from evenkeel.model.flags import frozen_in
@@ -25,6 +27,8 @@ from evenkeel.model.opacity import opaque_parts
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.files import atomic_write
+from evenkeel.output.page import Chart, Mark, Page, Tone, tone_of
+from evenkeel.output.rendering import ratio_text
 from evenkeel.output.tables import Cells, Report
 from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
 from evenkeel.signals.weights import weights_of
@@ -35,6 +39,11 @@ _UNUSED = (
     "inputs were standard normal, of the example's shapes; its values were not used: pass them as batches, "
     "check_signals(model, example, [example]), to measure on them"
 )
+_ABOUT = (
+    "Means over units, positions and samples, on a logarithmic scale: dots are measured, bars are predicted. A signal "
+    "that grows or fades from layer to layer makes training hard."
+)
+_MODES = ("train", "eval")
 _TITLES = {"variance": "signals: variance of z", "grad_variance": "gradients: variance of dL/dz"}
 
 
@@ -53,6 +62,14 @@ class SignalRow:
     measured: MeanSquares
 
 
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _both(row: SignalRow) -> tuple[MeanSquares, MeanSquares]:
+    return row.measured, row.predicted
+
+
 class SignalReport(Report[SignalRow]):
     """Predicted and measured signals of every weight layer, in execution order; `str()` is the table.
 
@@ -62,6 +79,7 @@ class SignalReport(Report[SignalRow]):
     """
 
     _width = 140
+    _title = "signals"
 
     def __init__(self, rows: Iterable[SignalRow], samples: int, notes: Iterable[str] = ()) -> None:
         super().__init__(rows, notes=notes)
@@ -69,6 +87,32 @@ class SignalReport(Report[SignalRow]):
 
     def _figures(self) -> dict[str, Any]:
         return {"samples": self.samples}
+
+    def page(self) -> Page:
+        """What `save_html` shows, as plain data."""
+        charts = [self._chart(quantity, title) for quantity, title in _TITLES.items()]
+        verdict, tone = self._verdict()
+        facts = {"weight layers": f"{len(self)}", "samples": f"{self.samples}"}
+        page = replace(super().page(), verdict=verdict, tone=tone, facts=facts)
+        return replace(page, charts=charts, notes=self._cells().caption)
+
+    def _chart(self, quantity: str, title: str) -> Chart:
+        marks = [
+            Mark(row.name, tuple(_known(getattr(made, f"{mode}_{quantity}")) for mode in _MODES for made in _both(row)))
+            for row in self
+        ]
+        series = tuple(f"{mode}, {made}" for mode in _MODES for made in ("measured", "predicted"))
+        return Chart(f"{title[0].upper()}{title[1:]}", _ABOUT, series, tuple(marks), free=True)
+
+    def _verdict(self) -> tuple[str, Tone]:
+        """How far what is measured is from what is predicted, in words, and how good that is."""
+        ratios = {row.name: row.measured.train_variance / (row.predicted.train_variance or math.nan) for row in self}
+        known = {name: ratio for name, ratio in ratios.items() if 0 < ratio < math.inf}
+        if not known:
+            return "No signal was measured that is predicted, too.", "plain"
+        name, ratio = max(known.items(), key=lambda item: abs(math.log(item[1])))
+        said = f"In train mode, {name} passes on {ratio_text(ratio)} the variance predicted: no layer is farther off."
+        return said, tone_of(ratio)
 
     def plot(self, path: str | Path) -> None:
         """Draw both variances against the layers, and write the picture.
@@ -172,7 +216,7 @@ def check_signals(
     rows = [SignalRow(layer.name, squares, meter.mean_squares(layer)) for layer, squares in predicted.items()]
     notes = [f"{path} is {what}: its weight layers are not seen" for path, what in opaque_parts(plainly).items()]
     notes += [_UNUSED] if batches is None and _has_values(graph.example) else []
-    return SignalReport(rows, meter.samples, notes)
+    return SignalReport(rows, meter.samples, notes).drawn_with(partial(outline, graph))
 
 
 def _has_values(example: Any) -> bool:

@@ -171,6 +171,13 @@ class Context:
             return None
         return None if norm in prediction.unsure and norm not in self.distrusted else prediction.ratio(norm)
 
+    @property
+    def shifts(self) -> dict[str, float]:
+        """The shifts of all norms, by path, if a rule has asked for one of them."""
+        paths = self.prediction.channels if "prediction" in vars(self) and self.prediction else ()
+        found = {path: self.shift(path) for path in paths}
+        return {path: shift for path, shift in found.items() if shift is not None}
+
     def inherited(self, norm: str) -> float | None:
         """The factor of a norm's shift that comes through norms upstream; None if the shift would be a guess."""
         return None if self.shift(norm) is None else self._inherited[norm]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.edits import Edit
+from evenkeel.output.page import Chart, Mark, Node, Notice, Page
+from evenkeel.output.rendering import ratio_text, with_facts, write_page
+from evenkeel.output.tables import Cells, html_table
 
+_COLUMNS = ("code", "guideline", "layer", "source", "finding")
+_CHART = "The shift of every norm, as predicted"
+_ABOUT = (
+    "The variance that a norm is predicted to meet in eval mode over the one that it stores, on a logarithmic scale: 1 "
+    "is even."
+)
 _NAMED = 0.03  # how far from 1 an inherited factor is worth naming
 
 
@@ -58,6 +68,17 @@ class Finding:
         """Source file and line, such as "densenet.py:87", if a source line makes the call."""
         return None if self.file is None else f"{PurePath(self.file).name}:{self.line}"
 
+    @property
+    def notice(self) -> Notice:
+        """The finding as a page shows it."""
+        message = f"{self.message}{self._predicted}"
+        return Notice(self.code, self.guideline, self.path, message, self.advice, self.where or "")
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The finding as a row of a table."""
+        return self.code, self.guideline, self.path, self.where or "", f"{self.message} {self.advice}{self._predicted}"
+
     def to_dict(self) -> dict[str, Any]:
         """The finding as plain numbers, strings and lists, for JSON."""
         return {
@@ -95,14 +116,83 @@ class Findings(list[Finding]):
 
     Attributes:
         notes: what no rule objects to, but a reader should know, such as the shift that stochastic depth makes.
+        network: the model's outline.
+        ratios: the shift predicted at every norm, as far as rules asked for it.
 
     >>> Findings([], notes=["stochastic depth p=0.1 is exempt."]).notes
     ('stochastic depth p=0.1 is exempt.',)
     """
 
-    def __init__(self, findings: Iterable[Finding] = (), notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        findings: Iterable[Finding] = (),
+        notes: Iterable[str] = (),
+        *,
+        network: Node | None = None,
+        ratios: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(findings)
         self.notes = tuple(notes)
+        self.network = network
+        self.ratios = dict(ratios or {})
+
+    def page(self) -> Page:
+        """What `save_html` shows, as plain data."""
+        notices = tuple(dict.fromkeys(finding.notice for finding in self))
+        counts = Counter(finding.guideline for finding in self)
+        shown = {"findings": f"{len(self)}", **{guideline: f"{count}" for guideline, count in counts.items()}}
+        marks = tuple(Mark(path, (ratio,)) for path, ratio in self.ratios.items())
+        return Page(
+            "lint",
+            _verdict(self),
+            "off" if self else "even",
+            self.network.name if self.network else "",
+            shown,
+            [Chart(_CHART, _ABOUT, ("",), marks)] if marks else [],
+            self.network,
+            self.ratios,
+            notices,
+            _commands(self),
+            notes=self.notes,
+        )
+
+    def save_html(self, path: str | Path, *, model: str = "", weights: str = "") -> None:
+        """Write the findings as a page that needs no other file, each at its layer in a drawing of the network.
+
+        Args:
+            path: of the file.
+            model: the model's name; that of its class if left out.
+            weights: where its weights are from.
+
+        Raises:
+            EvenkeelError: jinja2 is missing, or the file cannot be written.
+        """
+        page = with_facts(self.page(), {"weights": weights})
+        write_page(path, replace(page, subject=model or page.subject))
+
+    def _repr_html_(self) -> str:
+        return html_table(Cells(_COLUMNS, [finding.cells for finding in self], self.notes, words=_COLUMNS))
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "No findings: dropout stands where the guidelines asked for want it."
+    counts = Counter(finding.guideline for finding in findings)
+    of_each = ", ".join(f"{count} of {guideline}" for guideline, count in counts.items())
+    known = [finding for finding in findings if finding.shift is not None and finding.shift > 0]
+    worst = max(known, key=lambda finding: abs(math.log(finding.shift or 1.0)), default=None)
+    shown = f" The largest shift predicted is {ratio_text(worst.shift)}, at {worst.norm}." if worst else ""
+    return f"{len(findings)} finding{'' if len(findings) == 1 else 's'}: {of_each}.{shown}"
+
+
+def _commands(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    found = list(dict.fromkeys(finding.guideline for finding in findings if finding.guideline))
+    codes = list(dict.fromkeys(finding.code for finding in findings if finding.code))
+    repair = [
+        (f"Carry out what {guideline} advises, on a copy", f'fixed = ek.fix(model, example, guideline="{guideline}")')
+        for guideline in found[:3]
+    ]
+    return [*repair, *((f"Read the rule {code}", f"evenkeel explain {code}") for code in codes[:1])]
 
 
 def joined(findings: Iterable[Finding]) -> list[Finding]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
+from evenkeel.graph.outline import outline
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding, Findings, joined
 from evenkeel.linting.rule import GUIDELINES, Guideline
@@ -93,10 +94,11 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
         ]
         notes = [*map(_repaired_note, repaired)]
         notes += stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
+        network, ratios = outline(context.graph), context.shifts
     if context.unpredicted:
         reasons = "; ".join(context.unpredicted)
         warnings.warn(UnpredictedWarning(f"findings may be missing, or lack their shift: {reasons}"), stacklevel=3)
-    return Findings(found, notes)
+    return Findings(found, notes, network=network, ratios=ratios)
 
 
 def _repaired_note(finding: Finding) -> str:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+from evenkeel.errors import EvenkeelError
 from evenkeel.output.files import finite
+from evenkeel.output.page import Grid, Node, Page
+from evenkeel.output.rendering import render_compact, with_facts, write_page
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from typing_extensions import Self
 
 Row_co = TypeVar("Row_co", covariant=True)
 
@@ -73,6 +78,8 @@ class Report(Rows[Row_co]):
     """
 
     _width: ClassVar[int] = 110
+    _title: ClassVar[str] = "report"
+    _network: Callable[[], Node] | Node | None = None
 
     def __init__(
         self,
@@ -97,6 +104,42 @@ class Report(Rows[Row_co]):
         """What holds for all rows together."""
         return {}
 
+    @property
+    def network(self) -> Node | None:
+        """The outline of the model, if it is known: made when it is first read."""
+        if callable(self._network):
+            self._network = self._network()
+        return self._network
+
+    def drawn_with(self, network: Callable[[], Node] | Node | None) -> Self:
+        """The same report, which knows the model's outline, or what makes it."""
+        self._network = network
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | ({"_network": self.network} if self._network is not None else {})
+
+    def page(self) -> Page:
+        """What `save_html` shows, as plain data."""
+        cells = self._cells()
+        verdict, *notes = cells.caption or [f"{len(self)} rows."]
+        subject = self.network.name if self.network else ""
+        return Page(self._title, verdict, subject=subject, grids=[grid_of(cells)], network=self.network, notes=notes)
+
+    def save_html(self, path: str | Path, *, model: str = "", weights: str = "") -> None:
+        """Write the report as a page that needs no other file: verdict, charts, the network, table, what to do next.
+
+        Args:
+            path: of the file.
+            model: the model's name; that of its class if left out.
+            weights: where its weights are from.
+
+        Raises:
+            EvenkeelError: jinja2 is missing, or the file cannot be written.
+        """
+        page = with_facts(self.page(), {"weights": weights})
+        write_page(path, replace(page, subject=model or page.subject))
+
     @abstractmethod
     def _cells(self) -> Cells:
         """What its table shows."""
@@ -108,7 +151,10 @@ class Report(Rows[Row_co]):
         return plain(self, width=self._width)
 
     def _repr_html_(self) -> str:
-        return html_table(self._cells())
+        try:
+            return render_compact(self.page())
+        except EvenkeelError:  # without jinja2
+            return html_table(self._cells())
 
 
 def grouped(reasons: Mapping[str, str], what: str = "") -> list[str]:
@@ -124,6 +170,11 @@ def grouped(reasons: Mapping[str, str], what: str = "") -> list[str]:
         ": ".join(filter(None, (f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}", what, reason)))
         for reason, found in paths.items()
     ]
+
+
+def grid_of(cells: Cells, title: str = "All layers") -> Grid:
+    """The same for a page."""
+    return Grid(title, cells.columns, cells.rows, cells.words)
 
 
 def table(cells: Cells) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from evenkeel.errors import EvenkeelError, ModelError
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import graph_of
 from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers_
 from evenkeel.model.norms import foreign_norms, norms_of
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.output.tables import Cells, Report, grouped
+from evenkeel.output.tables import Cells, grouped
 from evenkeel.prediction.doubts import departure
 from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.settled_prediction import settle
@@ -24,13 +26,14 @@ from evenkeel.prediction.shift_prediction import prediction_inputs
 from evenkeel.statistics.noise import STATISTICS
 from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairs import Match
+from evenkeel.statistics.shift_page import Repair
 from evenkeel.statistics.stretching import stretched, warn
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
 _ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts
 
 
-class Correction(Report[NormChange]):
+class Correction(Repair):
     """What `correct_` did, a row a norm in execution order, and the way back; `str()` is the table.
 
     Attributes:
@@ -69,6 +72,10 @@ class Correction(Report[NormChange]):
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
         return f"Correction({len(self)} norms{untouched})"
+
+    @property
+    def _said(self) -> str:
+        return self.summary
 
     def _cells(self) -> Cells:
         rows = [
@@ -201,7 +208,8 @@ def correct_(
     stretch = stretched(graph, norms, changes)
     warn(stretch)
     written = {path: reason for path, reason in found.unsure.items() if path not in untouched}
-    return Correction(changes, untouched, held, [stretch] if stretch else [], written, match=match)
+    done = Correction(changes, untouched, held, [stretch] if stretch else [], written, match=match)
+    return done.drawn_with(partial(outline, graph))
 
 
 def _has_single_values(graph: LayerGraph) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from evenkeel.errors import ModelError
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.outline import outline
 from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import FROZEN, set_modes
@@ -20,6 +22,7 @@ from evenkeel.model.norms import Norm, foreign_norms, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
+from evenkeel.output.page import Histogram
 from evenkeel.prediction.anchors import WRITTEN, Stored, distrust, is_repaired, stored_before
 from evenkeel.prediction.attribution import Shares, causes_of
 from evenkeel.prediction.doubts import Doubt, bounds_before, doubt_of, is_opaque, loose_dropouts
@@ -27,7 +30,9 @@ from evenkeel.prediction.mode_agreement import agreement
 from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan
 from evenkeel.prediction.replicas import Channels, pooled
 from evenkeel.prediction.sampling import Sampled, sample
-from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
+from evenkeel.statistics.channel_ratios import histogram_of
+from evenkeel.statistics.shift_report import ShiftReport
+from evenkeel.statistics.shift_rows import ShiftRow
 from evenkeel.statistics.stored_values import damage_of, fault_of, initial_left
 
 _EVEN = 0.005  # log ratio up to which a norm passes nothing on
@@ -136,10 +141,15 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
             slope=1.0 if path in repaired else float(channels.slope.mean()),
             initial_left=initial_left(norms[path]),
             bad=faults.get(path, ""),
+            channels=None if path in faults or path in repaired else _spread(channels, norms[path].eps),
         )
         for path, channels in found.channels.items()
     ]
-    return ShiftReport(rows, _opaque(found, norms), unsure=unsure)
+    return ShiftReport(rows, _opaque(found, norms), unsure=unsure).drawn_with(partial(outline, graph))
+
+
+def _spread(channels: Channels, eps: float) -> Histogram | None:
+    return histogram_of((channels.eval_var + eps) / (channels.train_var + eps))
 
 
 def _parts(ratio: float, inherited: float) -> dict[str, float]:

@@ -9,16 +9,17 @@ from typing import Any
 
 from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.evaluation import Score
-from evenkeel.output.tables import Cells, Report, grouped
+from evenkeel.output.tables import Cells, grouped
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.pairs import Match, Slope
+from evenkeel.statistics.shift_page import Repair
 
 _ALIKE = 0.03  # relative, or in deviations: statistics that differ by less are the same to all that follows
 _PART_OF_ALL = "one of every {:.3g} samples was run, noise on and off: these tell slopes well enough"
 _CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
 
 
-class Reestimation(Report[NormChange]):
+class Reestimation(Repair):
     """What `reestimate_` did, a row a norm in execution order, and the way back; `str()` is the table.
 
     Attributes:
@@ -124,6 +125,10 @@ class Reestimation(Report[NormChange]):
         figures |= {"passes": self.passes, "step": self.step}
         figures |= {"standard_error": self.standard_error}
         return figures | scores | {"converged": self.converged, "kept": self.kept}
+
+    @property
+    def _said(self) -> str:
+        return f"{len(self)} norm{'' if len(self) == 1 else 's'} re-estimated from {self.summary}"
 
     def _cells(self) -> Cells:
         rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from evenkeel.errors import BatchError, TraceError
 from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, each
 from evenkeel.model.buffers import is_as_written, is_mean_matched
@@ -122,4 +124,5 @@ def variance_shift(
     if all(map(is_untrained, norms.values())):
         rows = [replace(row, why="untrained") if row.folded > LARGEST else row for row in rows]
         notes.append(_UNTRAINED)
-    return ShiftReport(rows, notes, other_data=causes.other_data)
+    report = ShiftReport(rows, notes, other_data=causes.other_data)
+    return report.drawn_with(partial(outline, graph, type(plain).__name__) if len(graph) else None)

@@ -13,9 +13,10 @@ from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.queries import feeding
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm
+from evenkeel.statistics.channel_ratios import histogram_of
 from evenkeel.statistics.population import Population
 from evenkeel.statistics.shift_passes import Met, Passes
-from evenkeel.statistics.shift_report import ShiftRow
+from evenkeel.statistics.shift_rows import ShiftRow
 from evenkeel.statistics.stored_values import (
     MUCH,
     NEVER_UPDATED,
@@ -88,6 +89,7 @@ class ShiftCauses:
             spread=(float(ratios.min()), float(ratios.max())),
             initial_left=initial_left(norm),
             bad=fault_of(norm),
+            channels=histogram_of(ratios),
         )
         if row.bad:
             self._spoilt = self._spoilt or path

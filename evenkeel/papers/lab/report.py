@@ -10,6 +10,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from evenkeel.errors import EvenkeelError
+from evenkeel.output.rendering import environment
 from evenkeel.output.tables import Cells, table
 from evenkeel.papers.lab import drawings
 from evenkeel.papers.lab.claims import Verdict
@@ -20,7 +21,7 @@ from evenkeel.papers.lab.specs import SCALES, Scale
 if TYPE_CHECKING:
     from rich.console import Group
 
-_PAGE = Path(__file__).with_name("report.html")
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,7 @@ def to_html(reports: Sequence[ExperimentReport]) -> str:
     Raises:
         EvenkeelError: jinja2 or matplotlib is missing.
     """
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise EvenkeelError('an HTML page needs jinja2: pip install "evenkeel[report,plots]"') from error
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        _PAGE.read_text(encoding="utf-8")
-    )
+    template = environment(_HERE).get_template("report.html")
     drawn = [
         [_inline(drawings.to_svg(draw(report.tuned))) for draw in report.experiment.plots.values()]
         for report in reports

@@ -1,0 +1,138 @@
+"""Two reports side by side, as read from JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evenkeel.errors import EvenkeelError, brief
+from evenkeel.output.page import Chart, Grid, Mark, Page, tone_of
+from evenkeel.output.rendering import ratio_text
+
+_ABOUT = "The variance that a norm meets in eval mode over the one that it stores, in both reports: 1 is even."
+_ALIKE = 1.005  # folded ratio of two ratios that are the same
+Ratios = dict[str, float]
+
+
+def compared(a: Path, b: Path) -> Page:
+    """The page of two reports.
+
+    Args:
+        a: a file of JSON, as `evenkeel shift --json`, `repair --json` or `lint --format json` prints.
+        b: another one of the same kind.
+
+    Raises:
+        EvenkeelError: a file is not there, no such JSON, or of another kind than the other.
+    """
+    first, second = _read(a), _read(b)
+    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    if isinstance(first, list) and isinstance(second, list):
+        return _findings(first, second, names)
+    if isinstance(first, list) or isinstance(second, list):
+        raise EvenkeelError(f"one of {a} and {b} holds findings and the other norms: name two of one kind")
+    return _shifts(_ratios(first, a), _ratios(second, b), names)
+
+
+def _read(path: Path) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise EvenkeelError(f"{path} is no report: {brief(error)}; write one by `evenkeel shift ... --json`") from error
+    if not isinstance(found, (dict, list)):
+        raise _unknown(path)
+    return found
+
+
+def _unknown(path: Path) -> EvenkeelError:
+    return EvenkeelError(
+        f"{path} is no report: it must be of `evenkeel shift --json`, `repair --json` or `lint --format json`"
+    )
+
+
+def _ratios(report: Mapping[str, Any], path: Path) -> Ratios:
+    """The shift of every norm in a report; of a repair, what it leaves."""
+    try:
+        if "shift" in report.get("after", {}):
+            return _ratios(report["after"]["shift"], path)
+        if "shift" in report.get("before", {}):
+            written = {row["path"]: row["ratio"] for row in report["rows"]}
+            before = _ratios(report["before"]["shift"], path)
+            return {name: ratio / (written.get(name) or 1.0) for name, ratio in before.items()}
+        return {row["path"]: math.inf if row["ratio"] is None else float(row["ratio"]) for row in report["rows"]}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _unknown(path) from None
+
+
+def _shifts(first: Ratios, second: Ratios, names: tuple[str, str]) -> Page:
+    paths = [*first, *(path for path in second if path not in first)]
+    both = [path for path in paths if path in first and path in second]
+    if not both:
+        raise EvenkeelError(f"{names[0]} and {names[1]} have no norm in common: they are of different models")
+    rows = [(path, _cell(first, path), _cell(second, path), _change(first, second, path)) for path in paths]
+    marks = tuple(Mark(path, (first.get(path), second.get(path))) for path in paths)
+    worst = [max((_folded(ratio) for ratio in ratios.values()), default=1.0) for ratios in (first, second)]
+    missing = [
+        f"{path} is in {name} alone"
+        for name, own, other in ((names[0], first, second), (names[1], second, first))
+        for path in own
+        if path not in other
+    ]
+    return Page(
+        "comparison",
+        _verdict(first, second, both, worst, names),
+        tone_of(worst[1]),
+        f"{names[0]} and {names[1]}",
+        {f"worst in {name}, off by": ratio_text(size) for name, size in zip(names, worst, strict=True)},
+        [Chart("The shift of every norm, in execution order", _ABOUT, names, marks)],
+        grids=[Grid("All norms", ("norm", *names, "nearer to 1"), rows, ("norm", "nearer to 1"))],
+        notes=missing,
+    )
+
+
+def _verdict(first: Ratios, second: Ratios, both: list[str], worst: list[float], names: tuple[str, str]) -> str:
+    changes = [_change(first, second, path) for path in both]
+    better, worse = changes.count("yes"), changes.count("no")
+    return (
+        f"In {names[1]}, {better} of {len(both)} norms are nearer to even than in {names[0]}, and {worse} are farther "
+        f"from it; the worst is off by {ratio_text(worst[1])} in place of {ratio_text(worst[0])}."
+    )
+
+
+def _cell(ratios: Ratios, path: str) -> str:
+    return f"{ratios[path]:.3f}" if path in ratios else ""
+
+
+def _change(first: Ratios, second: Ratios, path: str) -> str:
+    if path not in first or path not in second:
+        return ""
+    one, other = _folded(first[path]), _folded(second[path])
+    if one == other or max(one, other) / min(one, other) <= _ALIKE:
+        return "same"
+    return "yes" if other < one else "no"
+
+
+def _folded(ratio: float) -> float:
+    return max(ratio, 1 / ratio) if 0 < ratio < math.inf else math.inf
+
+
+def _findings(first: list[Any], second: list[Any], names: tuple[str, str]) -> Page:
+    try:
+        known = [{(f["code"], f["path"]): f["message"] for f in findings} for findings in (first, second)]
+    except (KeyError, TypeError):
+        raise _unknown(Path(names[0])) from None
+    keys = list(dict.fromkeys([*known[0], *known[1]]))
+    rows = [
+        (code, path, *("yes" if (code, path) in own else "" for own in known), known[1].get((code, path), ""))
+        for code, path in keys
+    ]
+    gone, new = len(known[0].keys() - known[1].keys()), len(known[1].keys() - known[0].keys())
+    both = len(keys) - gone - new
+    columns = ("code", "layer", *names, "finding")
+    verdict = f"From {names[0]} to {names[1]}: {gone} findings are gone, {new} are new, {both} stayed."
+    facts = {name: f"{len(own)}" for name, own in zip(names, known, strict=True)}
+    tone = "off" if new else "slight" if both else "even"
+    subject = f"{names[0]} and {names[1]}"
+    return Page("comparison", verdict, tone, subject, facts, grids=[Grid("All findings", columns, rows, columns)])
