@@ -297,7 +297,7 @@ def repair(
     statistics are those of its training, and have not been repaired before.
 
     OUT says which norms were repaired, and what training had left there, beside the state dict, for shift, lint and
-    repair, and for ek.load_, ek.noisy and ek.undo_; torch and safetensors load it as before.
+    repair, and for ek.load_, ek.noisy and ek.undo_; load_state_dict and safetensors load it as before.
 
     Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data, but
     not with --match mean or --relative, which take out dropout's part alone. Where it matters, let --held-out decide.
