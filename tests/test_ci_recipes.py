@@ -76,7 +76,7 @@ def parsed(command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one_that_the_program_takes(command):
     taken = parsed(command)
-    assert taken["target"] == "mypackage.models:build_net" and taken["input_shape"] == "3x32x32"
+    assert taken["target"] == "mypackage.models:build_net" and taken["input_shape"] == ["3x32x32"]
     assert taken["guideline"] in (*GUIDELINES, None)
     for given in (taken["select"], taken["ignore"]):
         for code in (code for item in given or () for code in item.split(",")):

@@ -190,7 +190,7 @@ def shift(
     scale: Scale = None,
     transform: Transform = None,
     fail_above: Annotated[
-        float | None, typer.Option(help="Exit with 1 if the worst folded ratio is above this.")
+        float | None, typer.Option(help="Exit with 1 if a norm is off by more than this factor, up or down.")
     ] = None,
     html: pages.Html = None,
     as_json: Json = False,
@@ -208,7 +208,7 @@ def shift(
     or --transform say what training did to images from 0 to 1.
     """
     if fail_above is not None and not fail_above >= 1:
-        raise EvenkeelError(f"--fail-above is a folded ratio, at least 1, not {fail_above}")
+        raise EvenkeelError(f"--fail-above is a factor, at least 1, not {fail_above}")
     from evenkeel.cli.shifting import measured
     from evenkeel.output.rendering import write_page
     from evenkeel.prediction.shift_prediction import predict_shift

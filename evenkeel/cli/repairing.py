@@ -19,9 +19,11 @@ from evenkeel.graph.tracing import trace
 from evenkeel.io.datasets import Data
 from evenkeel.model.batches import Forward
 from evenkeel.model.evaluation import Score, Scorer, evaluate
+from evenkeel.model.norms import norms_of
 from evenkeel.output.page import Page
 from evenkeel.output.progress import Bar
 from evenkeel.output.tables import Cells, grouped, table
+from evenkeel.prediction.anchors import is_repaired
 from evenkeel.prediction.correction import Correction, correct_
 from evenkeel.prediction.shift_prediction import predict_shift
 from evenkeel.statistics.pairs import Match
@@ -70,6 +72,7 @@ def reestimated(
         EvenkeelError: the data are not those of training, or the repair does not help.
     """
     max_batches, forward = options["max_batches"], options["forward"]
+    again = _repaired_before(model)
     before = _judge(model, given, max_batches, forward, "measuring before")
     is_relative = options["match"] == "mean" or options["relative"]
     if before.shift.other_data and not other_data and not is_relative:
@@ -83,6 +86,7 @@ def reestimated(
         done = reestimate_(model, bar, **options, **held_out)
     _require_better(done.before, done.after, "held-out loss" if judging else "loss on these data")
     after = _judge(model, given, max_batches, forward, "measuring after")
+    done.notes = (*done.notes, *again)
     return _measured_change(before, after, done), {
         "match": done.match,
         "batches": done.batches,
@@ -124,6 +128,13 @@ def corrected(
     after = predict_shift(model, graph)
     found = {"before": _Judgement(before, None).to_dict(), "after": _Judgement(after, None).to_dict()}
     return _predicted_change(before, after, done), {**found, **done.to_dict()}
+
+
+def _repaired_before(model: nn.Module) -> list[str]:
+    """That norms had been repaired before, if so."""
+    paths = [path for path, norm in norms_of(model).items() if is_repaired(norm)]
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return [f"{paths[0]}{more}: repaired before; what training had left stays beside it"] if paths else []
 
 
 def _require_better(before: Score | None, after: Score | None, what: str) -> None:

@@ -13,8 +13,8 @@ from evenkeel.statistics.shift_rows import ShiftRow, ShiftRows
 
 _COLUMNS = ("norm", "running var", "eval var", "eval/train")
 _MEASURED = (*_COLUMNS, "channels", "mean off", "made of")
-_PREDICTED = (*_COLUMNS, "slope", "folded", "fed by dropouts")
-_CAUSED = (*_COLUMNS, "slope", "folded", "caused by dropouts")
+_PREDICTED = (*_COLUMNS, "slope", "off by", "fed by dropouts")
+_CAUSED = (*_COLUMNS, "slope", "off by", "caused by dropouts")
 _INHERITED = (*_COLUMNS, "slope", "own", "inherited", "caused by dropouts")
 _MEASURED_CAUSED = (*_MEASURED, "caused by dropouts")
 LARGEST = 1e6  # figures of which are printed: those of untrained nets have no bounds

@@ -128,17 +128,17 @@ class ShiftRows(Report[ShiftRow]):
 
     @property
     def median(self) -> float:
-        """Median over the norms of the folded ratio; 1 is even."""
+        """Median over the norms of max(r, 1 / r), with r the ratio; 1 is even."""
         return median(row.folded for row in self.rows)
 
     @property
     def worst(self) -> float:
-        """Largest folded ratio."""
+        """Largest max(r, 1 / r), with r the ratio."""
         return self.worst_row.folded
 
     @property
     def worst_row(self) -> ShiftRow:
-        """The row with the largest folded ratio; the first that stores what cannot be, if any does."""
+        """The row that is off the most; the first that stores what cannot be, if any does."""
         return max(self.rows, key=lambda row: (bool(row.bad), row.folded))
 
     @property

@@ -8,6 +8,8 @@ import pytest
 import torch
 from commands import run
 
+from evenkeel.io.checkpoints import Checkpoint
+
 TEXT = ("anynets:Text", "--weights", "text.pt")
 EXAMPLE = ("--example", "anynets:text_example")
 DATA = ("--data", "anynets:text_batches", "--forward", "anynets:run_text", "--match", "variance")
@@ -42,6 +44,11 @@ def test_a_file_just_repaired_is_known_as_repaired(nets, capsys, out):
     code, printed, err = run(capsys, "repair", *new, *EXAMPLE, "--out", "again.pt")
     assert code == 2 and "a repair has taken the noise of dropout out of all 1 norms" in err
     assert "undo" not in err and not (nets / "again.pt").exists()
+    assert "repaired before" not in run(capsys, "repair", *TEXT, *DATA, "--out", "other.pt")[1]
+    code, printed, _ = run(capsys, "repair", *new, *DATA, "--out", "again.pt")
+    assert code == 0 and "norm: repaired before; what training had left stays beside it" in printed
+    old, marks = torch.load(nets / "text.pt"), Checkpoint.read(nets / "again.pt").marks
+    assert torch.equal(marks.trained["norm"]["running_var"], old["norm.running_var"])
 
 
 def test_writing_over_the_input_says_so(nets, capsys):

@@ -461,7 +461,7 @@ class Unreached(nn.Module):
             nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
             torch.zeros(1, 4),
             ek.ModelError,
-            "'1' reads is not finite",
+            r"'0.weight' of the model .* is not finite",
         ),
     ],
 )
