@@ -179,11 +179,22 @@ def _verdict(report: ShiftRows) -> str:
         return f"{name} is damaged: {worst.bad}."
     off = sum(tone_of(row.folded) != "even" for row in report)
     if not off:
-        return f"Even: every norm {meets} in eval mode the variance that it stores, within {ratio_text(report.worst)}."
+        within = ratio_text(report.worst)
+        return f"Even: every norm {meets} in eval mode the variance that it stores, within {within}.{_guesses(report)}"
     return (
         f"{off} of {len(report)} norms {'is' if off == 1 else 'are'} off: in eval mode, {name} {meets} "
         f"{ratio_text(worst.ratio)} the variance that it stores. The median norm is off by {ratio_text(report.median)}."
+        f"{_guesses(report)}"
     )
+
+
+def _guesses(report: ShiftRows) -> str:
+    """How many figures are guesses, in a sentence; nothing if none is."""
+    guessed = sum(row.path in report.unsure for row in report)
+    if not guessed:
+        return ""
+    which = "One figure is a guess" if guessed == 1 else f"{guessed} figures are guesses"
+    return f" {which}: the notes say why."
 
 
 def _repaired(before: ShiftRows, after: ShiftRows) -> str:

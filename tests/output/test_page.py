@@ -120,6 +120,15 @@ def test_a_norm_that_is_damaged_has_no_place_on_the_scale_and_says_so(tmp_path):
     assert "1.norm is damaged" in page.text
 
 
+def test_the_verdict_says_how_much_of_it_is_a_guess():
+    model, data = trained(depth=3)
+    assert "guess" not in ek.variance_shift(model, data).page().verdict
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.reset_running_stats()
+    assert "3 figures are guesses: the notes say why." in ek.predict_shift(model, data[0]).page().verdict
+
+
 def test_nothing_is_written_without_jinja2_and_notebooks_still_show_the_table(monkeypatch, tmp_path):
     model, data = trained(depth=1)
     report = ek.variance_shift(model, data)

@@ -115,7 +115,7 @@ def test_a_norm_tells_its_figures(look, how):
         page.keyboard.press("ArrowRight")
         assert marks.nth(1).evaluate("mark => mark === document.activeElement")
     text = detail.inner_text()
-    assert "2.norm" in text and "8 channels" in text and "called at pages.py:" in text and "%" in text
+    assert "2.norm" in text and "8 channels" in text and "called at html_pages.py:" in text and "%" in text
     assert marks.nth(1).get_attribute("aria-pressed") == "true"
 
 
