@@ -248,7 +248,11 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
         if not (found.eval_var + found.eval_mean).isfinite().all():
             if damage := damage_of(model):
                 raise ModelError(f"{damage} is not finite, as shows at norm {path!r}: load a checkpoint from before")
-            raise ModelError(f"what {path!r} reads is not finite: check weights, running statistics and their dtype")
+            raise ModelError(
+                f"with random inputs of both signs, what {path!r} reads is not finite, though all weights are: if the "
+                "model takes the logarithm or root of its input, or holds half precision, measure on data: "
+                "variance_shift, reestimate_"
+            )
     shares = _shares(seen, graph, channels)
     unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
     loose = loose_dropouts(graph, given.anchors)

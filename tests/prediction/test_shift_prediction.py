@@ -586,3 +586,16 @@ def test_weights_that_are_not_finite_are_named():
     model[0].weight.data[0, 0] = torch.nan
     with pytest.raises(ek.ModelError, match=r"'0.weight' of the model \(1 of its 32 values\) is not finite"):
         ek.predict_shift(model, torch.zeros(2, 4))
+
+
+def test_inputs_that_a_model_takes_the_logarithm_of_are_said_to_be_random():
+    class Logarithm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            return self.norm(self.drop(torch.log1p(x)))
+
+    with pytest.raises(ek.ModelError, match=r"random inputs of both signs, what 'norm' reads is not finite"):
+        ek.predict_shift(Logarithm(), torch.rand(4, 8))
