@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.io.formats import foreign_format
 from evenkeel.io.marks import Marks, layouts_of, without_marks
+from evenkeel.model.opacity import require_module
 from evenkeel.output.files import atomic_write
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict, most usual first
@@ -208,7 +209,7 @@ def load_(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.M
         key: which of its state dicts, where it holds several, such as "ema".
 
     Raises:
-        EvenkeelError: the file cannot be read, or does not fit; the model is then as it was.
+        EvenkeelError: the model is no module, or the file cannot be read, or does not fit; the model is as it was.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -216,6 +217,7 @@ def load_(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.M
     ...     load_(nn.Linear(2, 2), Path(folder, "net.pt"))
     Linear(in_features=2, out_features=2, bias=True)
     """
+    require_module(model)
     Checkpoint.read(path, key=key).apply_(model)
     return model
 

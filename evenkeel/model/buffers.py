@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import ModelError
+from evenkeel.model.opacity import require_module
 
 _MARK = "evenkeel_written"  # attribute of modules: by buffer, the sum of what was written
 _COUNT = "num_batches_tracked"  # buffer whose value then is in the mark, too
@@ -231,14 +232,14 @@ def undo_(model: nn.Module) -> tuple[str, ...]:
         The norms put back, by path; none if nothing was repaired.
 
     Raises:
-        ModelError: a norm is marked as repaired, and what training left there is not known; the model is as it was.
+        ModelError: it is no module, or what training left in a repaired norm is not known; the model is as it was.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = write_buffers_({(norm, "running_mean"): torch.ones(2)})
     >>> undo_(nn.Sequential(norm)), norm.running_mean, is_as_written(norm)
     (('0',), tensor([0., 0.]), False)
     """
-    if unknown := untrained_paths(model):
+    if unknown := untrained_paths(require_module(model)):
         raise ModelError(
             f"what training left in {unknown[0]!r} is not known, nor in {len(unknown) - 1} more: load the checkpoint "
             "as it was trained, or read a repaired file by load_"

@@ -21,13 +21,14 @@ def opaque_parts(model: nn.Module) -> dict[str, str]:
     return {path: what for path, (_, what) in _outermost(model).items()}
 
 
-def require_readable(model: object) -> None:
-    """Refuse a model that shows none of its layers, or that cannot be switched between train and eval mode.
+def require_module(model: object) -> nn.Module:
+    """The model, if it is one.
 
     Raises:
-        ModelError: it is scripted, exported or no module at all, or a part of it is exported or frozen.
+        ModelError: it is no module, but a state dict, say.
 
-    >>> require_readable(nn.Linear(2, 2))
+    >>> require_module(nn.ReLU())
+    ReLU()
     """
     if isinstance(model, Mapping):
         raise ModelError(
@@ -36,7 +37,18 @@ def require_readable(model: object) -> None:
         )
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model is of class {type(model).__name__}, not an nn.Module: {_REMEDY}")
-    for path, (module, what) in _outermost(model).items():
+    return model
+
+
+def require_readable(model: object) -> None:
+    """Refuse a model that shows none of its layers, or that cannot be switched between train and eval mode.
+
+    Raises:
+        ModelError: it is scripted, exported or no module at all, or a part of it is exported or frozen.
+
+    >>> require_readable(nn.Linear(2, 2))
+    """
+    for path, (module, what) in _outermost(require_module(model)).items():
         if not path:
             raise ModelError(f"the model is {what}: its layers can be neither seen nor changed: {_REMEDY}")
         if not (isinstance(module, torch.jit.ScriptModule) and hasattr(module, "training")):

@@ -142,6 +142,14 @@ def test_a_state_dict_in_the_place_of_a_model_is_told_with_what_to_do(name):
         getattr(ek, name)(build().state_dict(), [X] if name in ("variance_shift", "reestimate_") else X)
 
 
+def test_a_state_dict_is_neither_loaded_into_nor_undone():
+    state = build().state_dict()
+    with pytest.raises(ek.ModelError, match="a state dict perhaps"):
+        ek.load_(state, "none.pt")
+    with pytest.raises(ek.ModelError, match="a state dict perhaps"):
+        ek.undo_(state)
+
+
 def test_a_state_dict_has_no_noise():
     with pytest.raises(ek.ModelError, match="a state dict perhaps"), ek.noisy(dict(build().state_dict())):
         pass
