@@ -43,6 +43,12 @@ class DataOptions:
         """What training did to images, by the options that say so."""
         return {"--mean": self.mean, "--std": self.std, "--scale": self.scale, "--transform": self.transform}
 
+    @property
+    def given(self) -> dict[str, object]:
+        """What a command on the same data needs, by the names of the options."""
+        names = ("data_dir", "mean", "std", "scale", "transform")
+        return {name: getattr(self, name) for name in names}
+
     def load(self, name: str) -> Data:
         """The data set of that name."""
         from evenkeel.io.datasets import load_data

@@ -70,7 +70,7 @@ def shift_page(
     from evenkeel.output.rendering import with_facts
 
     model = dict(called)
-    alone = {**model, "forward": None}
+    alone = without_data(called)
     if page.tone == "even":
         watched = written_by("shift", target, **model, weights=weights, data=data, fail_above=1.1)
         commands = [("Keep it so: in continuous integration, exit code 1 if a norm is off by more than 10 %", watched)]
@@ -84,6 +84,15 @@ def shift_page(
             measured = written_by("shift", target, **model, weights=weights, data="NAME", html="shift.html")
             commands.insert(0, ("Measure it on data, which is exact", measured))
     return with_facts(replace(page, subject=page.subject or target), _facts(target, weights, data), commands)
+
+
+def without_data(called: Mapping[str, object]) -> dict[str, object]:
+    """How a model is made and called, without the options that say how to use data.
+
+    >>> without_data({"arg": ["p=0.5"], "forward": "my.nets:run", "mean": "0.5"})
+    {'arg': ['p=0.5']}
+    """
+    return {name: called[name] for name in ("arg", "input", "example", "key") if name in called}
 
 
 def with_input(called: Mapping[str, object]) -> dict[str, object]:
@@ -109,7 +118,8 @@ def repair_page(
     """The page of `evenkeel repair`, with the command that checks what was written."""
     from evenkeel.output.rendering import with_facts
 
-    checked = written_by("shift", target, **called, weights=out, data=data)
+    given = without_data(called) if data is None else dict(called)
+    checked = written_by("shift", target, **given, weights=out, data=data)
     loaded = f'model.load_state_dict(torch.load("{out}", weights_only=True))'
     if out.suffix == ".safetensors":
         loaded = f'model.load_state_dict(safetensors.torch.load_file("{out}"))'

@@ -226,6 +226,7 @@ def shift(
         report = measured(model, batches, max_batches=max_batches, forward=run, example=given)
     if html is not None:
         called = {"arg": arg, "input": input_shape, "example": example, "key": key, "forward": forward}
+        called |= options.given
         write_page(html, pages.shift_page(report.page(), target, called, weights=weights, data=data))
     show(report.to_dict() if as_json else report)
     if fail_above is not None and report.worst > fail_above:
@@ -339,6 +340,7 @@ def repair(
         checkpoint.write(out, model)
     else:
         called = {"arg": arg, "input": input_shape, "example": example, "key": key, "forward": forward}
+        called |= options.given
         page = pages.repair_page(shown.page, target, called, weights=weights, out=out, data=data)
         with atomic_write(html) as temporary:  # both files, or neither
             temporary.write_text(render(page), encoding="utf-8")

@@ -76,6 +76,18 @@ def test_repair_by_data_shows_before_and_after(folder, capsys):
     assert "Repaired: the worst norm was off by" in page(folder) and "test samples" in page(folder)
 
 
+def test_commands_of_pages_read_the_same_data(folder, capsys):
+    given = ("--data", "digits", "--data-dir", "sets", "--mean", "0.3", "--std", "0.4")
+    assert run(capsys, "shift", *TARGET, *given, "--html", "page.html")[::2] == (0, "")
+    commands = "--data-dir sets --mean 0.3 --std 0.4"
+    text = page(folder)
+    assert f"evenkeel repair pagenets:net --input 1x8x8 {commands}" in text
+    assert "evenkeel lint pagenets:net --input 1x8x8 --weights net.pt" in text
+    repaired = ("--other-data", "--out", "new.pt", "--html", "page.html")
+    assert run(capsys, "repair", *TARGET, *given, *repaired)[::2] == (0, "")
+    assert f"evenkeel shift pagenets:net --input 1x8x8 {commands} --weights new.pt --data digits" in page(folder)
+
+
 def test_two_reports_lie_side_by_side(folder, capsys):
     (folder / "a.json").write_text(run(capsys, "shift", *TARGET, "--json")[1])
     repaired = ("--data", "digits", "--other-data", "--out", "new.pt", "--json")
