@@ -113,16 +113,27 @@ def lint_page(page: Page, target: str, called: Mapping[str, object], *, weights:
 
 
 def repair_page(
-    page: Page, target: str, called: Mapping[str, object], *, weights: Path | None, out: Path, data: str | None
+    page: Page,
+    target: str,
+    called: Mapping[str, object],
+    *,
+    weights: Path | None,
+    out: Path,
+    data: str | None,
+    is_plain: bool = True,
 ) -> Page:
-    """The page of `evenkeel repair`, with the command that checks what was written."""
+    """The page of `evenkeel repair`: how to check and load OUT; `is_plain`: `load_state_dict` takes what it holds."""
     from evenkeel.output.rendering import with_facts
 
     given = without_data(called) if data is None else dict(called)
+    is_alone = out.suffix.lower() == ".safetensors"  # which holds one state dict, without a key
+    given |= {"key": None} if is_alone else {}
     checked = written_by("shift", target, **given, weights=out, data=data)
-    loaded = f'model.load_state_dict(torch.load("{out}", weights_only=True))'
-    if out.suffix == ".safetensors":
-        loaded = f'model.load_state_dict(safetensors.torch.load_file("{out}"))'
+    key = f', key="{given["key"]}"' if given.get("key") else ""
+    loaded = f'evenkeel.load_(model, "{out}"{key})'
+    if is_plain and not key:
+        read = f'safetensors.torch.load_file("{out}")' if is_alone else f'torch.load("{out}", weights_only=True)'
+        loaded = f"model.load_state_dict({read})"
     commands = [("Check the repaired checkpoint", checked), ("Load it in Python", loaded)]
     facts = {**_facts(target, weights, data), "written": str(out)}
     return with_facts(replace(page, subject=page.subject or target), facts, commands)

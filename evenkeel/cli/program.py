@@ -341,7 +341,8 @@ def repair(
     else:
         called = {"arg": arg, "input": input_shape, "example": example, "key": key, "forward": forward}
         called |= options.given
-        page = pages.repair_page(shown.page, target, called, weights=weights, out=out, data=data)
+        facts: dict[str, Any] = {"weights": weights, "out": out, "data": data}
+        page = pages.repair_page(shown.page, target, called, **facts, is_plain=checkpoint.is_plain_for(model))
         with atomic_write(html) as temporary:  # both files, or neither
             temporary.write_text(render(page), encoding="utf-8")
             checkpoint.write(out, model)

@@ -149,6 +149,10 @@ class Checkpoint:
         except Exception as error:
             raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
 
+    def is_plain_for(self, model: nn.Module) -> bool:
+        """Whether `model.load_state_dict` takes the file's content as it is: nothing around it, no other keys."""
+        return self.wrapper is None and set(self.state) == set(model.state_dict())
+
     @property
     def marks(self) -> Marks:
         """What the file says of repaired statistics."""

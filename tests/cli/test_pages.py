@@ -88,6 +88,20 @@ def test_commands_of_pages_read_the_same_data(folder, capsys):
     assert f"evenkeel shift pagenets:net --input 1x8x8 {commands} --weights new.pt --data digits" in page(folder)
 
 
+@pytest.mark.parametrize(
+    ("out", "key", "loaded"),
+    [("new.pt", " --key ema", ', key="ema"'), ("new.safetensors", "", "")],
+)
+def test_the_page_of_a_file_of_several_nets_says_what_reads_it(folder, capsys, out, key, loaded):
+    state = torch.load(folder / "net.pt")
+    torch.save({"state_dict": state, "ema": state}, folder / "two.pt")
+    given = ("pagenets:net", "--input", "1x8x8", "--weights", "two.pt", "--key", "ema", "--out", out)
+    assert run(capsys, "repair", *given, "--html", "page.html")[::2] == (0, "")
+    checked = f"evenkeel shift pagenets:net --input 1x8x8{key} --weights {out}"
+    assert checked in page(folder) and f'evenkeel.load_(model, "{out}"{loaded})' in page(folder)
+    assert run(capsys, *checked.split()[1:])[0] == 0
+
+
 def test_two_reports_lie_side_by_side(folder, capsys):
     (folder / "a.json").write_text(run(capsys, "shift", *TARGET, "--json")[1])
     repaired = ("--data", "digits", "--other-data", "--out", "new.pt", "--json")
