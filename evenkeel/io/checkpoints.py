@@ -70,7 +70,8 @@ class Checkpoint:
         """
         path = Path(path)
         if not path.is_file():
-            what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
+            what = "is a pipe or a device, not a weights file" if path.exists() else "does not exist"
+            what = "is a folder, not a weights file" if path.is_dir() else what
             raise EvenkeelError(f"{path} {what}: name a .safetensors file or one that torch.save wrote")
         content, metadata = _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), None)
         return cls(path, content, _find_wrapper(path, content, key), metadata)

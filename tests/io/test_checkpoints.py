@@ -357,6 +357,7 @@ UNREADABLE = {
     "absent.pt": (lambda path: None, ["does not exist"]),
     "absent.safetensors": (lambda path: None, ["does not exist"]),
     "folder.pt": (lambda path: path.mkdir(), ["is a folder, not a weights file"]),
+    "pipe.pt": (os.mkfifo, ["is a pipe or a device, not a weights file"]),
     "empty.pt": (lambda path: path.touch(), ["of 0 bytes is damaged or no weights file"]),
     "text.pt": (lambda path: path.write_text("version 1\noid sha256"), ["of 20 bytes is damaged", "download it again"]),
     "cut.pt": (lambda path: _cut(path, STATE, torch.save), ["is damaged or no weights file"]),
