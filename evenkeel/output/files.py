@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -50,7 +51,9 @@ def atomic_write(path: Path) -> Generator[Path]:
         with _beside(Path(os.path.realpath(path))) as temporary:
             yield temporary
     except OSError as error:
-        raise EvenkeelError(f"{path} cannot be written: {brief(error)}; nothing was written") from error
+        unread = error.errno == errno.ENXIO and path.is_fifo()
+        reason = "nobody reads this pipe: start its reader first" if unread else brief(error)
+        raise EvenkeelError(f"{path} cannot be written: {reason}; nothing was written") from error
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def test_a_pipe_is_written_into(tmp_path):
 
 def test_a_pipe_that_nobody_reads_is_an_error_and_stays(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(EvenkeelError, match="nothing was written"):
+    with pytest.raises(EvenkeelError, match="nobody reads this pipe: start its reader first; nothing was written"):
         written(tmp_path / "pipe")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
