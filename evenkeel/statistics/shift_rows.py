@@ -13,6 +13,7 @@ from evenkeel.graph.layer_graph import Layer
 from evenkeel.output.page import Histogram
 from evenkeel.output.tables import Report
 
+_LONG = 80  # letters that name two dropouts in a table's cell
 _LEAST_SHARE = 1.0  # percent of a shift that is worth naming
 
 
@@ -78,11 +79,12 @@ class ShiftRow:
 
     @property
     def fed_by(self) -> str:
-        """The dropouts and other noise in words, for a table's cell: the first two, and how many more."""
+        """The dropouts and noise in words, for a table's cell: the first two, or one if long, and how many more."""
         found = [(layer, f" {share:.0f} %") for layer, share in self.causes if share >= _LEAST_SHARE]
         found = found or [(layer, "") for layer in self.dropouts]
         names = [f"{_noise(layer)}{f' ({layer.where})' if layer.where else ''}{share}" for layer, share in found[:2]]
-        return ", ".join(names) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
+        names = names if len(", ".join(names)) <= _LONG else names[:1]
+        return ", ".join(names) + (f" and {len(found) - len(names)} more" if len(found) > len(names) else "")
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain numbers, strings and lists."""

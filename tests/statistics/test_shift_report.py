@@ -3,10 +3,13 @@
 import json
 import math
 
+import pytest
 import torch
 from smallnet import TwoDrops
 
 import evenkeel as ek
+from evenkeel.graph.layer_graph import Kind, Layer
+from evenkeel.statistics.shift_rows import ShiftRow
 
 
 def test_the_report_prints_as_a_table_and_gives_plain_data():
@@ -48,3 +51,11 @@ def test_zero_and_dead_channels():
     assert (row.ratio, row.folded) == (1.0, 1.0)
     assert ek.ShiftRow("woken", 0.0, 1.0).ratio == math.inf
     assert ek.ShiftRow("died", 1.0, 0.0).folded == math.inf
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"), [("a", "a1 p=0.2, a2 p=0.2 and 1 more"), ("block." * 10, f"{'block.' * 10}1 p=0.2 and 2 more")]
+)
+def test_a_cell_names_two_dropouts_or_one_of_a_long_name(name, cell):
+    layers = tuple(Layer(f"{name}{i}", Kind.DROPOUT, "", p=0.2) for i in (1, 2, 3))
+    assert ShiftRow("norm", 2.0, 1.0, dropouts=layers).fed_by == cell
