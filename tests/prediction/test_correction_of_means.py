@@ -70,15 +70,16 @@ def test_slopes_are_near_those_that_data_give(order, topology):
     model = of(order, topology=topology)
     with_data = ek.reestimate_(copy.deepcopy(model), list(DATA.split(64)), match="mean")
     slopes: dict[str, list[float]] = {}
-    for seed in range(5):  # one seed may be .2 off behind two norms
+    for seed in range(6):
         without = ek.correct_(model, EXAMPLE, match="mean", unsure="write", seed=seed)
         assert len(without) >= 2
-        for row in without:
+        for row in without if not without.untouched else ():  # those behind a norm that is left are fed otherwise
             slopes.setdefault(row.path, []).append(row.paired.slope)
         without.undo()
+    assert len(slopes) == len(with_data.slopes)
     for path, found in slopes.items():
-        slope, near = with_data.slopes[path], 0.06 if len(found) == 5 else 0.1  # seeds disagree, and some leave it
-        assert median(found) == pytest.approx(float(slope.value[slope.is_known].mean()), abs=near)
+        slope = with_data.slopes[path]
+        assert median(found) == pytest.approx(float(slope.value[slope.is_known].mean()), abs=0.06)
 
 
 @pytest.mark.parametrize("order", ["LADN", "LNAD"])
