@@ -12,7 +12,7 @@ from typing import Any
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.edits import Edit
 from evenkeel.output.page import Chart, Mark, Node, Notice, Page
-from evenkeel.output.rendering import ratio_text, with_facts, write_page
+from evenkeel.output.rendering import ratio_text, save_page
 from evenkeel.output.tables import Cells, html_table
 
 _COLUMNS = ("code", "guideline", "layer", "source", "finding")
@@ -167,8 +167,7 @@ class Findings(list[Finding]):
         Raises:
             EvenkeelError: jinja2 is missing, or the file cannot be written.
         """
-        page = with_facts(self.page(), {"weights": weights})
-        write_page(path, replace(page, subject=model or page.subject))
+        save_page(path, self.page(), model=model, weights=weights)
 
     def _repr_html_(self) -> str:
         return html_table(Cells(_COLUMNS, [finding.cells for finding in self], self.notes, words=_COLUMNS))

@@ -90,6 +90,12 @@ def write_page(path: str | Path, page: Page) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def save_page(path: str | Path, page: Page, *, model: str, weights: str) -> None:
+    """Write what `save_html` is asked for: the page, of a model of that name, if any, and of these weights."""
+    page = with_facts(page, {"weights": weights})
+    write_page(path, replace(page, subject=model or page.subject))
+
+
 def _template(name: str, page: Page) -> str:
     drawn = [_drawn(chart, number) for number, chart in enumerate(page.charts)]
     network = _Outline(page).drawn() if page.network is not None and name == "page.html" else None

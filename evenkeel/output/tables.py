@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 from evenkeel.errors import EvenkeelError
 from evenkeel.output.files import finite
 from evenkeel.output.page import Grid, Node, Page
-from evenkeel.output.rendering import render_compact, with_facts, write_page
+from evenkeel.output.rendering import render_compact, save_page
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,8 +137,7 @@ class Report(Rows[Row_co]):
         Raises:
             EvenkeelError: jinja2 is missing, or the file cannot be written.
         """
-        page = with_facts(self.page(), {"weights": weights})
-        write_page(path, replace(page, subject=model or page.subject))
+        save_page(path, self.page(), model=model, weights=weights)
 
     @abstractmethod
     def _cells(self) -> Cells:

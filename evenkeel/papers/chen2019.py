@@ -17,11 +17,10 @@ from evenkeel.papers.lab.claims import OURS, Between, Claim, Equal, Within
 from evenkeel.papers.lab.convergence import LEVELS, convergence
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
 from evenkeel.papers.lab.specs import (
+    CIFAR,
     DESK_RECIPE,
-    DESK_SOURCE,
     SCALES,
     Factors,
-    ImageSource,
     Net,
     Recipe,
     Scale,
@@ -129,12 +128,6 @@ _RECIPES: dict[Scale, Recipe] = {
     "desk": replace(DESK_RECIPE, watched=4000),
     "full": replace(_RECIPE, watched=10_000),
 }
-_SOURCES: dict[Scale, dict[str, ImageSource]] = {
-    "smoke": {"synthetic": ImageSource("synthetic")},
-    "quick": {"cifar10": ImageSource("cifar10", train=10_000, size=16)},
-    "desk": {"cifar10": DESK_SOURCE},
-    "full": {"cifar10": ImageSource("cifar10"), "cifar100": ImageSource("cifar100")},
-}
 _SEEDS: dict[Scale, int] = {"smoke": 1, "quick": 3, "desk": 3, "full": 3}
 _SMALL = (
     "At quick scale: 14 layers of 8 to 32 channels, 10,000 images averaged down to 16x16, 12 epochs of Adam. At desk "
@@ -148,7 +141,7 @@ _POST, _PRE = {"order": "conv-bn-relu", "p": 0.0}, {"order": "bn-relu-conv", "p"
 def _training(scale: Scale, data: str, net: str, places: str, p: float) -> Training:
     dropout = {"places": places, "noise": ["Dropout", p]} if places != "none" else {}
     arguments = {**_SIZES[scale], "block": "basic", **dropout}
-    return Training(Net(net, arguments), _SOURCES[scale][data], _RECIPES[scale])
+    return Training(Net(net, arguments), CIFAR[scale][data], _RECIPES[scale])
 
 
 def _ordered(scale: Scale, data: str, order: str, p: float) -> Training:
@@ -159,7 +152,7 @@ def _ordered(scale: Scale, data: str, order: str, p: float) -> Training:
 
 
 def _arms(*rest: Factors) -> dict[Scale, tuple[Factors, ...]]:
-    return {scale: tuple({"data": data, **arm} for data in _SOURCES[scale] for arm in rest) for scale in SCALES}
+    return {scale: tuple({"data": data, **arm} for data in CIFAR[scale] for arm in rest) for scale in SCALES}
 
 
 _ERROR = Column("test error %", "test_error", 100, 2)
@@ -326,7 +319,7 @@ compromise = Experiment(
     arms={
         scale: tuple(
             {"data": data, "design": design, "p": p}
-            for data in _SOURCES[scale]
+            for data in CIFAR[scale]
             for p in (0.0, *_RATES[scale])
             for design in _DESIGN_PLACES
             if p or design != "ic-last"

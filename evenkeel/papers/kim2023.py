@@ -17,11 +17,10 @@ from evenkeel.papers.lab.claims import OURS, Between, Claim, Within
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
 from evenkeel.papers.lab.positions import positions as measure_positions
 from evenkeel.papers.lab.specs import (
+    CIFAR,
     DESK_RECIPE,
-    DESK_SOURCE,
     SCALES,
     Factors,
-    ImageSource,
     Net,
     Recipe,
     Scale,
@@ -61,12 +60,6 @@ _RECIPES: dict[Scale, Recipe] = {
     "desk": DESK_RECIPE,
     "full": _RECIPE,
 }
-_SOURCES: dict[Scale, dict[str, ImageSource]] = {
-    "smoke": {"synthetic": ImageSource("synthetic")},
-    "quick": {"cifar10": ImageSource("cifar10", train=10_000, size=16)},
-    "desk": {"cifar10": DESK_SOURCE},
-    "full": {"cifar10": ImageSource("cifar10"), "cifar100": ImageSource("cifar100")},
-}
 _SEEDS: dict[Scale, int] = {"smoke": 1, "quick": 3, "desk": 3, "full": 3}
 _SMALL = (
     "At quick scale: 14 layers of 8 to 32 channels, or a DenseNet-BC of 16, 10,000 images averaged down to 16x16, 8 "
@@ -84,7 +77,7 @@ _ERROR = Column("test error %", "test_error", 100, 2)
 
 def _training(scale: Scale, data: str, net: str, places: str, p: float) -> Training:
     dropout = {"places": places, "noise": ["Dropout", p]} if places != "none" else {}
-    return Training(Net(net, {**_SIZES[scale][net], **dropout}), _SOURCES[scale][data], _RECIPES[scale])
+    return Training(Net(net, {**_SIZES[scale][net], **dropout}), CIFAR[scale][data], _RECIPES[scale])
 
 
 def _placed(scale: Scale, data: str, net: str, place: str, p: float) -> Training:
@@ -93,7 +86,7 @@ def _placed(scale: Scale, data: str, net: str, place: str, p: float) -> Training
 
 def _position_arms(scale: Scale) -> tuple[Factors, ...]:
     placed = [{"place": place, "p": p} for p in _RATES[scale] for place in _PLACES[scale]]
-    return tuple({"data": data, "net": "preresnet", **rest} for data in _SOURCES[scale] for rest in (_NONE, *placed))
+    return tuple({"data": data, "net": "preresnet", **rest} for data in CIFAR[scale] for rest in (_NONE, *placed))
 
 
 def _worse(place: str, where: str) -> Claim:
@@ -194,7 +187,7 @@ _HEAD_RATES: dict[Scale, tuple[float, ...]] = {**dict.fromkeys(SCALES, (0.2, 0.5
 def _headed(scale: Scale, data: str, net: str, head: str, p: float) -> Training:
     if head == "none":
         return _training(scale, data, net, "none", 0.0)
-    side = (_SOURCES[scale][data].size or (16 if data == "synthetic" else 32)) // 4  # halved twice on the way
+    side = (CIFAR[scale][data].size or (16 if data == "synthetic" else 32)) // 4  # halved twice on the way
     rate = heads.equal_noise_rate(p, side**2) if head.endswith("noise") else p
     return _training(scale, data, net, "head-after" if head == "after" else "head-before", round(rate, 4))
 
@@ -210,7 +203,7 @@ head = Experiment(
     arms={
         scale: tuple(
             {"data": data, "net": net, **rest}
-            for data in _SOURCES[scale]
+            for data in CIFAR[scale]
             for net in _SIZES[scale]
             for rest in ({"head": "none", "p": 0.0}, *grid(head=_HEADS, p=_HEAD_RATES[scale]))
         )

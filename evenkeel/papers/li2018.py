@@ -15,8 +15,8 @@ from typing import Any
 from evenkeel.papers.lab import measures, plots
 from evenkeel.papers.lab.claims import OURS, Between, Claim, Within
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
-from evenkeel.papers.lab.specs import SCALES, Factors, Net, Scale, Training, grid
-from evenkeel.papers.li2018_nets import SIZES, SOURCES, recipe_at
+from evenkeel.papers.lab.specs import CIFAR, SCALES, Factors, Net, Scale, Training, grid
+from evenkeel.papers.li2018_nets import SIZES, recipe_at
 from evenkeel.papers.li2018_values import FIGURE_4, TABLE_1, TABLE_3, TABLE_4, TABLE_6
 from evenkeel.theory.li2018 import equal_noise_p
 
@@ -29,7 +29,7 @@ _SMALL = (
 
 def _training(scale: Scale, data: str, net: str, places: str, noise: str, amount: float) -> Training:
     dropout = {"places": places, "noise": [noise, amount]} if places != "none" else {}
-    return Training(Net(net, {**SIZES[scale][net], **dropout}), SOURCES[scale][data], recipe_at(scale, net))
+    return Training(Net(net, {**SIZES[scale][net], **dropout}), CIFAR[scale][data], recipe_at(scale, net))
 
 
 def _placed(scale: Scale, data: str, net: str, place: str, p: float) -> Training:
@@ -50,7 +50,7 @@ def _arms(without: Factors, **factors: Mapping[Scale, tuple[Any, ...]]) -> dict[
     return {
         scale: tuple(
             {"data": data, "net": net, **rest}
-            for data in SOURCES[scale]
+            for data in CIFAR[scale]
             for net in SIZES[scale]
             for rest in (
                 without,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from evenkeel.papers.lab.specs import DESK_RECIPE, DESK_SOURCE, ImageSource, Recipe, Scale
+from evenkeel.papers.lab.specs import DESK_RECIPE, Recipe, Scale
 
 # PreResNet "110" has 164 layers: 54 bottlenecks, 1.70 M parameters, as the paper counts.
 SIZES: dict[Scale, dict[str, dict[str, Any]]] = {
@@ -45,12 +45,6 @@ _RECIPES = {
     "densenet": Recipe(epochs=300, batch=64, weight_decay=1e-4, milestones=(0.5, 0.75)),
 }
 _SHORT: dict[Scale, dict[str, Any]] = {"smoke": {"epochs": 1}, "quick": {"epochs": 8, "batch": 64}, "full": {}}
-SOURCES: dict[Scale, dict[str, ImageSource]] = {
-    "smoke": {"synthetic": ImageSource("synthetic")},
-    "quick": {"cifar10": ImageSource("cifar10", train=10_000, size=16)},
-    "desk": {"cifar10": DESK_SOURCE},
-    "full": {"cifar10": ImageSource("cifar10"), "cifar100": ImageSource("cifar100")},
-}
 
 
 def recipe_at(scale: Scale, net: str) -> Recipe:

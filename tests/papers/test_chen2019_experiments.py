@@ -8,7 +8,7 @@ import torch
 import evenkeel as ek
 from evenkeel.papers import chen2019
 from evenkeel.papers.lab.nets import build
-from evenkeel.papers.lab.specs import SCALES
+from evenkeel.papers.lab.specs import CIFAR, SCALES
 
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 64).view(4, 3, 8, 8).sin()
 
@@ -63,7 +63,7 @@ def test_the_baselines_of_the_orders_have_no_dropout():
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_experiments_share_what_they_train_alike(scale):
-    data = next(iter(chen2019._SOURCES[scale]))
+    data = next(iter(CIFAR[scale]))
     chosen = [
         experiment.training(scale, data, "relu-ic-conv", 0.05) for experiment in (chen2019.orders, chen2019.ablation)
     ]

@@ -148,7 +148,13 @@ class Selection:
 
 # At desk scale: what nets are trained by and on that are to reach 8 to 10 % error in less than an hour of one core
 DESK_RECIPE = Recipe(epochs=16, lr=0.2, weight_decay=5e-4, augment=True, schedule="one-cycle")
-DESK_SOURCE = ImageSource("cifar10")
+# What nets for CIFAR are trained on at each scale, by the name of the data.
+CIFAR: dict[Scale, dict[str, ImageSource]] = {
+    "smoke": {"synthetic": ImageSource("synthetic")},
+    "quick": {"cifar10": ImageSource("cifar10", train=10_000, size=16)},
+    "desk": {"cifar10": ImageSource("cifar10")},
+    "full": {"cifar10": ImageSource("cifar10"), "cifar100": ImageSource("cifar100")},
+}
 
 
 def grid(**levels: tuple[Any, ...]) -> tuple[Factors, ...]:
