@@ -7,13 +7,13 @@ from collections.abc import Callable
 from torch import nn
 
 from evenkeel.graph.kinds import AVERAGES, BATCH_NORMS, PARTS, PRODUCTS, RECURRENT, REORDERINGS, Kind
-from evenkeel.graph.layer_graph import Layer, LayerGraph
+from evenkeel.graph.layer_graph import Layer, LayerGraph, Until
 
 
-def feeding(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
+def feeding(graph: LayerGraph, norm: nn.Module, until: Until = Kind.NORM) -> tuple[Layer, ...]:
     """The dropouts and other noise that act on a norm's input: upstream of its calls, back to the norms before."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
-    found = [layer for one in calls for layer in graph.upstream(one, until=Kind.NORM)]
+    found = [layer for one in calls for layer in graph.upstream(one, until=until)]
     noisy = (layer for layer in found if layer.p or layer.kind is Kind.NOISE or (layer.drops and layer.p is None))
     return tuple(dict.fromkeys(noisy))
 

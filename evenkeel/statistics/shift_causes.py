@@ -38,6 +38,7 @@ _SIGMAS = 4  # standard errors that they must exceed
 _CLOSE = 0.1  # median log ratio over channels of statistics that are the same
 _FEW = 3  # batches that statistics are of
 _DEAD = 1e-12
+_UNSEEN = "train mode, by no dropout that is seen: noise from outside torch, samples that mix, or another path"
 
 
 @dataclass
@@ -176,8 +177,7 @@ class ShiftCauses:
     def _words(self, row: ShiftRow, stored: str) -> str:
         """A row's parts in words, the largest first."""
         dropouts = any(layer.kind is not Kind.NOISE for layer in row.dropouts)
-        upstream = "noise upstream" if self.graph.of(Kind.NOISE) else "dropout upstream"
-        noise = f"{'dropout ' if dropouts else ''}{row.fed_by}" if row.dropouts else upstream
+        noise = f"{'dropout ' if dropouts else ''}{row.fed_by}" if row.dropouts else self._upstream(row.path)
         initial = f"initial variance 1, {row.initial_left or 0:.0%} left after {history_of(self.norms[row.path])}"
         words = {"inherited": "norms upstream", "dropout": noise, "initial": initial, "stored": stored}
         sizes = {name: _folded(part) for name, part in row.parts.items()}
@@ -188,6 +188,13 @@ class ShiftCauses:
         if row.path in self.other_data and "stored" not in named:
             named.insert(0, "stored")
         return "; ".join(f"x{row.parts[name]:.3g} {words[name]}" for name in named)
+
+    def _upstream(self, path: str) -> str:
+        """What makes train mode differ where no noise stands between a norm and those before it, in words."""
+        kinds = {layer.kind for layer in feeding(self.graph, self.norms[path], until=())}
+        if not kinds:
+            return _UNSEEN
+        return "noise upstream" if kinds == {Kind.NOISE} else "dropout upstream"
 
 
 def _stored(norm: Norm) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -76,6 +77,24 @@ def test_of_settled_statistics_the_parts_are_those_of_dropout():
     again = ek.variance_shift(model, batches)[2]
     assert again.parts["inherited"] == pytest.approx(1, abs=0.01)
     assert again.ratio == pytest.approx(third.ratio / third.parts["inherited"], rel=0.01)
+
+
+class Unseen(nn.Module):
+    """Changes its input in train mode by what no layer of a graph draws."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return 0.7 * x + 0.3 * x.roll(1, 0) + torch.from_numpy(np.random.default_rng(0).normal(size=x.shape)).float()
+
+
+@pytest.mark.parametrize("tail", [(), (nn.Dropout(0.5), nn.Linear(32, 2))])
+def test_what_no_layer_shows_is_not_called_dropout(tail):
+    model = nn.Sequential(Unseen(), nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), *tail)
+    (row,) = ek.variance_shift(trained(model, data()), data())
+    assert row.folded > 1.2
+    assert "by no dropout that is seen" in row.why
+    assert "dropout upstream" not in row.why
 
 
 def test_a_repaired_model_has_no_parts_to_name():
