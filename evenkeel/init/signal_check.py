@@ -191,7 +191,7 @@ def check_signals(
 
     Raises:
         TraceError: the model's forward pass raises.
-        ModelError: the model has no weight layer, or its backward pass raises.
+        ModelError: the model has no weight layer, weights on the meta device, or its backward pass raises.
         BatchError: the batches raised, ran short or were empty.
 
     >>> _ = torch.manual_seed(0)
@@ -204,6 +204,8 @@ def check_signals(
         graph = graph_of(plainly, example)
         if not graph.of(Kind.WEIGHT):
             raise ModelError(f"{type(plainly).__name__} has no weight layer: there is no signal to check")
+        if meta := [name for name, weights in plainly.named_parameters() if weights.is_meta]:
+            raise ModelError(f"{meta[0]!r} is on the meta device and holds no values: load the weights first")
         predicted, _ = predict_mean_squares(graph)
         meter = _Meter(graph, plainly)
         if batches is None:

@@ -260,4 +260,4 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _sum(tensor: Tensor) -> float:
-    return float(tensor.detach().double().sum())
+    return math.nan if tensor.is_meta else float(tensor.detach().double().sum())

@@ -15,7 +15,7 @@ from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import graph_of
 from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers_
-from evenkeel.model.norms import foreign_norms, norms_of
+from evenkeel.model.norms import norms_of
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, grouped
@@ -181,13 +181,14 @@ def correct_(
             )
         graph = graph_of(whole, example)
         match = match or ("mean" if _has_single_values(graph) else "variance")
+        given = prediction_inputs(whole, graph, norms)
         found = settle(
-            prediction_inputs(whole, graph, norms),
+            given,
             SamplingPlan(stats=stats, match=match, elements=_ELEMENTS, fewest=_FEWEST, seed=seed),
             unproven=unsure == "write",
         )
         untouched = {path: doubt.reason for path, doubt in found.doubts.items() if doubt.wrong or unsure == "leave"}
-        untouched |= foreign_norms(whole)
+        untouched |= given.beside
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
     values: dict[tuple[nn.Module, str], Tensor] = {
         (norms[path], name): value.to(getattr(norms[path], name).dtype)

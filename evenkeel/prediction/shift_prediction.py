@@ -18,7 +18,8 @@ from evenkeel.graph.outline import outline
 from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import FROZEN, set_modes
-from evenkeel.model.norms import Norm, foreign_norms, norms_of
+from evenkeel.model.norms import Norm, norms_of
+from evenkeel.model.own_statistics import statistics_beside
 from evenkeel.model.restoring import restored
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
@@ -128,7 +129,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
             inherited = inherited_shifts(given, plan, found)
         written = given.repaired
         outdated = {path: _OUTDATED for path in behind_shifted(given, found) if norms[path] in written}
-        unsure = found.unsure | outdated | foreign_norms(plain) | faults
+        unsure = found.unsure | outdated | given.beside | faults
         repaired = {path: float(Stored.of(norm).variance.mean()) for path, norm in norms.items() if norm in written}
     rows = [
         ShiftRow(
@@ -178,12 +179,14 @@ class PredictionInputs:
         anchors: the statistics known of other layers, by name.
         distrusted: norms whose statistics are not those of training, by path, each with the reason.
         contradicted: norms that eval mode feeds something else than the noise-free replica, likewise.
+        beside: modules with statistics that are no norms of torch's, likewise.
     """
 
     sampled: Sampled
     anchors: Mapping[str, Stored]
     distrusted: Mapping[str, str]
     contradicted: Mapping[str, str]
+    beside: dict[str, str]
 
     @property
     def graph(self) -> LayerGraph:
@@ -223,7 +226,8 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     sampled = Sampled(model, graph, norms, run, prepared(example, model))
     with restored(model):
         sampled, contradicted = agreement(sampled)
-    return PredictionInputs(sampled, anchors, distrusted, contradicted)
+    beside = statistics_beside(model, lambda: run(prepared(example, model)))
+    return PredictionInputs(sampled, anchors, distrusted, contradicted, beside)
 
 
 @single_threaded()

@@ -20,7 +20,7 @@ from evenkeel.model.batches import Forward, call
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.buffers import Held, write_, write_buffers_
 from evenkeel.model.flags import FROZEN, frozen_in
-from evenkeel.model.norms import Norm, foreign_norms, norms_of
+from evenkeel.model.norms import Norm, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
@@ -118,6 +118,7 @@ class Attempt:
             found = {p: _matched(population) for p, population in settled.populations.items() if p not in unpaired}
             new = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
             graph = _graph_of_a_regression(plain, measurement, self.forward) if _has_shrunk(new, free) else None
+            untouched |= measurement.statistics_beside()
         for path, population in ((path, settled.populations[path]) for path in found):
             is_dead = isinstance(population, Pairs) and bool(population.slope.is_dead.all())
             if population.pooled and (population.count < 2 or (measurement.samples < 2 and is_dead)):
@@ -355,4 +356,4 @@ def _divide(model: nn.Module, *, leave: bool) -> tuple[dict[str, Norm], dict[str
             f"{count} of {len(norms)} norms, such as {next(iter(norms))!r}: {NEVER_UPDATED}; pass unsure='write' "
             "(--unsure write) to replace them, or held_out= and choose='best' (--held-out) to let a score decide"
         )
-    return free, dict(sorted(untouched.items())) | foreign_norms(model)
+    return free, dict(sorted(untouched.items()))

@@ -15,14 +15,14 @@ from evenkeel.errors import BatchError, brief
 from evenkeel.model.batches import Forward, device_of, each, forward_pass, inputs, length, samples
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
-from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.model.norms import Norm, foreign_norms, pools_batch
 from evenkeel.model.restoring import restored
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
 from evenkeel.statistics.group_limits import MEMORY, GroupLimits
 from evenkeel.statistics.pairing import Pairing
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
-from evenkeel.statistics.probes import Probes
+from evenkeel.statistics.probes import FEW, Probes
 from evenkeel.statistics.stored_values import damage_of, is_untrained
 from evenkeel.statistics.thinning import thinned
 
@@ -37,7 +37,6 @@ Seen = Callable[["Measurement", str, Norm], None]
 _NEVER = "; no norm was ever updated, so that none keeps signals small: load the weights first"
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
-_TRIED = 16  # samples of the first batch that show whether there is noise
 
 
 class Measurement:
@@ -261,7 +260,7 @@ class Measurement:
             return False
         piece = Piece(1, self.example, first.samples)
         is_divisible = piece.form is not None
-        batch = (piece.thinned(-(-piece.samples // _TRIED)) if is_divisible else piece).batch
+        batch = (piece.thinned(-(-piece.samples // FEW)) if is_divisible else piece).batch
         try:
             with restored(self.model, parameters=False):
                 return pairing.is_needed(self._tried, batch, self._forward, is_divisible=is_divisible)
@@ -387,6 +386,12 @@ class Measurement:
             return f"{damage} is not finite, as shows at norm {path!r}: the model is damaged, not the data"
         untrained = _NEVER if all(map(is_untrained, self.norms.values())) else ""
         return f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite{untrained}"
+
+    def statistics_beside(self, frozen: Collection[nn.Module] = ()) -> dict[str, str]:
+        """Modules with statistics that are no norms of torch's, by path, each with what it is."""
+        if self.example is None:
+            return foreign_norms(self.model)
+        return self._probes.statistics_beside(self.example, int(self._count(self.example)), frozen)
 
     def why_not(self, path: str) -> str:
         """Why nothing was measured at a norm."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import BatchError
-from evenkeel.model.batches import Forward, forward_pass
+from evenkeel.model.batches import Forward, forward_pass, inputs
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls, OnCall
 from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.model.own_statistics import statistics_beside
 from evenkeel.model.restoring import restored, seed_all
 from evenkeel.statistics.batch_merging import Group, Piece
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 
 Fed = dict[str, list[tuple[Statistics, torch.dtype]]]  # what reaches each norm, call by call, and the kind of number
+FEW = 16  # samples of a batch that show how a model treats them
 _ALIKE = {torch.float64: 1e-4, torch.float32: 1e-3}  # how near statistics of the same samples are; of others, 0.05
 
 
@@ -55,6 +57,22 @@ class Probes:
         except BatchError:  # what is wrong comes up where it is measured
             return False
         return self._first_unlike([one], other) is not None
+
+    def statistics_beside(self, batch: Any, samples: int, frozen: Collection[nn.Module]) -> dict[str, str]:
+        """Modules with statistics that are no norms of torch's, by path (see `own_statistics`), tried on a few samples.
+
+        Args:
+            batch: one of the batches.
+            samples: how many it holds.
+            frozen: modules that training leaves in eval mode.
+        """
+        piece = Piece(1, batch if self._forward else inputs(batch), samples)
+
+        def run() -> object:
+            few = piece.thinned(-(-samples // FEW)) if piece.form is not None else piece.thinned(1)
+            return forward_pass(self._model, few.batch, 1, self._forward)
+
+        return statistics_beside(self._model, run, frozen)
 
     def unlike(self, group: Group) -> str | None:
         """Path of a norm that is fed otherwise by some samples of some of the batches, apart and as one; None if none.

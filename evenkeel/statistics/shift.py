@@ -19,7 +19,7 @@ from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, each
 from evenkeel.model.buffers import is_as_written, is_mean_matched
 from evenkeel.model.flags import frozen_in
-from evenkeel.model.norms import foreign_norms, norms_of
+from evenkeel.model.norms import norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.statistics.batch_merging import Group
@@ -109,6 +109,7 @@ def variance_shift(
                 raise BatchError(
                     f"norm {path!r} saw one value per channel, which has no variance: more samples are needed"
                 )
+        beside = measurement.statistics_beside(frozen)
         causes = ShiftCauses(norms, graph, passes, frozen)
         rows = [causes.explain(path, population) for path, population in populations.items()]
     if passes.failure:
@@ -120,7 +121,7 @@ def variance_shift(
         more = f" and {len(written) - 1} more" if len(written) > 1 else ""
         notes.append(f"{written[0]}{more}: repaired: they store what reestimate_ or correct_ wrote since training")
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
-    notes += [f"{path}: {what}" for path, what in foreign_norms(plain).items()]
+    notes += [f"{path}: {what}" for path, what in beside.items()]
     if all(map(is_untrained, norms.values())):
         rows = [replace(row, why="untrained") if row.folded > LARGEST else row for row in rows]
         notes.append(_UNTRAINED)

@@ -1,0 +1,99 @@
+"""Statistics of modules' own making are named, whatever they are called, and nothing else is."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+import evenkeel as ek
+from evenkeel.model.own_statistics import statistics_beside
+from tests.support.snapshots import Snapshot
+
+
+class Own(nn.Module):
+    """Keeps an average of squares, in one of several places."""
+
+    def __init__(self, place="buffer", only_in_training=True):
+        super().__init__()
+        self.only_in_training = only_in_training
+        if place == "buffer":
+            self.register_buffer("nu", torch.ones(8))
+        elif place == "parameter":
+            self.nu = nn.Parameter(torch.ones(8), requires_grad=False)
+        else:
+            self.nu = torch.ones(8)
+
+    def forward(self, x):
+        if self.training or not self.only_in_training:
+            new = self.nu.detach().lerp(x.detach().square().mean(0), 0.1)
+            if isinstance(self.nu, nn.Parameter):
+                self.nu.data.copy_(new)
+            else:
+                self.nu = new
+        return x / self.nu.sqrt()
+
+
+class Functional(nn.Module):
+    """Torch's batch norm, with buffers of other names."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("m", torch.zeros(8))
+        self.register_buffer("v", torch.ones(8))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.m, self.v, None, None, self.training, 0.1)
+
+
+def net(own):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), own, nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+
+def data():
+    return [torch.randn(32, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+@pytest.mark.parametrize("own", [Own(), Own("parameter"), Own("attribute"), Functional()])
+@pytest.mark.parametrize("training", [True, False])
+def test_every_verb_names_them(own, training):
+    model = net(own)
+    with torch.no_grad():
+        for batch in data():
+            model(batch)
+    model.train(training)
+    before = Snapshot(model)
+    assert any("'2'" in note or note.startswith("2:") for note in ek.variance_shift(model, data()).notes)
+    assert "train mode updates its" in ek.predict_shift(model, data()[0][:2]).unsure["2"]
+    assert not before.changes()
+    assert "train mode updates its" in ek.correct_(model, data()[0][:2]).untouched["2"]
+    assert "train mode updates its" in ek.reestimate_(model, data()).untouched["2"]
+
+
+class Constant(nn.Module):
+    """Standardizes its input, and keeps what it returned last."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((8,), 0.5))
+        self.last = torch.zeros(32, 8)
+
+    def forward(self, x):
+        self.last = x - self.mean
+        return self.last
+
+
+@pytest.mark.parametrize("other", [Constant(), Own(only_in_training=False), spectral_norm(nn.Linear(8, 8))])
+def test_what_is_no_statistic_of_training_is_not_named(other):
+    model, batch = net(other), data()[0]
+    assert statistics_beside(model, lambda: model(batch)) == {}
+
+
+def test_a_frozen_one_is_not_named_and_the_model_may_raise():
+    model = net(Own()).train()
+    model[2].eval()
+    assert statistics_beside(model, lambda: model(data()[0])) == {}
+    model[2].train()
+    assert statistics_beside(model, lambda: model(torch.ones(3, 5))) == {}
+    assert "2" in statistics_beside(model, lambda: model(data()[0][:1]))
