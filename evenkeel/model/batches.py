@@ -73,7 +73,7 @@ def samples(batch: Any) -> int:
     listed = _list_of_samples(batch)
     if listed is not None:
         return len(listed)
-    return next((len(tensor) for tensor in tensors(batch) if tensor.ndim), 0)
+    return next((tensor.size(0) for tensor in tensors(batch) if tensor.ndim), 0)  # nested ones have no shape
 
 
 def _list_of_samples(batch: Any) -> list[Tensor] | None:
@@ -139,7 +139,7 @@ def each(
         except Exception as error:
             raise BatchError(f"the loader raised {brief(error)} when asked for batch {number + 1}") from error
         number += 1
-        if (sizes := [len(tensor) for tensor in tensors(batch) if tensor.ndim]) and not any(sizes):
+        if (sizes := [tensor.size(0) for tensor in tensors(batch) if tensor.ndim]) and not any(sizes):
             raise BatchError(f"batch {number} holds no samples: its tensors are empty")
         try:
             batch = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)

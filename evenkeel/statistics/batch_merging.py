@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ def form_of(batch: Any, count: int) -> Hashable | None:
 
 def _form(value: Any, count: int) -> Hashable:
     """The form of a part of a batch of `count` samples; TypeError if it has none."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == count and value.layout is torch.strided:
+    if _is_strided(value) and value.ndim and len(value) == count:
         return value.dtype, value.device, value.shape[1:], _constant(value)
     if isinstance(value, Mapping):
         return type(value), tuple((key, _form(item, count)) for key, item in value.items())
@@ -198,6 +198,10 @@ def _form(value: Any, count: int) -> Hashable:
     if isinstance(value, _CONSTANTS):
         return value
     raise TypeError(f"{type(value).__name__} cannot be merged")
+
+
+def _is_strided(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
 
 
 def _constant(tensor: Tensor) -> Hashable | None:

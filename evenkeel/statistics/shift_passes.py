@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.buffers import write_
 from evenkeel.model.flags import set_modes
+from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import restored, seed_all
 from evenkeel.statistics.batch_merging import Group
@@ -101,21 +102,18 @@ def _run(
                 set_modes(model, training=True)
                 for module in frozen:
                     module.training = False
-            else:
-                for path, norm in measurement.norms.items():
-                    if pools_batch(norm):
-                        norm.register_forward_pre_hook(partial(_add_within, within, path))
-            for group in groups:
-                measurement.run(group)
+            watch = nullcontext() if within is None else NormCalls(measurement.norms, partial(_add_within, within))
+            with watch:
+                for group in groups:
+                    measurement.run(group)
             return measurement.populations
     finally:
         vars(measurement).update(before)
 
 
-def _add_within(found: dict[str, Population], path: str, norm: nn.Module, args: tuple[Any, ...]) -> None:
-    """Add the variances within the samples of a norm's input."""
-    x = args[0] if args else None
-    if isinstance(x, Tensor) and x.ndim > 2 and x.shape[2:].numel() > 1:
+def _add_within(found: dict[str, Population], path: str, norm: Norm, x: Tensor) -> None:
+    """Add the variances within the samples of what a norm normalises."""
+    if pools_batch(norm) and x.numel() and x.ndim > 2 and x.shape[2:].numel() > 1:
         population = found.setdefault(path, Population(pooled=False))
         population.add([(0, batch_statistics(x, pooled=False))])
         population.pool()

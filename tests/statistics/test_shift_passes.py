@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import evenkeel as ek
 from evenkeel.statistics.measurement import Measurement
@@ -99,3 +100,50 @@ def test_frozen_modules_stay_frozen():
     model[1].eval()
     report = ek.variance_shift(model, torch.randn(2, 256, 8))
     assert report[1].parts["dropout"] == 1
+
+
+class PackedNorm(nn.BatchNorm1d):
+    """Is given (samples, frames, channels), and normalises the frames that count, (frames, channels)."""
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(PackedSequence(super().forward(packed.data), *packed[1:]), batch_first=True)[0]
+
+
+class Sequences(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.drop, self.norm = nn.Linear(5, 8), nn.Dropout(0.5), PackedNorm(8)
+
+    def forward(self, x, lengths):
+        return self.norm(self.drop(self.linear(x)), lengths)
+
+
+def test_positions_are_those_of_what_is_normalised_not_of_what_a_norm_is_given():
+    torch.manual_seed(0)
+    batches = [{"x": torch.randn(16, 20, 5), "lengths": torch.randint(3, 21, (16,))} for _ in range(4)]
+    model = Sequences()
+    ek.reestimate_(model, batches)
+    assert ek.variance_shift(model, batches).worst == pytest.approx(1, abs=1e-4)
+
+
+class Unbound(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.drop, self.norm = nn.Linear(5, 8), nn.Dropout(0.5), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return [self.norm(self.drop(self.linear(part))) for part in x.unbind()]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_batches(layout):
+    torch.manual_seed(0)
+    batches = [torch.nested.nested_tensor([torch.randn(n, 5) for n in (3, 7, 4)], layout=layout) for _ in range(4)]
+    model = Unbound()
+    done = ek.reestimate_(model, batches)
+    rows = torch.cat([model.linear(part) for batch in batches for part in batch.unbind()])
+    assert done.samples == 12
+    assert torch.allclose(model.norm.running_var, rows.var(0), rtol=1e-4)
+    assert ek.variance_shift(model, batches).worst == pytest.approx(1, abs=1e-4)
