@@ -95,6 +95,7 @@ def _run(
                 write_(getattr(norm, name), values)
 
     measurement.populations, measurement.arrivals, measurement.seen, measurement.spoilt = {}, {}, store, ()
+    measurement.called = set()  # in train mode others may be
     try:
         with restored(model, parameters=False):
             if within is None:

@@ -147,3 +147,19 @@ def test_nested_tensors_are_batches(layout):
     assert done.samples == 12
     assert torch.allclose(model.norm.running_var, rows.var(0), rtol=1e-4)
     assert ek.variance_shift(model, batches).worst == pytest.approx(1, abs=1e-4)
+
+
+class Auxiliary(nn.Module):
+    """Has a norm that only train mode calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm1d(5), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.norm(x) + self.other(x) if self.training else self.norm(x)
+
+
+def test_a_norm_that_train_mode_alone_calls_is_not_reached():
+    report = ek.variance_shift(Auxiliary(), [torch.randn(16, 5) for _ in range(3)])
+    assert "other: never reached by the batches" in report.notes
