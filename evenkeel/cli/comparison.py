@@ -10,7 +10,7 @@ from typing import Any
 
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.output.page import Chart, Grid, Mark, Page, tone_of
-from evenkeel.output.rendering import ratio_text
+from evenkeel.output.ratios import ratio_text
 
 _ABOUT = "The variance that a norm meets in eval mode over the one that it stores, in both reports: 1 is even."
 _ALIKE = 1.005  # folded ratio of two ratios that are the same

@@ -12,7 +12,8 @@ from typing import Any
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.edits import Edit
 from evenkeel.output.page import Chart, Mark, Node, Notice, Page
-from evenkeel.output.rendering import ratio_text, save_page
+from evenkeel.output.ratios import ratio_text
+from evenkeel.output.rendering import save_page
 from evenkeel.output.tables import Cells, html_table
 
 _COLUMNS = ("code", "guideline", "layer", "source", "finding")

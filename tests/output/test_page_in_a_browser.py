@@ -213,6 +213,6 @@ def test_resnet50_fits_its_limits(browser, tmp_path):
     page = browser.new_page(viewport=NARROW)
     page.goto((tmp_path / "page.html").as_uri())
     page.locator("#unfold").click()
-    assert page.locator(".net .box.N").count() == 53
+    assert page.locator(".net [data-k=N]").count() == 53
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     page.close()
