@@ -13,7 +13,7 @@ from evenkeel.output.page import Chart, Histogram, Mark
 from evenkeel.output.ratios import TIMES, distance, ratio_text, side_of
 
 _TICKS = (
-    *(1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95),
+    *(1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95),
     *(1.0, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1e3, 1e4, 1e6),
 )
 _LEAST_STEP = 0.11  # of a chart's height, between two ticks
@@ -124,7 +124,7 @@ def _channels(found: Histogram) -> list[Any]:
 
 
 def _even_at(found: Histogram) -> float:
-    """Where 1 is in a histogram, in bins from its left: at most 0 if all is above it, at least their number if below."""
+    """Where 1 is in a histogram, in bins from its left: outside of them if all ratios are on one side of it."""
     if not 0 < found.low < found.high < math.inf:
         return 0.0 if found.low >= 1 else float(len(found.counts))
     return round(-math.log(found.low) / math.log(found.high / found.low) * len(found.counts), 1)
