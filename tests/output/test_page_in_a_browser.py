@@ -185,7 +185,9 @@ def test_a_norm_in_the_drawing_shows_before_and_after_and_leads_to_its_row(look,
     page = look(name)
     page.locator("#unfold").click()
     norm = page.locator(".net [data-k=N] a").nth(1)
-    assert re.fullmatch(r"\D*[\d.]+ \N{RIGHTWARDS ARROW} \N{BLACK CIRCLE} \D*1\.00", norm.locator(".pill").inner_text())
+    assert re.fullmatch(
+        r"\D*[\d.]+ \N{RIGHTWARDS ARROW} \N{BLACK CIRCLE} \D*1\.00", norm.locator(".pill").text_content()
+    )
     norm.click()
     assert "2.norm" in page.locator(norm.get_attribute("href")).inner_text()
 

@@ -79,8 +79,8 @@ def test_what_is_beside_a_report_looks_as_it_did_and_the_report_fits_the_theme(b
     without = re.sub(r"(?s)<style>\s*\.ek .*?</style>", "", with_reports)
     assert len(without) < len(with_reports)
     styles = """() => [...document.querySelectorAll('.dataframe, .dataframe *, .jp-InputArea, .jp-InputArea *, body')]
-      .map((element) => { const style = getComputedStyle(element); return ['color', 'font', 'margin',
-        'backgroundColor', 'padding', 'border', 'textAlign', 'whiteSpace', 'display', 'listStyle'].map((of) => style[of]); })"""
+      .map((element) => { const style = getComputedStyle(element); return ['color', 'font', 'margin', 'backgroundColor',
+        'padding', 'border', 'textAlign', 'whiteSpace', 'display', 'listStyle'].map((of) => style[of]); })"""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         found = []
