@@ -116,7 +116,7 @@ class _Group(NamedTuple):
     """A guideline's findings: how many, and rule by rule those that are shown and those that are folded."""
 
     name: str
-    count: int
+    total: int
     rules: list[tuple[str, list[_Alike], list[_Alike]]]
 
 

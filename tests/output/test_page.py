@@ -10,7 +10,6 @@ from html_pages import REPORTS, Reader, page_of, trained
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.output.charts import details_of
 from evenkeel.output.page import Chart, Grid, Histogram, Mark, Node, Notice, Page
 from evenkeel.output.rendering import render, render_compact
 
@@ -72,31 +71,6 @@ def test_what_the_script_reads_is_json_without_nan():
     data = re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', text)
     found = json.loads(data[1], parse_constant=pytest.fail)
     assert found["marks"] == [[[[], [["x", None]]]]]
-
-
-def test_the_script_is_told_every_line_share_and_histogram_and_a_text_that_repeats_once():
-    histogram = Histogram(0.5, 2.0, (1, 0, 3, 2))
-    marks = (
-        Mark("a", (0.5,), ("alike", "", "its own"), (("the dropout", 60.0), ("alike", 40.0)), histogram),
-        Mark("b", (0.6,), ("alike",), (("the dropout", 100.0),)),
-    )
-    found = json.loads(details_of([Chart("c", "", ("",), marks)]))
-    said = found["texts"]
-    (first, second), *_ = found["marks"]
-    assert sorted(said) == ["alike", "the dropout"]
-    assert first[0] == [said.index("alike"), "its own"]
-    assert first[1] == [[said.index("the dropout"), 60.0], [said.index("alike"), 40.0]]
-    assert first[2] == ["\N{MULTIPLICATION SIGN}0.50", "\N{MULTIPLICATION SIGN}2.00", 2.0, 1, 0, 3, 2]
-    assert second == [[said.index("alike")], [[said.index("the dropout"), 100.0]]]
-
-
-@pytest.mark.parametrize(("low", "high", "even"), [(0.1, 0.5, 5.7), (2.0, 8.0, -2.0), (1.0, 1.0, 0.0), (0.5, 0.5, 4.0)])
-def test_bins_are_on_the_side_of_one_that_their_ratios_are_on(low, high, even):
-    mark = Mark("a", (0.5,), channels=Histogram(low, high, (1, 2, 3, 4)[: 4 if low < high else 1]))
-    ((_, _, (_, _, place, *counts)),) = json.loads(details_of([Chart("c", "", ("",), (mark,))]))["marks"][0]
-    assert place == (even if low < high else float(low < 1))
-    edges = [low * (high / low) ** (n / len(counts)) for n in range(len(counts))]
-    assert all((edge < 1) == (n < place) for n, edge in enumerate(edges))
 
 
 def test_shortcuts_folds_dropouts_and_findings_are_in_the_drawing(tmp_path):
