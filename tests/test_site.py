@@ -2,9 +2,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -51,3 +55,61 @@ def test_examples_of_docstrings_are_code(site):
 def test_a_short_text_for_language_models_comes_with_it(site):
     text = (site / "llms.txt").read_text(encoding="utf-8")
     assert text.startswith("# evenkeel\n") and "worse-in-eval" in text and "limits" in text
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def served(site):
+    """The site's address on a server of its own, as it is read."""
+    handler = partial(QuietHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_no_page_scrolls_sideways_on_a_phone_or_complains(site, browser, served):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page, said, asked = context.new_page(), [], []
+    page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
+    page.on("request", lambda request: asked.append(request.url))
+    wide = []
+    for path in sorted(site.rglob("index.html")):
+        page.goto(served + path.relative_to(site).as_posix())
+        if page.evaluate("document.documentElement.scrollWidth") > 390:
+            wide.append(path.relative_to(site))
+    context.close()
+    assert wide == [] and said == []
+    assert all(url.startswith((served, "blob:", "data:")) for url in asked)
+
+
+@pytest.mark.slow
+def test_the_search_finds_a_verb_without_another_host(browser, served):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(served)
+    page.locator("[data-md-component=search-query]").click()
+    page.keyboard.type("variance_shift")
+    page.locator(".md-search-result__item").first.wait_for()
+    assert "variance_shift" in page.locator(".md-search-result__list").inner_text()
+    context.close()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evenkeel.errors import EvenkeelError, brief
-from evenkeel.output.page import Chart, Grid, Mark, Page, tone_of
-from evenkeel.output.rendering import ratio_text
+from evenkeel.output.page import Chart, Grid, Mark, Node, Page, tone_of
+from evenkeel.output.ratios import ratio_text
 
 _ABOUT = "The variance that a norm meets in eval mode over the one that it stores, in both reports: 1 is even."
+_LISTED = 3  # names of a note
 _ALIKE = 1.005  # folded ratio of two ratios that are the same
 Ratios = dict[str, float]
 
@@ -33,7 +35,8 @@ def compared(a: Path, b: Path) -> Page:
         return _findings(first, second, names)
     if isinstance(first, list) or isinstance(second, list):
         raise EvenkeelError(f"one of {a} and {b} holds findings and the other norms: name two of one kind")
-    return _shifts(_ratios(first, a), _ratios(second, b), names)
+    page = _shifts(_ratios(first, a), _ratios(second, b), names)
+    return _drawn(page, _network(first, a), _network(second, b), names)
 
 
 def _read(path: Path) -> Any:
@@ -66,6 +69,43 @@ def _ratios(report: Mapping[str, Any], path: Path) -> Ratios:
         raise _unknown(path) from None
 
 
+def _network(report: Mapping[str, Any], path: Path) -> Node | None:
+    """The outline of a report's model; None of a report that has none, as those of older versions."""
+    for inner in (report.get("after", {}), report.get("before", {})):
+        if "shift" in inner:
+            return _network(inner["shift"], path)
+    try:
+        return Node.from_dict(report["network"]) if "network" in report else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _unknown(path) from None
+
+
+def _drawn(page: Page, first: Node | None, second: Node | None, names: tuple[str, str]) -> Page:
+    """The page with the network of the second report, or else of the first, and a word on how far they differ."""
+    network = second or first
+    if network is None:
+        return replace(page, notes=[*page.notes, f"{names[0]} and {names[1]} hold no network: none is drawn"])
+    if first is None or second is None:
+        whose, without = names if second is None else names[::-1]
+        return replace(
+            page, network=network, notes=[*page.notes, f"{without} holds no network: that of {whose} is drawn"]
+        )
+    own, other = ({leaf.name: leaf.letter for leaf in node.leaves} for node in (second, first))
+    alone = [[name for name in one if one[name] != two.get(name)] for one, two in ((own, other), (other, own))]
+    notes = [
+        f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} in {name}'s network alone{drawn}"
+        for missing, name, drawn in zip(alone, names[::-1], ("", ", and not drawn"), strict=True)
+        if missing
+    ]
+    about = f"{names[1]}'s network is drawn, with {names[0]}'s shift before the arrow and {names[1]}'s behind it"
+    return replace(page, network=network, notes=[*page.notes, about, *notes])
+
+
+def _listed(names: list[str]) -> str:
+    """The first few names, and how many more."""
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
 def _shifts(first: Ratios, second: Ratios, names: tuple[str, str]) -> Page:
     paths = [*first, *(path for path in second if path not in first)]
     both = [path for path in paths if path in first and path in second]
@@ -74,11 +114,11 @@ def _shifts(first: Ratios, second: Ratios, names: tuple[str, str]) -> Page:
     rows = [(path, _cell(first, path), _cell(second, path), _change(first, second, path)) for path in paths]
     marks = tuple(Mark(path, (first.get(path), second.get(path))) for path in paths)
     worst = [max((_folded(ratio) for ratio in ratios.values()), default=1.0) for ratios in (first, second)]
+    alone = [[path for path in one if path not in two] for one, two in ((first, second), (second, first))]
     missing = [
-        f"{path} is in {name} alone"
-        for name, own, other in ((names[0], first, second), (names[1], second, first))
-        for path in own
-        if path not in other
+        f"{_listed(found)} {'is' if len(found) == 1 else 'are'} in {name} alone"
+        for found, name in zip(alone, names, strict=True)
+        if found
     ]
     return Page(
         "comparison",
@@ -87,6 +127,8 @@ def _shifts(first: Ratios, second: Ratios, names: tuple[str, str]) -> Page:
         f"{names[0]} and {names[1]}",
         {f"worst in {name}, off by": ratio_text(size) for name, size in zip(names, worst, strict=True)},
         [Chart("The shift of every norm, in execution order", _ABOUT, names, marks)],
+        ratios={path: ratio for path, ratio in second.items() if not math.isnan(ratio)},
+        former={path: ratio for path, ratio in first.items() if not math.isnan(ratio)},
         grids=[Grid("All norms", ("norm", *names, "nearer to 1"), rows, ("norm", "nearer to 1"))],
         notes=missing,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -13,6 +14,7 @@ from evenkeel.output.page import Node
 
 _LONGEST = 12  # parts that a repeated pattern has, at most
 _FEWEST = 3  # repeats of what is no block of its own that are worth folding
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _WORDS = {Kind.JOIN: "sum", Kind.OPAQUE: "not understood", Kind.PASS: "rearranged"}
 
 
@@ -98,11 +100,38 @@ def _fold(block: _Part, layers: Sequence[Layer], reads: list[list[int]]) -> None
         _fold(part, layers, reads)
     while place < len(parts):
         length, times = _repeats(parts, place, layers, reads)
-        windows = [parts[at : at + length] for at in range(place, place + length * times, length)]
+        windows = _windows(parts, place, length, times)
+        if times > 1 and _begins_later(windows, parts, place, layers, reads):
+            length, times, windows = 1, 1, [[parts[place]]]
         found.append(windows[0][0] if times == 1 else _around([_around(w) for w in windows], repeats=True))
         place += length * times
     whole = len(found) == 1 and found[0].repeats
     block.children, block.repeats = (found[0].children, True) if whole else (found, block.repeats)
+
+
+def _windows(parts: list[_Part], place: int, length: int, times: int) -> list[list[_Part]]:
+    return [parts[at : at + length] for at in range(place, place + length * times, length)]
+
+
+def _begins_later(
+    windows: list[list[_Part]], parts: list[_Part], place: int, layers: Sequence[Layer], reads: list[list[int]]
+) -> bool:
+    """Whether a pattern that begins within the first window repeats as often, and is of names that are more alike.
+
+    So the middle of a U-Net, alike to the blocks of its decoder in all but name, is not taken for one of them.
+    """
+    length, times = len(windows[0]), len(windows)
+    return any(
+        _repeats(parts, later, layers, reads) == (length, times)
+        and _strangers(_windows(parts, later, length, times)) < _strangers(windows)
+        for later in range(place + 1, place + length)
+    )
+
+
+def _strangers(windows: list[list[_Part]]) -> int:
+    """In how many places of a pattern the parts that repeat have names that differ by more than numbers."""
+    names = [{re.sub(r"\d+", "", part.name.split("#")[0]) for part in alike} for alike in zip(*windows, strict=True)]
+    return sum(len(found) > 1 for found in names)
 
 
 def _around(parts: list[_Part], *, repeats: bool = False) -> _Part:
@@ -183,8 +212,9 @@ def _node(part: _Part, around: str) -> Node:
 
 
 def _detail(layer: Layer) -> str:
-    """A drop rate, or the shape that a weight layer or an input returns, without the samples."""
+    """A drop rate, the shape of an input, or the shape that a weight layer returns, without the samples."""
+    if layer.kind is Kind.INPUT:
+        return _TIMES.join(map(str, layer.shape)) if layer.users else "read by no layer"
     if layer.kind is Kind.DROPOUT or layer.p:
         return "p unknown" if layer.p is None else f"p={layer.p:g}"
-    shown = layer.kind in (Kind.WEIGHT, Kind.INPUT, Kind.OPAQUE)
-    return "\N{MULTIPLICATION SIGN}".join(map(str, layer.shape[1:])) if shown else ""
+    return _TIMES.join(map(str, layer.shape[1:])) if layer.kind in (Kind.WEIGHT, Kind.OPAQUE) else ""

@@ -73,6 +73,7 @@ class Recorder(TorchFunctionMode):
         self.failure: tuple[BaseException | None, str] = (None, "")  # the last error seen, and the module it left first
         self.names: Counter[str] = Counter()
         self.paths = {module: path for path, module in model.named_modules()}
+        self.given: set[Layer] = set()  # layers whose signals the model, or a part that is called alone, was given
         # The modules entered and not left, each with the layers whose signals it was given.
         self.stack: list[tuple[nn.Module, tuple[Layer, ...]]] = []
         self.whole: nn.Module | None = None  # the module entered that declares its kind: recorded as one call
@@ -110,6 +111,7 @@ class Recorder(TorchFunctionMode):
         for module in self.paths:
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and shows no calls
                 self.escaped = list(given)
+                self.given.update(given)
             else:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
                 module.register_forward_hook(self._leave, always_call=True)
@@ -119,7 +121,16 @@ class Recorder(TorchFunctionMode):
         """The graph of what was recorded, given the layers of the inputs."""
         self._add_unseen(self.model, given, outputs)
         self._add(Kind.OUTPUT, "output", [], inputs=self._signals(outputs))
-        return LayerGraph(tuple(self.layers))
+        return LayerGraph(tuple(self._without_strangers()))
+
+    def _without_strangers(self) -> list[Layer]:
+        """The layers but for inputs that nothing reads and the model is not given, such as the labels of a batch."""
+        known = self.given.union(*(layer.inputs for layer in self.layers))
+        layers = [layer for layer in self.layers if layer.kind is not Kind.INPUT or layer in known]
+        names = [layer.name for layer in self.layers if layer.kind is Kind.INPUT]
+        for layer, name in zip((layer for layer in layers if layer.kind is Kind.INPUT), names, strict=False):
+            object.__setattr__(layer, "name", name)  # those that are left close up
+        return layers
 
     def explain(self, failure: Exception) -> str:
         """What the pass raised, where, and what to do."""
@@ -270,7 +281,9 @@ class Recorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction():  # what the recorder itself asks of tensors is no call of the model
             if not self.stack:
                 self._add_inputs((args, kwargs))
-            self.stack.append((module, self._signals((args, kwargs))))
+            signals = self._signals((args, kwargs))
+            self.given.update(() if self.stack else signals)
+            self.stack.append((module, signals))
         if self.whole is None and getattr(module, "evenkeel_kind", None) is not None:
             self.whole = module
 

@@ -28,7 +28,7 @@ from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.files import atomic_write
 from evenkeel.output.page import Chart, Mark, Page, Tone, tone_of
-from evenkeel.output.rendering import ratio_text
+from evenkeel.output.ratios import ratio_text
 from evenkeel.output.tables import Cells, Report
 from evenkeel.signals.propagation import MeanSquares, predict_mean_squares
 from evenkeel.signals.weights import weights_of

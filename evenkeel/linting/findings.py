@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from evenkeel.errors import EvenkeelError
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.edits import Edit
 from evenkeel.output.page import Chart, Mark, Node, Notice, Page
-from evenkeel.output.rendering import ratio_text, save_page
-from evenkeel.output.tables import Cells, html_table
+from evenkeel.output.ratios import ratio_text
+from evenkeel.output.rendering import render_compact, save_page
+from evenkeel.output.tables import Cells, grid_of, html_table
 
 _COLUMNS = ("code", "guideline", "layer", "source", "finding")
 _CHART = "The shift of every norm, as predicted"
@@ -170,7 +172,11 @@ class Findings(list[Finding]):
         save_page(path, self.page(), model=model, weights=weights)
 
     def _repr_html_(self) -> str:
-        return html_table(Cells(_COLUMNS, [finding.cells for finding in self], self.notes, words=_COLUMNS))
+        cells = Cells(_COLUMNS, [finding.cells for finding in self], self.notes, words=_COLUMNS)
+        try:
+            return render_compact(replace(self.page(), grids=[grid_of(cells, "Findings")] if self else []))
+        except EvenkeelError:  # without jinja2
+            return html_table(cells)
 
 
 def _verdict(findings: Sequence[Finding]) -> str:

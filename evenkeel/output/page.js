@@ -1,6 +1,7 @@
 "use strict";
 (() => {
-  const charts = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const text = (found) => (typeof found === "number" ? data.texts[found] : found);
   const make = (tag, name, text) => {
     const element = document.createElement(tag);
     if (name) element.className = name;
@@ -8,26 +9,27 @@
     return element;
   };
 
-  // One mark's figures, in the panel below its chart.
-  const describe = (panel, chart, mark) => {
+  // One mark's figures, in the panel below its chart: its path and values are its label.
+  const describe = (panel, series, label, [lines, shares, channels]) => {
     const left = make("div");
-    left.append(make("p", "path mono", mark.path));
+    const end = label.lastIndexOf(": ");
+    left.append(make("p", "path mono", label.slice(0, end)));
     const big = make("p", "big");
-    mark.values.forEach((value, place) => {
+    label.slice(end + 2).split(", ").forEach((value, place) => {
       const one = make("span", "", value + " ");
-      if (chart.series[place]) one.append(make("small", "", chart.series[place]));
+      if (series[place]) one.append(make("small", "", series[place]));
       big.append(one, " ");
     });
     left.append(big);
-    const lines = make("ul");
-    mark.lines.forEach((line) => lines.append(make("li", "", line)));
-    left.append(lines);
-    if (mark.channels) left.append(histogram(mark.channels));
+    const list = make("ul");
+    lines.forEach((line) => list.append(make("li", "", text(line))));
+    left.append(list);
+    if (channels) left.append(histogram(channels));
     const right = make("div");
-    if (mark.shares.length) right.append(make("h3", "", "What it is made of"));
-    mark.shares.forEach(([words, percent]) => {
+    if (shares.length) right.append(make("h3", "", "What it is made of"));
+    shares.forEach(([words, percent]) => {
       const share = make("p", "share");
-      share.append(make("b", "", Math.round(percent) + " %"), make("span", "", words));
+      share.append(make("b", "", Math.round(percent) + " %"), make("span", "", text(words)));
       const bar = make("i");
       bar.style.width = Math.max(percent, 0.5) + "%";
       share.append(bar);
@@ -36,28 +38,36 @@
     panel.replaceChildren(left, right);
   };
 
-  const histogram = ({ ends, counts }) => {
+  // Bars in the colour of the side of 1 that they are on, and a line at 1 where that is among them.
+  const histogram = ([low, high, even, ...counts]) => {
     const bars = make("div", "histogram");
     const most = Math.max(...counts);
     const total = counts.reduce((sum, value) => sum + value, 0);
     bars.setAttribute("role", "img");
-    bars.setAttribute("aria-label", `${total} channels, from ${ends[0]} to ${ends[1]}`);
-    counts.forEach((value) => {
-      const bar = make("i");
+    bars.setAttribute("aria-label", `${total} channels, from ${low} to ${high}`);
+    counts.forEach((value, place) => {
+      const bar = make("i", place + 0.5 < even ? "below" : "above");
       bar.style.height = (100 * value) / most + "%";
       bars.append(bar);
     });
+    if (even > 0 && even < counts.length) {
+      const line = make("s");
+      line.style.left = (100 * even) / counts.length + "%";
+      bars.append(line);
+    }
     const words = make("p", "histogram-ends");
-    words.append(make("span", "", ends[0]), make("span", "", `${total} channels`), make("span", "", ends[1]));
+    words.append(make("span", "", low), make("span", "", `${total} channel${total === 1 ? "" : "s"}`));
+    words.append(make("span", "", high));
     const whole = make("div", "channels");
     whole.append(make("h3", "", "Its channels, by their own ratio"), bars, words);
     return whole;
   };
 
   document.querySelectorAll(".plot[data-chart]").forEach((plot) => {
-    const chart = charts[plot.dataset.chart];
+    const [series, details] = [data.series, data.marks].map((all) => all[plot.dataset.chart]);
     const panel = document.getElementById("detail-" + plot.dataset.chart);
     const marks = [...plot.querySelectorAll(".mark")];
+    marks.forEach((mark) => mark.setAttribute("aria-pressed", "false"));
     let chosen = -1;
     const choose = (place, focus) => {
       if (place < 0 || place >= marks.length) return;
@@ -69,7 +79,7 @@
         chosen = place;
         marks[place].tabIndex = 0;
         marks[place].setAttribute("aria-pressed", "true");
-        describe(panel, chart, chart.marks[place]);
+        describe(panel, series, marks[place].getAttribute("aria-label"), details[place]);
       }
       if (focus) marks[place].focus();
     };
@@ -127,6 +137,16 @@
   };
   addEventListener("hashchange", reveal);
   reveal();
+
+  // On paper all findings are there.
+  const opened = [];
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll(".more:not([open])").forEach((more) => {
+      more.open = true;
+      opened.push(more);
+    });
+  });
+  addEventListener("afterprint", () => opened.splice(0).forEach((more) => (more.open = false)));
 
   // Copies without asking for permission where the clipboard is closed; else selects the text.
   const copyBySelection = (code) => {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Tone = Literal["even", "slight", "off", "plain"]
 EVEN, SLIGHT = 1.07, 1.3  # folded ratios up to which a norm is even, and slightly off
@@ -54,6 +54,32 @@ class Node:
             yield self
         for child in self.children:
             yield from child.leaves
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain strings and lists, without what is empty."""
+        found = {name: value for name, value in vars(self).items() if value}
+        if self.children:
+            found |= {"children": [child.to_dict() for child in self.children], "edges": [*map(list, self.edges)]}
+        return found
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Node:
+        """The node that `to_dict` was made of.
+
+        Raises:
+            KeyError, TypeError, ValueError: there is none.
+
+        >>> block = Node("net", children=(Node("0", "0", "W"),), edges=((-1, 0), (0, 1)))
+        >>> Node.from_dict(block.to_dict()) == block
+        True
+        """
+        children = tuple(cls.from_dict(child) for child in found.get("children", ()))
+        edges = tuple((int(a), int(b)) for a, b in found.get("edges", ()))
+        if any(not -1 <= a < b <= len(children) for a, b in edges):
+            raise ValueError(f"{found['name']}: an edge of {edges} leads nowhere")
+        words = {name: str(found.get(name, "")) for name in ("label", "letter", "word", "detail", "where", "path")}
+        repeats = bool(found.get("repeats", False))
+        return cls(str(found["name"]), **words, children=children, edges=edges, repeats=repeats)
 
 
 @dataclass(frozen=True)
@@ -162,6 +188,7 @@ class Page:
         commands: what to do next: words, and a command to copy.
         grids: tables.
         notes: what else the reader must know.
+        former: the shift of norms before, if there was a before: the outline shows both.
 
     >>> Page("variance shift", "Even.").tone
     'plain'
@@ -179,6 +206,7 @@ class Page:
     commands: Sequence[tuple[str, str]] = ()
     grids: Sequence[Grid] = ()
     notes: Sequence[str] = ()
+    former: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def tone_of(ratio: float | None) -> Tone:

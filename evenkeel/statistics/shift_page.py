@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from evenkeel.output.page import Chart, Grid, Mark, Page, tone_of
-from evenkeel.output.rendering import ratio_text, with_facts, write_page
+from evenkeel.output.ratios import ratio_text
+from evenkeel.output.rendering import with_facts, write_page
 from evenkeel.output.tables import Report, grid_of
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.shift_rows import ShiftRow, ShiftRows
@@ -69,10 +70,11 @@ def shift_page(report: ShiftRows, after: ShiftRows | None = None) -> Page:
         _facts(report) if after is None else _facts_of_repair(report, after),
         [Chart(_TITLE, _ABOUT, series, tuple(marks))],
         report.network,
-        {row.path: row.ratio for row in shown if not math.isnan(row.ratio)},
+        _drawn(shown),
         commands=_commands(shown),
         grids=[grid_of(report._cells(), "All norms") if after is None else _side_by_side(report, after)],
         notes=list(dict.fromkeys([*report.notes, *(after.notes if after else ())])),
+        former={} if after is None else _drawn(report),
     )
 
 
@@ -132,10 +134,14 @@ class Repair(Report[NormChange]):
         marks = tuple(Mark(row.path, (row.ratio,), (_wrote(row),)) for row in self)
         chart = Chart("What was written, norm by norm", _WRITTEN, ("",), marks)
         subject = self.network.name if self.network else ""
-        ratios = {row.path: row.ratio for row in self if not math.isnan(row.ratio)}
         facts = {"norms": str(len(self)), "left as they were": str(len(self.untouched))}
-        page = Page(self._title, f"{self._said}.", "even", subject, facts, [chart], self.network, ratios)
+        page = Page(self._title, f"{self._said}.", "even", subject, facts, [chart], self.network, _drawn(self))
         return replace(page, commands=[_MEASURE])
+
+
+def _drawn(rows: Iterable[ShiftRow | NormChange]) -> dict[str, float]:
+    """The ratios that the network shows, by path."""
+    return {row.path: row.ratio for row in rows if not math.isnan(row.ratio)}
 
 
 def _wrote(row: NormChange) -> str:

@@ -64,7 +64,8 @@ class ShiftReport(ShiftRows):
 
     def _figures(self) -> dict[str, Any]:
         worst = {"median": self.median, "worst": self.worst, "worst_path": self.worst_row.path}
-        return worst | {"other_data": self.other_data}
+        drawn = {"network": self.network.to_dict()} if self.network else {}
+        return worst | {"other_data": self.other_data} | drawn
 
     def page(self, after: ShiftReport | None = None) -> Page:
         """What `save_html` shows, as plain data.

@@ -104,6 +104,105 @@ def test_two_inputs_stand_above_two_towers_that_meet():
     assert {(0, 2), (1, 2)} <= set(whole.edges)
 
 
+class Unet(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.down, self.up, self.dec = (nn.ModuleList() for _ in range(3))
+        for _ in range(3):
+            self.down.append(nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width)))
+            self.up.append(nn.ConvTranspose2d(width, width, 2, 2))
+            self.dec.append(nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.BatchNorm2d(width)))
+        self.mid = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        kept = []
+        for down in self.down:
+            kept.append(down(x))
+            x = nn.functional.max_pool2d(kept[-1], 2)
+        x = self.mid(x)
+        for up, dec in zip(self.up, self.dec, strict=True):
+            x = dec(torch.cat([up(x), kept.pop()], 1))
+        return x
+
+
+def test_the_middle_of_a_unet_is_none_of_its_decoders_blocks():
+    whole = traced(Unet(), torch.ones(1, 4, 16, 16))
+    assert labels(whole) == ["input", "down.0 to max_pool2d#3", "mid", "up.0 to dec.2", "output"]
+    assert {(1, 2), (2, 3), (1, 3)} <= set(whole.edges)  # what the encoder keeps passes by the middle
+    folded = child(whole, "up.0 to dec.2")
+    assert [labels(block) for block in folded.children] == [
+        ["up.0", "cat", "dec.0"],
+        ["up.1", "cat#2", "dec.1"],
+        ["up.2", "cat#3", "dec.2"],
+    ]
+
+
+def test_dense_layers_without_blocks_are_folded_from_the_first_on():
+    class Dense(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.BatchNorm1d(4 * n) for n in range(1, 6))
+            self.fcs = nn.ModuleList(nn.Linear(4 * n, 4) for n in range(1, 5))
+
+        def forward(self, x):
+            for norm, fc in zip(self.norms, self.fcs, strict=False):
+                x = torch.cat([x, fc(norm(x))], 1)
+            return self.norms[-1](x)
+
+    assert labels(traced(Dense(), torch.ones(2, 4))) == ["input", "norms.0 to cat#4", "norms.4", "output"]
+
+
+def test_a_tensor_made_of_parameters_and_constants_is_no_input():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.place = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 6, 4))
+            self.register_buffer("scale", torch.full((4,), 2.0))
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.place
+            return self.norm(x * self.scale + torch.arange(4))
+
+    assert labels(traced(Tokens(), torch.ones(2, 5, 4))) == ["input", "cat", "norm", "output"]
+
+
+@pytest.mark.parametrize("order", [("x", "labels"), ("labels", "x")])
+def test_the_labels_of_a_batch_are_no_input_of_the_model(order):
+    x, labels_of = torch.randn(8, 3), torch.zeros(8).long()
+    batch = {name: {"x": x, "labels": labels_of}[name] for name in order}
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
+    report = ek.variance_shift(model, [batch], forward=lambda net, given: net(given["x"]))
+    assert labels(report.network) == ["input", "0", "1", "2", "output"]
+    assert report.network.edges == ((0, 1), (1, 2), (2, 3), (3, 4))
+    assert child(report.network, "input").detail == "8\N{MULTIPLICATION SIGN}3"
+    assert labels(ek.variance_shift(model, [(x, labels_of)]).network) == ["input", "0", "1", "2", "output"]
+
+
+def test_an_input_that_the_model_takes_and_does_not_read_says_so():
+    class Takes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, mask, x):
+            return self.norm(x)
+
+    whole = traced(Takes(), torch.ones(2, 1), torch.ones(2, 3))
+    assert labels(whole) == ["input", "input#2", "norm", "output"]
+    assert child(whole, "input").detail == "read by no layer"
+    assert child(whole, "input#2").detail == "2\N{MULTIPLICATION SIGN}3"
+
+
+def test_an_outline_is_read_back_from_plain_data():
+    import json
+
+    whole = traced(Encoder(), torch.ones(2, 5, 8))
+    assert type(whole).from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
+    with pytest.raises(ValueError, match="leads nowhere"):
+        type(whole).from_dict({"name": "net", "children": [{"name": "0"}], "edges": [[0, 7]]})
+
+
 def test_a_bare_norm_has_the_empty_path():
     (norm,) = [leaf for leaf in traced(nn.BatchNorm1d(3), torch.ones(2, 3)).leaves if leaf.letter == "N"]
     assert norm.path == ""

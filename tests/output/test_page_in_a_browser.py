@@ -3,16 +3,20 @@
 Needs playwright (and, for the check by axe, axe-playwright-python) and a chromium on the path; skipped without.
 """
 
+import json
 import re
 import shutil
 from itertools import pairwise
 
 import pytest
 import torch
-from html_pages import REPORTS, trained
+from html_pages import REPORTS, graph_net, patch_net, trained
 
 import evenkeel as ek
 from benchmarks.torchvision_cpu import import_torchvision
+from evenkeel.cli.comparison import compared
+from evenkeel.output.page import Notice, Page
+from evenkeel.output.rendering import write_page
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -38,7 +42,15 @@ def pages(tmp_path_factory):
     model, data = trained()
     before = ek.variance_shift(model, data)
     done = ek.reestimate_(model, data)
-    done.save_html(folder / "repair.html", before=before, after=ek.variance_shift(model, data))
+    after = ek.variance_shift(model, data)
+    done.save_html(folder / "repair.html", before=before, after=after)
+    for name, report in (("before", before), ("after", after)):
+        (folder / f"{name}.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
+    write_page(folder / "comparison.html", compared(folder / "before.json", folder / "after.json"))
+    many = [Notice("EK301", "chen2019", f"layer{n}", f"it feeds layer{n}.relu") for n in range(20)]
+    write_page(folder / "many.html", Page("lint", "20 findings.", "off", notices=many))
+    for name, (net, batches) in {"graph": graph_net(), "transformer": patch_net()}.items():
+        ek.variance_shift(net, batches).save_html(folder / f"{name}.html")
     return folder
 
 
@@ -62,7 +74,7 @@ def look(browser, pages):
     assert said == [] and all(url.startswith("file:") for url in asked)
 
 
-NAMES = [*REPORTS, "repair"]
+NAMES = [*REPORTS, "repair", "comparison", "graph", "transformer", "many"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,6 +161,72 @@ def test_what_repeats_unfolds_by_mouse_keys_and_all_at_once(look):
     assert page.locator(".net details[open]").count() == 0
 
 
+def test_a_graph_net_is_drawn_with_its_three_inputs_and_what_gathers_and_scatters(look):
+    page = look("graph")
+    page.locator("#unfold").click()
+    rows = page.locator(".net li[data-k]")
+    assert [rows.nth(n).locator("b").inner_text() for n in range(3)] == ["input", "input#2", "input#3"]
+    assert page.locator(".net [data-k=N]").count() == 4 and page.locator(".net [data-k=D]").count() == 4
+    names = page.locator(".net li[data-k] b").all_inner_texts()
+    assert {"index_add", "scatter_add", "cat"} <= set(names)
+    assert page.locator(".net .times").first.inner_text() == "\N{MULTIPLICATION SIGN} 3"
+
+
+def test_a_transformer_with_batch_norms_is_its_layers_folded(look):
+    page = look("transformer")
+    assert page.locator(".plot .mark").count() == 8
+    assert page.locator(".net .times").first.inner_text() == "\N{MULTIPLICATION SIGN} 4"
+    page.locator("#unfold").click()
+    assert page.locator(".net [data-k=N] .pill").count() == 8 and page.locator(".net [data-k='?']").count() == 4
+
+
+@pytest.mark.parametrize("name", ["repair", "comparison"])
+def test_a_norm_in_the_drawing_shows_before_and_after_and_leads_to_its_row(look, name):
+    page = look(name)
+    page.locator("#unfold").click()
+    norm = page.locator(".net [data-k=N] a").nth(1)
+    assert re.fullmatch(
+        r"\D*[\d.]+ \N{RIGHTWARDS ARROW} \N{BLACK CIRCLE} \D*1\.00", norm.locator(".pill").text_content()
+    )
+    norm.click()
+    assert "2.norm" in page.locator(norm.get_attribute("href")).inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_no_letter_of_the_drawing_lies_on_its_text_or_on_another(look, viewport, scheme):
+    page = look("graph", viewport, scheme)
+    page.locator("#unfold").click()
+    page.locator(".net").scroll_into_view_if_needed()
+    tops = page.eval_on_selector_all(
+        ".net li[data-k], .net summary",
+        "all => all.map(e => [e.getBoundingClientRect().top, e.getBoundingClientRect().height])",
+    )
+    assert all(height >= 32 for _, height in tops)
+    tops.sort()
+    assert all(after >= before + height - 0.5 for (before, height), (after, _) in pairwise(tops))
+
+
+def test_the_bars_of_a_histogram_are_on_the_side_of_one_that_they_are_on(look):
+    page = look("variance_shift")
+    bars = page.locator(".histogram i")
+    low, _, high = page.locator(".histogram-ends span").all_inner_texts()
+    low, high = float(low[1:]), float(high[1:])
+    assert low < high and bars.count() > 3
+    for place, side in enumerate(bars.evaluate_all("all => all.map(bar => bar.className)")):
+        middle = low * (high / low) ** ((place + 0.5) / bars.count())
+        assert abs(middle - 1) < 0.02 or side == ("below" if middle < 1 else "above")
+
+
+def test_paper_shows_the_findings_that_are_folded_and_the_screen_folds_them_again(look):
+    page = look("many")
+    folded = page.locator(".more").first
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert folded.get_attribute("open") is not None
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert folded.get_attribute("open") is None
+
+
 def test_a_finding_in_the_drawing_leads_to_its_text(look):
     page = look("lint")
     page.locator("#unfold").click()
@@ -213,6 +291,6 @@ def test_resnet50_fits_its_limits(browser, tmp_path):
     page = browser.new_page(viewport=NARROW)
     page.goto((tmp_path / "page.html").as_uri())
     page.locator("#unfold").click()
-    assert page.locator(".net .box.N").count() == 53
+    assert page.locator(".net [data-k=N]").count() == 53
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     page.close()

@@ -69,6 +69,100 @@ def trained(depth=4, width=8):
     return model, data
 
 
+class Message(nn.Module):
+    """A layer of message passing: messages along edges, their mean at each node, a residual update."""
+
+    def __init__(self, width=8, p=0.3):
+        super().__init__()
+        self.message, self.update = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        self.norm, self.drop = nn.BatchNorm1d(width), nn.Dropout(p)
+
+    def forward(self, x, edges):
+        source, target = edges
+        messages = self.drop(torch.relu(self.message(torch.cat([x[source], x[target]], 1))))
+        summed = torch.zeros_like(x).index_add(0, target, messages)
+        count = torch.zeros(len(x)).scatter_add(0, target, torch.ones(len(target))).clamp(min=1)
+        return x + torch.relu(self.norm(self.update(torch.cat([x, summed / count[:, None]], 1))))
+
+
+class GraphNet(nn.Module):
+    """A classifier of small graphs, as the libraries for graphs write it."""
+
+    def __init__(self, width=8, depth=3):
+        super().__init__()
+        self.enter = nn.Linear(5, width)
+        self.layers = nn.ModuleList(Message(width) for _ in range(depth))
+        self.head = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.5))
+        self.out = nn.Linear(width, 2)
+
+    def forward(self, x, edges, graph):
+        x = self.enter(x)
+        for layer in self.layers:
+            x = layer(x, edges)
+        return self.out(self.head(torch.zeros(8, x.shape[1]).index_add(0, graph, x)))
+
+
+class Swapped(nn.Module):
+    """A module between two transposes, as a patch transformer puts BatchNorm1d over its tokens."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.transpose(1, 2)).transpose(1, 2)
+
+
+class PatchLayer(nn.Module):
+    """An encoder layer with batch norms behind its sums."""
+
+    def __init__(self, width=16, p=0.2):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 4, p, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(p), nn.Linear(2 * width, width))
+        self.norm1, self.norm2 = (Swapped(nn.BatchNorm1d(width)) for _ in range(2))
+        self.drop1, self.drop2 = nn.Dropout(p), nn.Dropout(p)
+
+    def forward(self, x):
+        x = self.norm1(x + self.drop1(self.attention(x, x, x, need_weights=False)[0]))
+        return self.norm2(x + self.drop2(self.mlp(x)))
+
+
+class PatchNet(nn.Module):
+    """A forecaster that reads patches of a series as tokens."""
+
+    def __init__(self, width=16, depth=4, patch=8, patches=6):
+        super().__init__()
+        self.enter, self.place = nn.Linear(patch, width), nn.Parameter(torch.zeros(patches, width))
+        self.layers = nn.Sequential(*(PatchLayer(width) for _ in range(depth)))
+        self.head = nn.Linear(patches * width, 4)
+        self.patch = patch
+
+    def forward(self, series):
+        tokens = self.enter(series.unfold(-1, self.patch, self.patch)) + self.place
+        return self.head(self.layers(tokens).flatten(1))
+
+
+def graph_net():
+    """A trained net of graphs, and batches of eight graphs each."""
+    torch.manual_seed(0)
+    net, nodes = GraphNet(), 80
+    graphs = torch.arange(nodes) // 10
+    batches = [{"x": torch.randn(nodes, 5), "edges": torch.randint(nodes, (2, 300)), "graph": graphs} for _ in range(4)]
+    for batch in batches * 10:
+        net(**batch)
+    return net, batches
+
+
+def patch_net():
+    """A trained patch transformer, and batches of series."""
+    torch.manual_seed(0)
+    net, batches = PatchNet(), [torch.randn(32, 48).cumsum(-1) / 5 for _ in range(4)]
+    for batch in batches * 10:
+        net(batch)
+    return net, batches
+
+
 def page_of(report, tmp_path, **options):
     """What a report writes, read."""
     path = tmp_path / "page.html"
