@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group, RenderableType
 
+from evenkeel.cli.showing import console
 from evenkeel.errors import EvenkeelError
 
 if TYPE_CHECKING:
@@ -153,18 +154,14 @@ def compare(
     The reports are what `evenkeel shift --json`, `repair --json` and `lint --format json` print; of a repair, the shift
     that it leaves.
     """
-    from rich.console import Console
-
     from evenkeel.cli.comparison import compared
     from evenkeel.output.rendering import write_page
-    from evenkeel.output.tables import Cells, table
+    from evenkeel.output.tables import Cells, FittedTable
 
     require_page(html, a, b)
     page = compared(a, b)
     (grid,) = page.grids
-    Console(width=None if Console().is_terminal else 120).print(
-        table(Cells(grid.columns, grid.rows, [page.verdict, *page.notes], grid.words))
-    )
+    console().print(FittedTable(Cells(grid.columns, grid.rows, [page.verdict, *page.notes], grid.words)))
     if html is not None:
         write_page(html, page)
         typer.echo(f"written: {html}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evenkeel.cli.showing import console
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab.specs import Accelerator, EngineName, Precision, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from evenkeel.papers.lab.trials import Run, Workplace
 
@@ -86,11 +84,11 @@ def reproduce(
         for line in error.lines:
             typer.echo(f"evenkeel: {line}", err=True)
         raise typer.Exit(1) from error
-    console = _console()
+    screen = console(160)
     there = summary.made or summary.skipped
     reports = [report for report in read_reports(out, experiments) if report.scale == scale] if there else []
     for report in reports:
-        console.print(report)
+        screen.print(report)
     for name, error in summary.failed.items():
         typer.echo(f"evenkeel: {name}: {error}", err=True)
     for report in reports:
@@ -133,11 +131,5 @@ def report(
             typer.echo(f"written: {path}")
     if html is None and markdown is None:
         for found in reports:
-            _console().print(found)
+            console(160).print(found)
         typer.echo("\n".join(coverage(reports)))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160)

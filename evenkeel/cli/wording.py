@@ -51,6 +51,7 @@ _WORDS = (
     ),
     (r"Re-estimate it from data by reestimate_", "Repair it by `evenkeel repair --data`"),
     (r"re-estimate what is stored by reestimate_", "repair what is stored by `evenkeel repair --data`"),
+    (r"to_dict\(\) and save_html\(\) hold them", "--json, --html and a wider terminal show them"),
     (r"which needs unsafe=True", "which needs --unsafe"),
     (r"data_dir \(--data-dir\)", "--data-dir"),
     (r"download=True \(--download\)", "--download"),

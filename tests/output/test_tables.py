@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from evenkeel.output.tables import Cells, plain, table
+from evenkeel.output.tables import Cells, FittedTable, plain
 
 
 def lines(rows, caption=(), words=("name",), width=110):
-    return plain(table(Cells(["name", "value"], rows, caption, words=words)), width).splitlines()
+    return plain(FittedTable(Cells(["name", "value"], rows, caption, words=words)), width).splitlines()
 
 
 def test_words_stand_left_and_figures_right():
