@@ -43,12 +43,6 @@ class DataOptions:
         """What training did to images, by the options that say so."""
         return {"--mean": self.mean, "--std": self.std, "--scale": self.scale, "--transform": self.transform}
 
-    @property
-    def given(self) -> dict[str, object]:
-        """What a command on the same data needs, by the names of the options."""
-        names = ("data_dir", "mean", "std", "scale", "transform")
-        return {name: getattr(self, name) for name in names}
-
     def load(self, name: str) -> Data:
         """The data set of that name."""
         from evenkeel.io.datasets import load_data
@@ -108,6 +102,14 @@ def moved(model: nn.Module, device: str) -> nn.Module:
         raise EvenkeelError(f"--device {device}: {brief(error)}: devices here: {', '.join(found)}") from error
 
 
+def is_trained(model: nn.Module) -> bool:
+    """Whether any of its norms was ever updated."""
+    from evenkeel.model.norms import norms_of
+    from evenkeel.statistics.stored_values import is_untrained
+
+    return not all(map(is_untrained, norms_of(model).values()))
+
+
 def trained(model: nn.Module) -> nn.Module:
     """The model, if it was trained.
 
@@ -115,13 +117,11 @@ def trained(model: nn.Module) -> nn.Module:
         EvenkeelError: none of its norms was ever updated.
     """
     from evenkeel.model.norms import norms_of
-    from evenkeel.statistics.stored_values import is_untrained
 
-    norms = norms_of(model)
-    if all(map(is_untrained, norms.values())):
+    if not is_trained(model):
         raise EvenkeelError(
-            f"none of the {len(norms)} norms was ever updated: name the checkpoint to repair by --weights, or a TARGET "
-            "that makes a trained model"
+            f"none of the {len(norms_of(model))} norms was ever updated: name the checkpoint to repair by --weights, "
+            "or a TARGET that makes a trained model"
         )
     return model
 
