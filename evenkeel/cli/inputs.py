@@ -92,14 +92,17 @@ def moved(model: nn.Module, device: str) -> nn.Module:
     """
     import torch
 
-    from evenkeel.errors import brief
+    from evenkeel.errors import brief, is_out_of_memory
 
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    found += ["mps"] if torch.backends.mps.is_available() else []
     try:
+        if torch.device(device).type == "meta":
+            raise ValueError("it holds no values")
         return model.to(torch.device(device))
     except Exception as error:
-        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        found += ["mps"] if torch.backends.mps.is_available() else []
-        raise EvenkeelError(f"--device {device}: {brief(error)}: devices here: {', '.join(found)}") from error
+        reason = f"{brief(error)}: devices here" if is_out_of_memory(error) else "there is no such device: devices here"
+        raise EvenkeelError(f"--device {device}: {reason}: {', '.join(found)}") from error
 
 
 def is_trained(model: nn.Module) -> bool:
@@ -145,10 +148,28 @@ def load_function(option: str, name: str | None) -> Callable[..., Any] | None:
         return None
     from evenkeel.io.resolving import resolve
 
-    found = resolve(name)
+    try:
+        found = resolve(name)
+    except EvenkeelError as error:
+        raise EvenkeelError(f"{option} {error}") from error
     if not callable(found):
         raise EvenkeelError(f"{option} {name} is of type {type(found).__name__}: name what can be called")
     return found
+
+
+def codes_in(options: list[str] | None) -> list[str]:
+    """The codes of rules that options hold, with commas between them."""
+    return [code for option in options or [] for code in option.split(",")]
+
+
+def require_name(option: str, path: Path) -> None:
+    """Refuse - for a file: what commands print would be mixed with it on standard output.
+
+    Raises:
+        EvenkeelError: the path is -.
+    """
+    if str(path) == "-":
+        raise EvenkeelError(f"{option} - is no file, and standard output holds what is printed: name a file")
 
 
 def refuse_unused(options: dict[str, Any], *, without: str = "--data") -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evenkeel.cli import pages
+from evenkeel.cli import completion, pages
 from evenkeel.cli.calls import Call
-from evenkeel.cli.inputs import LINT_NEEDS_INPUT, load_example, load_weighted
+from evenkeel.cli.inputs import LINT_NEEDS_INPUT, codes_in, load_example, load_weighted
 from evenkeel.cli.options import Arg, Codes, Device, Example, Format, GuidelineName, Input, Key, Target, Weights
 from evenkeel.cli.wording import for_command_line
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
@@ -32,7 +32,7 @@ def lint(
     ignore: Codes = None,
     arg: Arg = None,
     weights: Weights = None,
-    output: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead; - is standard output.")] = None,
     html: pages.Html = None,
     example: Example = None,
     key: Key = None,
@@ -53,6 +53,7 @@ def lint(
     from evenkeel.output.rendering import write_page
 
     pages.require_page(html, weights, output)
+    output = None if output == Path("-") else output  # as other programs do
     if output is not None:
         require_folder(output)
         if weights is not None and is_same_file(output, weights):
@@ -70,7 +71,8 @@ def lint(
     elif form is Format.json:
         text = json.dumps(for_command_line(finite([finding.to_dict() for finding in findings])), indent=2)
     else:
-        text = json.dumps(to_sarif(findings, ALL, root=Path.cwd(), version=version("evenkeel")), indent=2)
+        log = to_sarif(findings, ALL, root=Path.cwd(), version=version("evenkeel"))
+        text = json.dumps(for_command_line(log), indent=2)
     if output is None:
         typer.echo(text)
     else:
@@ -83,7 +85,10 @@ def lint(
 
 
 def explain(
-    code: Annotated[str | None, typer.Argument(help="Of the rule, such as EK201; left out: a table of all.")] = None,
+    code: Annotated[
+        str | None,
+        typer.Argument(help="Of the rule, such as EK201; left out: a table of all.", autocompletion=completion.codes),
+    ] = None,
     write: Annotated[Path | None, typer.Option(help="Write the pages of all rules into this folder.")] = None,
 ) -> None:
     """Print a rule's own text, who disagrees with it, and its bad and good example."""
@@ -104,14 +109,10 @@ def _settings(guideline: str | None, select: list[str] | None, ignore: list[str]
     from evenkeel.linting.settings import read_settings
 
     found = read_settings(Path.cwd(), known=[rule.code for rule in ALL], guidelines=GUIDELINES)
-    asked = wanted(guideline, _codes(select), _codes(ignore))
+    asked = wanted(guideline, codes_in(select), codes_in(ignore))
     return replace(
         found,
         guideline=asked.guideline or found.guideline,
         select=asked.select or found.select,
         ignore=(*found.ignore, *asked.ignore),
     )
-
-
-def _codes(options: list[str] | None) -> list[str]:
-    return [code for option in options or [] for code in option.split(",")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group, RenderableType
 
+from evenkeel.cli.inputs import require_name
 from evenkeel.cli.showing import console
 from evenkeel.errors import EvenkeelError
 
@@ -37,7 +38,7 @@ def require_page(html: Path | None, *others: Path | None) -> None:
     """Refuse a page that cannot be written before the work begins, or one in the place of another file.
 
     Raises:
-        EvenkeelError: jinja2 is missing, the folder does not exist, or the file is one of the others.
+        EvenkeelError: jinja2 is missing, the folder does not exist, or the file is one of the others, or is -.
     """
     if html is None:
         return
@@ -45,6 +46,7 @@ def require_page(html: Path | None, *others: Path | None) -> None:
     from evenkeel.output.rendering import environment
 
     environment()
+    require_name("--html", html)
     require_folder(html)
     if html.resolve() in [path.resolve() for path in others if path is not None]:
         raise EvenkeelError(f"--html {html} is the checkpoint's own file: name another")

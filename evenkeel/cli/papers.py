@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evenkeel.cli import completion
+from evenkeel.cli.inputs import require_name
 from evenkeel.cli.showing import console
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab.specs import Accelerator, EngineName, Precision, Scale
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 def reproduce(
     targets: Annotated[
         list[str],
-        typer.Argument(help="PAPER, such as li2018, or PAPER/EXPERIMENT, such as li2018/shift.", metavar="PAPER"),
+        typer.Argument(
+            help="PAPER, such as li2018, or PAPER/EXPERIMENT, such as li2018/shift.",
+            metavar="PAPER",
+            autocompletion=completion.experiments,
+        ),
     ],
     scale: Annotated[
         Scale, typer.Option(help="smoke: seconds; quick: small nets; desk: 9 % error; full: the paper's.")
@@ -118,8 +124,10 @@ def report(
     from evenkeel.papers.catalogue import ALL, find
     from evenkeel.papers.lab.report import coverage, read_reports, to_html, to_markdown
 
-    for path in filter(None, (html, markdown)):
-        require_folder(path)
+    for option, path in (("--html", html), ("--markdown", markdown)):
+        if path is not None:
+            require_name(option, path)
+            require_folder(path)
     if not results.is_dir():
         raise EvenkeelError(f"there is no folder {results}: name the one that `evenkeel reproduce` wrote to")
     reports = read_reports(results, [pair for paper in ALL for pair in find(paper.name)])

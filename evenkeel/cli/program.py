@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from evenkeel.cli import fixing, linting, pages, papers
+from evenkeel.cli import completion, fixing, linting, pages, papers
 from evenkeel.cli.calls import Call
 from evenkeel.cli.inputs import (
     NEEDS_INPUT,
@@ -22,6 +22,7 @@ from evenkeel.cli.inputs import (
     moved,
     parse_prior,
     refuse_unused,
+    require_name,
     trained,
 )
 from evenkeel.cli.options import (
@@ -53,9 +54,16 @@ from evenkeel.errors import EvenkeelError, brief, is_out_of_memory
 if TYPE_CHECKING:
     pass
 
+_INSTEAD = {
+    ("lint", "--json"): "lint prints JSON by --format json",
+    ("lint", "--data"): "lint needs no data, but the shape of one input, by --input or --example",
+    ("fix", "--data"): "fix needs no data, but the shape of one input, by --input or --example",
+    ("lint", "--fail-above"): "lint exits with 1 if there are findings; shift has --fail-above",
+    ("fix", "--out"): "fix writes nothing: --diff prints a patch, for `git apply`",
+}
+
 app = typer.Typer(
     help="Dropout and normalization on an even keel.",
-    add_completion=False,
     rich_markup_mode="markdown",  # rich's own would take [tool.evenkeel] for a style, and swallow it
     pretty_exceptions_enable=False,
 )
@@ -187,7 +195,10 @@ def repair(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option(help="Labelled data, named as for --data: nothing is written unless the loss on them gets lower."),
+        typer.Option(
+            help="Labelled data, named as for --data: nothing is written unless the loss on them gets lower.",
+            autocompletion=completion.data_sets,
+        ),
     ] = None,
     score: Annotated[
         str | None,
@@ -226,6 +237,7 @@ def repair(
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
     from evenkeel.output.rendering import render
 
+    require_name("--out", out)
     require_folder(out)
     pages.require_page(html, out, weights)
     model = load_model(target, arg)
@@ -272,6 +284,15 @@ for command in (
     app.command()(command)
 
 
+def _advice(error: Exception) -> str:
+    """Where to read on after a usage error, or the option that does what another one is thought to do."""
+    context = getattr(error, "ctx", None)
+    if context is None or context.info_name is None or context.parent is None:
+        return "`evenkeel --help` lists the commands"
+    instead = _INSTEAD.get((context.info_name, getattr(error, "option_name", "")))
+    return instead or f"`evenkeel {context.info_name} --help` lists what it takes"
+
+
 def main() -> NoReturn:
     """Run the program: exit code 0 done, 1 findings or a failed run, 2 bad input with one line on standard error."""
     try:
@@ -281,7 +302,8 @@ def main() -> NoReturn:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own errors; older ones are click's
         if usage is not None:
-            message = usage()
+            said = for_command_line(usage()).rstrip(".")
+            message = f"{said}{'' if said.endswith('?') else ':'} {_advice(error)}"
         elif isinstance(error, EvenkeelError):
             message = for_command_line(str(error))
         elif is_out_of_memory(error):

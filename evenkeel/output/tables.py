@@ -150,7 +150,7 @@ def grouped(reasons: Mapping[str, str], what: str = "") -> list[str]:
     """
     paths: dict[str, list[str]] = {}
     for path, reason in reasons.items():
-        paths.setdefault(reason, []).append(path)
+        paths.setdefault(reason, []).append(f"layer {path}" if path.isdecimal() else path)  # else "1 and 1 more"
     return [
         ": ".join(filter(None, (f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}", what, reason)))
         for reason, found in paths.items()

@@ -121,9 +121,9 @@ def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
     slope = "" if row.slope is None else f"{row.slope:.2f}"
     if columns is _INHERITED:
         parts = (f"x{row.parts[name]:.2f}" if name in row.parts else "" for name in ("dropout", "inherited"))
-        return slope, *parts, row.fed_by
+        return slope, *parts, row.bad or row.fed_by
     if columns not in (_MEASURED, _MEASURED_CAUSED):
-        return slope, f"x{row.folded:.2f}", row.fed_by
+        return slope, f"x{row.folded:.2f}", row.bad or row.fed_by
     spread = "" if row.spread is None else "-".join(_figure(ratio, ".2f") for ratio in row.spread)
     because = row.why if columns is _MEASURED else row.because
     return spread, "" if row.moved is None else _figure(row.moved, ".2f"), because

@@ -89,6 +89,8 @@ class ShiftRow:
     @property
     def because(self) -> str:
         """What the shift is made of, if that was measured, and which dropouts cause it, none of them twice."""
+        if self.bad:
+            return self.bad
         if not (self.why and self.causes):
             return self.why or (self.fed_by if self.causes else "")
         if len(self.causes) == 1 and self.causes[0][0].label.partition(" ")[0] in self.why:
