@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -89,13 +90,18 @@ def _as_text(patch: Patch, guideline: str) -> str:
     lines = [f"# {guideline}: {count}, {done} in this patch, {len(patch.left)} in words"]
     alike: dict[str, list[FixRow]] = {}
     for row in patch.left:
-        alike.setdefault(row.reason, []).append(row)
+        alike.setdefault(_reason(row), []).append(row)
     for reason, rows in alike.items():
         if len(rows) == 1:
             lines += [f"# by hand: {rows[0]}"]
         else:
             lines += [f"# by hand, {len(rows)} findings, since {reason}:", *(f"#   {row.asked}" for row in rows)]
     return for_command_line("\n".join(lines)) + "\n" + patch.text
+
+
+def _reason(row: FixRow) -> str:
+    """Why a finding is left, without the layer's own name, so that it reads alike for several."""
+    return re.sub(rf"\bfor {re.escape(row.path)}(?=,|$)", "for it", row.reason)
 
 
 def _as_json(patch: Patch) -> str:

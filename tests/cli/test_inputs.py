@@ -161,6 +161,10 @@ UNCLEAR = {
     "a prior below 0": ((*REPAIR, "--prior", "-3"), "--prior must be a number of samples, at least 0 and finite, or"),
     "no tolerance": ((*REPAIR, "--tolerance", "0"), "--tolerance must be above 0"),
     "no batches": (("shift", *TEXT, "--data", "anynets:empty"), "what --data or --held-out names is empty"),
+    "pairs of inputs": (
+        ("shift", *TEXT, "--data", "anynets:pairs"),
+        "yield mappings of arguments by name, or name what",
+    ),
     "two means": (
         ("shift", "anynets:Text", "--data", "digits", "--mean", "0.5,0.5"),
         "--mean has 2 numbers, and the images have 1 channel",
@@ -188,7 +192,8 @@ def test_messages_name_options_and_what_to_do(nets, capsys, case):
     (nets / "anynets.py").write_text(
         (nets / "anynets.py").read_text()
         + "\n\ndef bad_score(outputs, targets):\n    raise ValueError('no idea')\n\n\n"
-        "def text_score(outputs, targets):\n    return 'good'\n\n\ndef empty():\n    return []\n"
+        "def text_score(outputs, targets):\n    return 'good'\n\n\ndef empty():\n    return []\n\n\n"
+        "def pairs():\n    return [tuple(text_example().values())]\n"
     )
     sys.modules.pop("anynets")
     arguments, message = UNCLEAR[case]
