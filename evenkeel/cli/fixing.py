@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from evenkeel.cli.inputs import LINT_NEEDS_INPUT, load_example, load_weighted
+from evenkeel.cli import completion
+from evenkeel.cli.inputs import LINT_NEEDS_INPUT, codes_in, load_example, load_weighted
 from evenkeel.cli.options import Arg, Codes, Device, Example, Input, Json, Key, Target, Weights
+from evenkeel.cli.wording import for_command_line
 
 if TYPE_CHECKING:
     from evenkeel.linting.rule import Guideline
-    from evenkeel.rewriting.fix_report import FixReport
+    from evenkeel.rewriting.fix_report import FixReport, FixRow
     from evenkeel.rewriting.patches import Patch
 
 
 def fix(
     target: Target,
-    guideline: Annotated[str, typer.Option(help="Whose findings: hendrycks2016, li2018, chen2019 or kim2023.")],
+    guideline: Annotated[
+        str,
+        typer.Option(
+            help="Whose findings: hendrycks2016, li2018, chen2019 or kim2023.", autocompletion=completion.guidelines
+        ),
+    ],
     input_shape: Input = None,
     example: Example = None,
     diff: Annotated[
@@ -46,15 +54,13 @@ def fix(
     """
     from evenkeel.linting.linter import wanted
 
-    wanted(guideline, (), ())
-    named = cast("Guideline", guideline)
-    chosen, ignored = ([code for option in codes or [] for code in option.split(",")] for codes in (select, ignore))
+    settings = wanted(guideline, codes_in(select), codes_in(ignore))
     model = load_weighted(target, arg, weights, key, device)
     called_with = load_example(model, input_shape, example, LINT_NEEDS_INPUT)
     if diff:
         from evenkeel.rewriting.patches import patch_of
 
-        patch = patch_of(model, called_with, guideline=named, unsafe=unsafe, select=chosen, ignore=ignored)
+        patch = patch_of(model, called_with, settings, unsafe=unsafe)
         typer.echo(_as_json(patch) if as_json else _as_text(patch, guideline), nl=False)
         left = len(patch.left)
     else:
@@ -63,9 +69,16 @@ def fix(
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnappliedWarning)  # the report says it
-            made: Any = fixed(model, called_with, guideline=named, unsafe=unsafe, select=chosen, ignore=ignored)
+            made: Any = fixed(
+                model,
+                called_with,
+                guideline=cast("Guideline", guideline),
+                unsafe=unsafe,
+                select=settings.select,
+                ignore=settings.ignore,
+            )
         report: FixReport = made.evenkeel_fix
-        typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+        typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else for_command_line(str(report)))
         left = len(report.left)
     if left:
         raise typer.Exit(1)
@@ -75,8 +88,20 @@ def _as_text(patch: Patch, guideline: str) -> str:
     done = len(patch.rows) - len(patch.left)
     count = f"{len(patch.rows)} finding{'' if len(patch.rows) == 1 else 's'}"
     lines = [f"# {guideline}: {count}, {done} in this patch, {len(patch.left)} in words"]
-    lines += [f"# by hand: {row}" for row in patch.left]
-    return "\n".join(lines) + "\n" + patch.text
+    alike: dict[str, list[FixRow]] = {}
+    for row in patch.left:
+        alike.setdefault(_reason(row), []).append(row)
+    for reason, rows in alike.items():
+        if len(rows) == 1:
+            lines += [f"# by hand: {rows[0]}"]
+        else:
+            lines += [f"# by hand, {len(rows)} findings, since {reason}:", *(f"#   {row.asked}" for row in rows)]
+    return for_command_line("\n".join(lines)) + "\n" + patch.text
+
+
+def _reason(row: FixRow) -> str:
+    """Why a finding is left, without the layer's own name, so that it reads alike for several."""
+    return re.sub(rf"\bfor {re.escape(row.path)}(?=,|$)", "for it", row.reason)
 
 
 def _as_json(patch: Patch) -> str:

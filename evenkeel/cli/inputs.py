@@ -43,12 +43,6 @@ class DataOptions:
         """What training did to images, by the options that say so."""
         return {"--mean": self.mean, "--std": self.std, "--scale": self.scale, "--transform": self.transform}
 
-    @property
-    def given(self) -> dict[str, object]:
-        """What a command on the same data needs, by the names of the options."""
-        names = ("data_dir", "mean", "std", "scale", "transform")
-        return {name: getattr(self, name) for name in names}
-
     def load(self, name: str) -> Data:
         """The data set of that name."""
         from evenkeel.io.datasets import load_data
@@ -98,14 +92,25 @@ def moved(model: nn.Module, device: str) -> nn.Module:
     """
     import torch
 
-    from evenkeel.errors import brief
+    from evenkeel.errors import brief, is_out_of_memory
 
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    found += ["mps"] if torch.backends.mps.is_available() else []
     try:
+        if torch.device(device).type == "meta":
+            raise ValueError("it holds no values")
         return model.to(torch.device(device))
     except Exception as error:
-        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        found += ["mps"] if torch.backends.mps.is_available() else []
-        raise EvenkeelError(f"--device {device}: {brief(error)}: devices here: {', '.join(found)}") from error
+        reason = f"{brief(error)}: devices here" if is_out_of_memory(error) else "there is no such device: devices here"
+        raise EvenkeelError(f"--device {device}: {reason}: {', '.join(found)}") from error
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether any of its norms was ever updated."""
+    from evenkeel.model.norms import norms_of
+    from evenkeel.statistics.stored_values import is_untrained
+
+    return not all(map(is_untrained, norms_of(model).values()))
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -115,13 +120,11 @@ def trained(model: nn.Module) -> nn.Module:
         EvenkeelError: none of its norms was ever updated.
     """
     from evenkeel.model.norms import norms_of
-    from evenkeel.statistics.stored_values import is_untrained
 
-    norms = norms_of(model)
-    if all(map(is_untrained, norms.values())):
+    if not is_trained(model):
         raise EvenkeelError(
-            f"none of the {len(norms)} norms was ever updated: name the checkpoint to repair by --weights, or a TARGET "
-            "that makes a trained model"
+            f"none of the {len(norms_of(model))} norms was ever updated: name the checkpoint to repair by --weights, "
+            "or a TARGET that makes a trained model"
         )
     return model
 
@@ -145,10 +148,28 @@ def load_function(option: str, name: str | None) -> Callable[..., Any] | None:
         return None
     from evenkeel.io.resolving import resolve
 
-    found = resolve(name)
+    try:
+        found = resolve(name)
+    except EvenkeelError as error:
+        raise EvenkeelError(f"{option} {error}") from error
     if not callable(found):
         raise EvenkeelError(f"{option} {name} is of type {type(found).__name__}: name what can be called")
     return found
+
+
+def codes_in(options: list[str] | None) -> list[str]:
+    """The codes of rules that options hold, with commas between them."""
+    return [code for option in options or [] for code in option.split(",")]
+
+
+def require_name(option: str, path: Path) -> None:
+    """Refuse - for a file: what commands print would be mixed with it on standard output.
+
+    Raises:
+        EvenkeelError: the path is -.
+    """
+    if str(path) == "-":
+        raise EvenkeelError(f"{option} - is no file, and standard output holds what is printed: name a file")
 
 
 def refuse_unused(options: dict[str, Any], *, without: str = "--data") -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from evenkeel.cli import completion
 from evenkeel.io.downloads import SETS
 
 Target = Annotated[
@@ -16,6 +17,7 @@ Target = Annotated[
         help="What makes the model: package.module:callable (a class, a function, or one that returns torch.load of "
         "a whole model), torchvision:NAME or timm:NAME; --arg gives it arguments.",
         metavar="TARGET",
+        autocompletion=completion.targets,
     ),
 ]
 DataName = Annotated[
@@ -25,6 +27,7 @@ DataName = Annotated[
         help=f"{', '.join(SETS)}, folder:PATH or package.module:callable; left out: predicted from --input or "
         "--example.",
         metavar="D",
+        autocompletion=completion.data_sets,
     ),
 ]
 Input = Annotated[
@@ -90,10 +93,18 @@ Device = Annotated[
     ),
 ]
 Codes = Annotated[
-    list[str] | None, typer.Option(help="Codes, or beginnings such as EK2, with commas between them; repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="Codes, or beginnings such as EK2, with commas between them; repeatable.", autocompletion=completion.codes
+    ),
 ]
 GuidelineName = Annotated[
-    str | None, typer.Option("--guideline", help="hendrycks2016 (traps), li2018, chen2019 or kim2023; all if left out.")
+    str | None,
+    typer.Option(
+        "--guideline",
+        help="hendrycks2016 (traps), li2018, chen2019 or kim2023; all if left out.",
+        autocompletion=completion.guidelines,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

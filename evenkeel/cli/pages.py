@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group, RenderableType
 
+from evenkeel.cli.inputs import require_name
+from evenkeel.cli.showing import console
 from evenkeel.errors import EvenkeelError
 
 if TYPE_CHECKING:
+    from evenkeel.cli.calls import Call
     from evenkeel.output.page import Page
 
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page to look at: one file, without network.")]
@@ -36,7 +38,7 @@ def require_page(html: Path | None, *others: Path | None) -> None:
     """Refuse a page that cannot be written before the work begins, or one in the place of another file.
 
     Raises:
-        EvenkeelError: jinja2 is missing, the folder does not exist, or the file is one of the others.
+        EvenkeelError: jinja2 is missing, the folder does not exist, or the file is one of the others, or is -.
     """
     if html is None:
         return
@@ -44,103 +46,78 @@ def require_page(html: Path | None, *others: Path | None) -> None:
     from evenkeel.output.rendering import environment
 
     environment()
+    require_name("--html", html)
     require_folder(html)
     if html.resolve() in [path.resolve() for path in others if path is not None]:
         raise EvenkeelError(f"--html {html} is the checkpoint's own file: name another")
 
 
-def written_by(command: str, target: str, **options: object) -> str:
-    """A command to copy, with the options that were given.
+def next_steps(call: Call, *, is_even: bool, is_trained: bool, inputs: Sequence[str]) -> list[tuple[str, str]]:
+    """What to do after `evenkeel shift`, each with its command.
 
-    >>> written_by("shift", "my.nets:net", input="3x8x8", weights=None, arg=["classes=3"])
-    'evenkeel shift my.nets:net --input 3x8x8 --arg classes=3'
+    Args:
+        call: of shift.
+        is_even: whether no norm is off.
+        is_trained: whether there is something to repair.
+        inputs: what the model is called with, as --input says it, where data show it.
     """
-    words = ["evenkeel", command, target]
-    for name, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None:
-                words += [f"--{name.replace('_', '-')}", str(one)]
-    return shlex.join(words)
-
-
-def shift_page(
-    page: Page, target: str, called: Mapping[str, object], *, weights: Path | None, data: str | None
-) -> Page:
-    """The page of `evenkeel shift`, with the commands to go on with; `called` is how the model is made and called."""
-    from evenkeel.output.rendering import with_facts
-
-    model = dict(called)
-    alone = without_data(called)
-    if page.tone == "even":
-        watched = written_by("shift", target, **model, weights=weights, data=data, fail_above=1.1)
-        commands = [("Keep it so: in continuous integration, exit code 1 if a norm is off by more than 10 %", watched)]
+    if is_even:
+        watched = call.then("shift", fail_above=1.1)
+        return [("Keep it so: in continuous integration, exit code 1 if a norm is off by more than 10 %", watched)]
+    weights = call.path("weights")
+    out = Path("repaired.pt") if weights is None else weights.with_name(f"{weights.stem}-repaired{weights.suffix}")
+    steps: list[tuple[str, str]] = []
+    if not call.text("data"):
+        measured = call.then("shift", data="NAME", **_page(call, "shift"))
+        steps += [("Measure it on data, which is exact: with your data set in place of NAME", measured)]
+    if is_trained:
+        steps += [("Repair the checkpoint", call.then("repair", out=out, **_page(call, "repair")))]
     else:
-        source = weights or Path("NET.pt")
-        out = source.with_name(f"{source.stem}-repaired{source.suffix}")
-        repaired = written_by("repair", target, **model, weights=source, out=out, data=data, html="repair.html")
-        found = written_by("lint", target, **with_input(alone), weights=weights, html="lint.html")
-        commands = [("Repair the checkpoint", repaired), ("Find the dropouts that cause it", found)]
-        if data is None:
-            measured = written_by("shift", target, **model, weights=weights, data="NAME", html="shift.html")
-            commands.insert(0, ("Measure it on data, which is exact", measured))
-    return with_facts(replace(page, subject=page.subject or target), _facts(target, weights, data), commands)
+        named = call.then("shift", weights="FILE", **_page(call, "shift"))
+        steps += [("Nothing of this was trained: name a checkpoint in place of FILE", named)]
+    found, known = "Find the dropouts that cause it", call.text("input") or call.text("example")
+    if known or inputs:
+        given = {} if known else {"input": list(inputs)}
+        return [*steps, (found, call.then("lint", **given, **_page(call, "lint")))]
+    made = call.then("lint", example="MODULE:FUNCTION", **_page(call, "lint"))
+    return [*steps, (f"{found}: MODULE:FUNCTION stands for what returns what the model is called with", made)]
 
 
-def without_data(called: Mapping[str, object]) -> dict[str, object]:
-    """How a model is made and called, without the options that say how to use data.
-
-    >>> without_data({"arg": ["p=0.5"], "forward": "my.nets:run", "mean": "0.5"})
-    {'arg': ['p=0.5']}
-    """
-    return {name: called[name] for name in ("arg", "input", "example", "key") if name in called}
+def _page(call: Call, name: str) -> dict[str, str]:
+    """A page of the next command, too, if this one writes one."""
+    return {"html": f"{name}.html"} if call.has_page else {}
 
 
-def with_input(called: Mapping[str, object]) -> dict[str, object]:
-    """How a model is called, with a place for the shape of its input where that is not known."""
-    known = called.get("input") or called.get("example")
-    return dict(called) if known else {**called, "input": "SHAPE"}
-
-
-def lint_page(page: Page, target: str, called: Mapping[str, object], *, weights: Path | None) -> Page:
+def lint_page(page: Page, call: Call) -> Page:
     """The page of `evenkeel lint`, with the commands to go on with."""
-    from evenkeel.output.rendering import with_facts
-
     codes = list(dict.fromkeys(notice.code for notice in page.notices))
-    commands = [(f"Read the rule {code}, with a bad and a good example", f"evenkeel explain {code}") for code in codes]
-    looked = written_by("shift", target, **called, weights=weights, html="shift.html")
-    commands = [*commands[:3], ("See what it does to every norm", looked)]
-    return with_facts(replace(page, subject=page.subject or target), _facts(target, weights, None), commands)
+    steps = [(f"Read the rule {code}, with a bad and a good example", f"evenkeel explain {code}") for code in codes[:3]]
+    if codes and call.text("guideline"):
+        steps += [("See the changes as a patch of the source", call.then("fix", diff=True))]
+    return completed(
+        page, call, [*steps, ("See what it does to every norm", call.then("shift", **_page(call, "shift")))]
+    )
 
 
-def repair_page(
-    page: Page,
-    target: str,
-    called: Mapping[str, object],
-    *,
-    weights: Path | None,
-    out: Path,
-    data: str | None,
-    is_plain: bool = True,
-) -> Page:
+def repair_page(page: Page, call: Call, out: Path, *, is_plain: bool = True) -> Page:
     """The page of `evenkeel repair`: how to check and load OUT; `is_plain`: `load_state_dict` takes what it holds."""
-    from evenkeel.output.rendering import with_facts
-
-    given = without_data(called) if data is None else dict(called)
     is_alone = out.suffix.lower() == ".safetensors"  # which holds one state dict, without a key
-    given |= {"key": None} if is_alone else {}
-    checked = written_by("shift", target, **given, weights=out, data=data)
-    key = f', key="{given["key"]}"' if given.get("key") else ""
-    loaded = f'evenkeel.load_(model, "{out}"{key})'
+    key = "" if is_alone else call.text("key")
+    checked = call.then("shift", weights=out, key=key or None)
+    loaded = f'evenkeel.load_(model, "{out}"' + (f', key="{key}")' if key else ")")
     if is_plain and not key:
         read = f'safetensors.torch.load_file("{out}")' if is_alone else f'torch.load("{out}", weights_only=True)'
         loaded = f"model.load_state_dict({read})"
-    commands = [("Check the repaired checkpoint", checked), ("Load it in Python", loaded)]
-    facts = {**_facts(target, weights, data), "written": str(out)}
-    return with_facts(replace(page, subject=page.subject or target), facts, commands)
+    steps = [("Check the repaired checkpoint", checked), ("Load it in Python", loaded)]
+    return completed(page, call, steps, written=str(out))
 
 
-def _facts(target: str, weights: Path | None, data: str | None) -> dict[str, str]:
-    return {"target": target, "weights": "" if weights is None else str(weights), "data": data or ""}
+def completed(page: Page, call: Call, steps: Sequence[tuple[str, str]], **facts: str) -> Page:
+    """A page with what the command was given, and what to do next."""
+    from evenkeel.output.rendering import with_facts
+
+    facts = {name: call.text(name) for name in ("target", "weights", "data")} | facts
+    return with_facts(replace(page, subject=page.subject or call.text("target")), facts, steps)
 
 
 def compare(
@@ -153,18 +130,14 @@ def compare(
     The reports are what `evenkeel shift --json`, `repair --json` and `lint --format json` print; of a repair, the shift
     that it leaves.
     """
-    from rich.console import Console
-
     from evenkeel.cli.comparison import compared
     from evenkeel.output.rendering import write_page
-    from evenkeel.output.tables import Cells, table
+    from evenkeel.output.tables import Cells, FittedTable
 
     require_page(html, a, b)
     page = compared(a, b)
     (grid,) = page.grids
-    Console(width=None if Console().is_terminal else 120).print(
-        table(Cells(grid.columns, grid.rows, [page.verdict, *page.notes], grid.words))
-    )
+    console().print(FittedTable(Cells(grid.columns, grid.rows, [page.verdict, *page.notes], grid.words)))
     if html is not None:
         write_page(html, page)
         typer.echo(f"written: {html}")

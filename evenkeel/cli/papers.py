@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evenkeel.cli import completion
+from evenkeel.cli.inputs import require_name
+from evenkeel.cli.showing import console
 from evenkeel.errors import EvenkeelError
 from evenkeel.papers.lab.specs import Accelerator, EngineName, Precision, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from evenkeel.papers.lab.trials import Run, Workplace
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 def reproduce(
     targets: Annotated[
         list[str],
-        typer.Argument(help="PAPER, such as li2018, or PAPER/EXPERIMENT, such as li2018/shift.", metavar="PAPER"),
+        typer.Argument(
+            help="PAPER, such as li2018, or PAPER/EXPERIMENT, such as li2018/shift.",
+            metavar="PAPER",
+            autocompletion=completion.experiments,
+        ),
     ],
     scale: Annotated[
         Scale, typer.Option(help="smoke: seconds; quick: small nets; desk: 9 % error; full: the paper's.")
@@ -86,11 +90,11 @@ def reproduce(
         for line in error.lines:
             typer.echo(f"evenkeel: {line}", err=True)
         raise typer.Exit(1) from error
-    console = _console()
+    screen = console(160)
     there = summary.made or summary.skipped
     reports = [report for report in read_reports(out, experiments) if report.scale == scale] if there else []
     for report in reports:
-        console.print(report)
+        screen.print(report)
     for name, error in summary.failed.items():
         typer.echo(f"evenkeel: {name}: {error}", err=True)
     for report in reports:
@@ -120,8 +124,10 @@ def report(
     from evenkeel.papers.catalogue import ALL, find
     from evenkeel.papers.lab.report import coverage, read_reports, to_html, to_markdown
 
-    for path in filter(None, (html, markdown)):
-        require_folder(path)
+    for option, path in (("--html", html), ("--markdown", markdown)):
+        if path is not None:
+            require_name(option, path)
+            require_folder(path)
     if not results.is_dir():
         raise EvenkeelError(f"there is no folder {results}: name the one that `evenkeel reproduce` wrote to")
     reports = read_reports(results, [pair for paper in ALL for pair in find(paper.name)])
@@ -133,11 +139,5 @@ def report(
             typer.echo(f"written: {path}")
     if html is None and markdown is None:
         for found in reports:
-            _console().print(found)
+            console(160).print(found)
         typer.echo("\n".join(coverage(reports)))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import warnings
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from evenkeel.cli import fixing, pages, papers
+from evenkeel.cli import completion, fixing, linting, pages, papers
+from evenkeel.cli.calls import Call
 from evenkeel.cli.inputs import (
-    LINT_NEEDS_INPUT,
     NEEDS_INPUT,
     DataOptions,
+    is_trained,
     load_example,
     load_function,
     load_model,
@@ -24,20 +22,18 @@ from evenkeel.cli.inputs import (
     moved,
     parse_prior,
     refuse_unused,
+    require_name,
     trained,
 )
 from evenkeel.cli.options import (
     Arg,
     BatchSize,
-    Codes,
     DataDir,
     DataName,
     Device,
     Download,
     Example,
-    Format,
     Forward,
-    GuidelineName,
     Input,
     Json,
     Key,
@@ -53,22 +49,24 @@ from evenkeel.cli.options import (
 )
 from evenkeel.cli.showing import show
 from evenkeel.cli.wording import for_command_line
-from evenkeel.errors import EvenkeelError, UnpredictedWarning, brief, is_out_of_memory
+from evenkeel.errors import EvenkeelError, brief, is_out_of_memory
 
 if TYPE_CHECKING:
-    from evenkeel.linting.settings import Settings
+    pass
+
+_INSTEAD = {
+    ("lint", "--json"): "lint prints JSON by --format json",
+    ("lint", "--data"): "lint needs no data, but the shape of one input, by --input or --example",
+    ("fix", "--data"): "fix needs no data, but the shape of one input, by --input or --example",
+    ("lint", "--fail-above"): "lint exits with 1 if there are findings; shift has --fail-above",
+    ("fix", "--out"): "fix writes nothing: --diff prints a patch, for `git apply`",
+}
 
 app = typer.Typer(
     help="Dropout and normalization on an even keel.",
-    add_completion=False,
     rich_markup_mode="markdown",  # rich's own would take [tool.evenkeel] for a style, and swallow it
     pretty_exceptions_enable=False,
 )
-
-app.command()(papers.reproduce)
-app.command()(papers.report)
-app.command()(fixing.fix)
-app.command()(pages.compare)
 
 
 @app.callback(invoke_without_command=True)
@@ -83,7 +81,6 @@ def program(
         typer.echo(context.get_help())
 
 
-@app.command()
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="How many nets to train.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1,000 training images.")] = 15,
@@ -96,86 +93,8 @@ def demo(
     show(result.to_dict() if as_json else result)
 
 
-@app.command()
-def lint(
-    target: Target,
-    input_shape: Input = None,
-    guideline: GuidelineName = None,
-    form: Annotated[Format, typer.Option("--format", help="How to print findings.")] = Format.text,
-    select: Codes = None,
-    ignore: Codes = None,
-    arg: Arg = None,
-    weights: Weights = None,
-    output: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
-    html: pages.Html = None,
-    example: Example = None,
-    key: Key = None,
-    device: Device = None,
-) -> None:
-    """Find what breaks the guidelines on where dropout belongs. Exit code 1 if there are findings.
-
-    By chen2019 nearly every network has some: in continuous integration, ask for a guideline.
-
-    The section [tool.evenkeel] of pyproject.toml may hold guideline, select, ignore and per-path-ignores; options
-    given here come first. A source line with the comment `# evenkeel: ignore[EK201]` is left alone.
-    """
-    from evenkeel.linting.findings import summary
-    from evenkeel.linting.linter import findings_of
-    from evenkeel.linting.rules import ALL
-    from evenkeel.linting.sarif import to_sarif
-    from evenkeel.output.files import atomic_write, finite, is_same_file, require_folder
-    from evenkeel.output.rendering import write_page
-
-    pages.require_page(html, weights, output)
-    if output is not None:
-        require_folder(output)
-        if weights is not None and is_same_file(output, weights):
-            raise EvenkeelError(f"--output {output} is the checkpoint's own file: name another")
-    settings = _settings(guideline, select, ignore)
-    model = load_weighted(target, arg, weights, key, device)
-    called_with = load_example(model, input_shape, example, LINT_NEEDS_INPUT)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UnpredictedWarning)
-        findings = findings_of(model, called_with, settings)
-    for warning in caught:
-        typer.echo(f"evenkeel: {for_command_line(str(warning.message))}", err=True)
-    if form is Format.text:
-        text = for_command_line(summary(findings))
-    elif form is Format.json:
-        text = json.dumps(for_command_line(finite([finding.to_dict() for finding in findings])), indent=2)
-    else:
-        text = json.dumps(to_sarif(findings, ALL, root=Path.cwd(), version=version("evenkeel")), indent=2)
-    if output is None:
-        typer.echo(text)
-    else:
-        with atomic_write(output) as temporary:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-    if html is not None:
-        page = pages.lint_page(
-            findings.page(), target, {"arg": arg, "input": input_shape, "example": example, "key": key}, weights=weights
-        )
-        write_page(html, page)
-    if findings:
-        raise typer.Exit(1)
-
-
-@app.command()
-def explain(
-    code: Annotated[str | None, typer.Argument(help="Of the rule, such as EK201; left out: a table of all.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write the pages of all rules into this folder.")] = None,
-) -> None:
-    """Print a rule's own text, who disagrees with it, and its bad and good example."""
-    from evenkeel.linting import explanation
-
-    if write is not None:
-        typer.echo(f"written: {len(explanation.write_pages(write))} pages in {write}")
-    else:
-        text = explanation.explain(code) if code else explanation.overview()
-        typer.echo(explanation.without_links(text).rstrip())
-
-
-@app.command()
 def shift(
+    context: typer.Context,
     target: Target,
     data: DataName = None,
     input_shape: Input = None,
@@ -209,13 +128,15 @@ def shift(
     """
     if fail_above is not None and not fail_above >= 1:
         raise EvenkeelError(f"--fail-above is a factor, at least 1, not {fail_above}")
-    from evenkeel.cli.shifting import measured
+    from evenkeel.cli.shifting import inputs_in, measured
+    from evenkeel.output.page import tone_of
     from evenkeel.output.rendering import write_page
     from evenkeel.prediction.shift_prediction import predict_shift
 
     pages.require_page(html, weights)
     options = DataOptions(input_shape, data_dir, download, batch_size, mean, std, scale, transform)
     model = load_weighted(target, arg, weights, key, device)
+    inputs: list[str] = []
     if data is None:
         unused = {"--max-batches": max_batches, "--forward": forward, "--data-dir": data_dir}
         refuse_unused(unused | options.preprocessing)
@@ -224,17 +145,20 @@ def shift(
         batches, run = options.load(data).train, load_function("--forward", forward)
         given = None if example is None else load_example(model, None, example, NEEDS_INPUT)
         report = measured(model, batches, max_batches=max_batches, forward=run, example=given)
+        inputs = inputs_in(batches, run)
+    is_even = tone_of(report.worst) == "even"
+    steps = pages.next_steps(Call(context), is_even=is_even, is_trained=is_trained(model), inputs=inputs)
     if html is not None:
-        called = {"arg": arg, "input": input_shape, "example": example, "key": key, "forward": forward}
-        called |= options.given
-        write_page(html, pages.shift_page(report.page(), target, called, weights=weights, data=data))
+        write_page(html, pages.completed(report.page(), Call(context), steps))
     show(report.to_dict() if as_json else report)
+    if not (as_json or is_even):
+        typer.echo("\n".join(["", *(f"{what}:\n    {command}" for what, command in steps)]))
     if fail_above is not None and report.worst > fail_above:
         raise typer.Exit(1)
 
 
-@app.command()
 def repair(
+    context: typer.Context,
     target: Target,
     out: Annotated[Path, typer.Option(help="Where to write the repaired checkpoint.")],
     weights: Annotated[
@@ -271,7 +195,10 @@ def repair(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option(help="Labelled data, named as for --data: nothing is written unless the loss on them gets lower."),
+        typer.Option(
+            help="Labelled data, named as for --data: nothing is written unless the loss on them gets lower.",
+            autocompletion=completion.data_sets,
+        ),
     ] = None,
     score: Annotated[
         str | None,
@@ -310,6 +237,7 @@ def repair(
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
     from evenkeel.output.rendering import render
 
+    require_name("--out", out)
     require_folder(out)
     pages.require_page(html, out, weights)
     model = load_model(target, arg)
@@ -339,10 +267,7 @@ def repair(
     if html is None:
         checkpoint.write(out, model)
     else:
-        called = {"arg": arg, "input": input_shape, "example": example, "key": key, "forward": forward}
-        called |= options.given
-        facts: dict[str, Any] = {"weights": weights, "out": out, "data": data}
-        page = pages.repair_page(shown.page, target, called, **facts, is_plain=checkpoint.is_plain_for(model))
+        page = pages.repair_page(shown.page, Call(context), out, is_plain=checkpoint.is_plain_for(model))
         with atomic_write(html) as temporary:  # both files, or neither
             temporary.write_text(render(page), encoding="utf-8")
             checkpoint.write(out, model)
@@ -352,25 +277,20 @@ def repair(
     show({"out": str(out), **result} if as_json else Group(shown, where))
 
 
-def _settings(guideline: str | None, select: list[str] | None, ignore: list[str] | None) -> Settings:
-    """What pyproject.toml asks for, and the command line, which comes first; what either ignores is ignored."""
-    from evenkeel.linting.linter import wanted
-    from evenkeel.linting.rule import GUIDELINES
-    from evenkeel.linting.rules import ALL
-    from evenkeel.linting.settings import read_settings
-
-    found = read_settings(Path.cwd(), known=[rule.code for rule in ALL], guidelines=GUIDELINES)
-    asked = wanted(guideline, _codes(select), _codes(ignore))
-    return replace(
-        found,
-        guideline=asked.guideline or found.guideline,
-        select=asked.select or found.select,
-        ignore=(*found.ignore, *asked.ignore),
-    )
+for command in (
+    *(shift, repair, linting.lint, fixing.fix, linting.explain, pages.compare, demo),
+    *(papers.reproduce, papers.report),
+):
+    app.command()(command)
 
 
-def _codes(options: list[str] | None) -> list[str]:
-    return [code for option in options or [] for code in option.split(",")]
+def _advice(error: Exception) -> str:
+    """Where to read on after a usage error, or the option that does what another one is thought to do."""
+    context = getattr(error, "ctx", None)
+    if context is None or context.info_name is None or context.parent is None:
+        return "`evenkeel --help` lists the commands"
+    instead = _INSTEAD.get((context.info_name, getattr(error, "option_name", "")))
+    return instead or f"`evenkeel {context.info_name} --help` lists what it takes"
 
 
 def main() -> NoReturn:
@@ -382,7 +302,8 @@ def main() -> NoReturn:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own errors; older ones are click's
         if usage is not None:
-            message = usage()
+            said = for_command_line(usage()).rstrip(".")
+            message = f"{said}{'' if said.endswith('?') else ':'} {_advice(error)}"
         elif isinstance(error, EvenkeelError):
             message = for_command_line(str(error))
         elif is_out_of_memory(error):

@@ -13,6 +13,7 @@ from torch import nn
 
 from evenkeel.cli.pages import Shown
 from evenkeel.cli.shifting import blamed, measured
+from evenkeel.cli.showing import worded
 from evenkeel.cli.wording import for_command_line
 from evenkeel.errors import EvenkeelError, StretchWarning
 from evenkeel.graph.tracing import trace
@@ -22,7 +23,7 @@ from evenkeel.model.evaluation import Score, Scorer, evaluate
 from evenkeel.model.norms import norms_of
 from evenkeel.output.page import Page
 from evenkeel.output.progress import Bar
-from evenkeel.output.tables import Cells, grouped, table
+from evenkeel.output.tables import Cells, FittedTable, grouped
 from evenkeel.prediction.anchors import is_repaired
 from evenkeel.prediction.correction import Correction, correct_
 from evenkeel.prediction.shift_prediction import predict_shift
@@ -193,16 +194,16 @@ def _predicted_change(before: ShiftReport, after: ShiftReport, done: Correction)
 
 def _change(before: ShiftReport, after: ShiftReport, lines: Sequence[str], page: Page) -> Shown:
     """One table of what was and is, and why it was, and lines below; and the page that says the same."""
-    columns = ("norm", "running var before", "after", "eval/train before", "after", "because of")
+    columns = ("norm", "running var before", "var after", "eval/train before", "after", "because of")
     now = {row.path: row for row in after}
-    rows = [(row.path, *_values(row, now.get(row.path)), _because(row)) for row in before]
+    rows = [(row.path, *_values(row, now.get(row.path)), row.because) for row in before]
     blame = blamed(before)
     summary = [
         f"worst norm: x{before.worst:.2f} before, x{after.worst:.2f} after  (x1.00 is even)",
         *([f"changed because of {blame}"] if blame else []),
         *lines,
     ]
-    shown = table(Cells(columns, for_command_line(rows), [], words=(columns[0], columns[-1])))
+    shown = FittedTable(worded(Cells(columns, rows, [], (columns[0], columns[-1]), columns[1:3])))
     page = replace(page, notes=list(dict.fromkeys([*for_command_line(lines), *page.notes])))
     return Shown(page, shown, Text(for_command_line("\n".join(summary))))
 
@@ -214,13 +215,3 @@ def _values(before: ShiftRow, after: ShiftRow | None) -> tuple[str, str, str, st
 
 def _ratio(row: ShiftRow) -> str:
     return f"{row.ratio:.3f}" if math.isfinite(row.ratio) else "not known"
-
-
-def _because(row: ShiftRow) -> str:
-    """What a shift was made of, if that was measured, and which dropouts cause it, unless it says so already."""
-    if not row.causes:
-        return row.why
-    if not row.why:
-        return row.fed_by
-    said = len(row.causes) == 1 and row.causes[0][0].label.partition(" ")[0] in row.why
-    return row.why if said else f"{row.why}; caused by {row.fed_by}"

@@ -12,6 +12,7 @@ from torch import nn
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.graph.layer_graph import Layer
+from evenkeel.io.examples import inputs_of
 from evenkeel.model.batches import Forward, inputs, samples
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.output.progress import Bar
@@ -82,6 +83,13 @@ def blamed(report: ShiftReport) -> str:
     shares = [f"{name}: {100 * sizes[layer] / whole:.0f} %" for name, layer in zip(named, found, strict=False) if whole]
     more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(shares) + more if shares else ""
+
+
+def inputs_in(batches: Iterable[Any], forward: Forward | None) -> list[str]:
+    """How --input describes what the model is called with on the first batch; none where that cannot be told."""
+    batch = None if forward is not None else next(iter(batches), None)
+    given = inputs(batch)
+    return inputs_of(given[0] if isinstance(given, (tuple, list)) and given else given)
 
 
 def _own_notes(report: ShiftReport) -> tuple[str, ...]:

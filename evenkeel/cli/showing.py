@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from evenkeel.cli.wording import for_command_line
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evenkeel.output.cells import Cells
+
 
 def show(result: Any) -> None:
     """Print plain data as JSON, a report as its table, anything else as rich does."""
-    from rich.console import Console
-
     from evenkeel.output.files import finite
-    from evenkeel.output.tables import Cells, Report, table
+    from evenkeel.output.tables import FittedTable, Report
 
     if isinstance(result, dict):
         typer.echo(json.dumps(for_command_line(finite(result)), indent=2))
         return
-    if isinstance(result, Report):
-        cells: Any = tuple(result._cells())
-        result = table(Cells(*for_command_line(cells)))
-    Console(width=None if sys.stdout.isatty() else 120).print(result)
+    console().print(FittedTable(worded(result._cells())) if isinstance(result, Report) else result)
+
+
+def worded(cells: Cells) -> Cells:
+    """What a table shows, in the command line's words."""
+    plain: Any = tuple(cells)
+    return type(cells)(*for_command_line(plain))
+
+
+def console(width: int = 120) -> Console:
+    """Where tables are printed: as wide as the terminal, or as COLUMNS says, or else of so many letters."""
+    from rich.console import Console
+
+    is_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(width=None if is_known else width)

@@ -51,11 +51,37 @@ _WORDS = (
     ),
     (r"Re-estimate it from data by reestimate_", "Repair it by `evenkeel repair --data`"),
     (r"re-estimate what is stored by reestimate_", "repair what is stored by `evenkeel repair --data`"),
+    (r"to_dict\(\) and save_html\(\) hold them", "--json, --html and a wider terminal show them"),
     (r"which needs unsafe=True", "which needs --unsafe"),
     (r"data_dir \(--data-dir\)", "--data-dir"),
     (r"download=True \(--download\)", "--download"),
     (r"its weights were not loaded", "its weights were not loaded (--weights)"),
     (r", in Python key='[^']*'", ""),
+    (r"^score (raised|must return|must be called)", r"--score \1"),
+    (
+        r"^prior must be a number of samples, at least 0 and finite, one for every norm",
+        "--prior must be a number of samples, at least 0 and finite",
+    ),
+    (r"^(tolerance|score|prior|match|unsure|forward) (must|says|is|has)\b", r"--\1 \2"),
+    (r"^(mean|std|scale) has (\d+) numbers", r"--\1 has \2 numbers"),
+    (r"without mean, std, scale", "without --mean, --std and --scale"),
+    (
+        r"^held_out is scored twice, and a (\w+) is used up by then",
+        r"--held-out is scored twice, and a \1 is used up by then",
+    ),
+    (
+        r"the loader is empty: it yielded no batch",
+        "what --data or --held-out names is empty: it yielded no batch",
+    ),
+    (
+        r"check that the example has the shape and dtype that the model takes",
+        "check that --input, repeated for each input, or what --example returns has the shape and dtype that the model "
+        "takes",
+    ),
+    (r"(?<![.\w`])`?(?:reestimate_|correct_)(?: or correct_)?`?(?![\w(.])", "`evenkeel repair`"),
+    (r"`variance_shift`", "`evenkeel shift --data`"),
+    (r"`predict_shift`", "`evenkeel shift`"),
+    (r"Value error, ", ""),
 )
 _PATTERNS = tuple((re.compile(pattern), words) for pattern, words in _WORDS)
 

@@ -98,6 +98,42 @@ def _limits(text: str, range_text: str, spec: InputSpec) -> tuple[int, int]:
     return low, high
 
 
+def inputs_of(example: Any) -> list[str]:
+    """How the command line describes what a model is called with: the other way round of `parse_input`.
+
+    Args:
+        example: a tensor, a tuple of several, or a mapping of them by name, each with one row a sample.
+
+    Returns:
+        A text for each tensor; none where there is something else than tensors, or rows are no samples, as in a graph.
+
+    >>> inputs_of((torch.zeros(2, 3, 8, 8), torch.tensor([[0, 7], [3, 1]])))
+    ['3x8x8', 'int64:2:0-7']
+    >>> inputs_of({"mask": torch.ones(2, 5, dtype=torch.bool)}), inputs_of({"length": 5})
+    (['mask=bool:5'], [])
+    """
+    named: Mapping[Any, Any] = example if isinstance(example, Mapping) else {}
+    given: list[Any] = list(named.values()) or (list(example) if isinstance(example, tuple) else [example])
+    found = [tensor for tensor in given if isinstance(tensor, Tensor) and tensor.dtype in _DTYPES.values()]
+    counts = {len(tensor) if tensor.ndim and tensor.numel() else 0 for tensor in found}
+    if len(found) < len(given) or len(counts) != 1 or counts == {0}:
+        return []
+    if not all(str(name).isidentifier() for name in named):
+        return []
+    texts = [_described(tensor) for tensor in found]
+    return [f"{name}={text}" for name, text in zip(named, texts, strict=True)] if named else texts
+
+
+def _described(tensor: Tensor) -> str:
+    """The text of one input."""
+    sizes, dtype = "x".join(map(str, tensor.shape[1:])), str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype is torch.float32 and sizes:
+        return sizes
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool:
+        return f"{dtype}:{sizes}"
+    return f"{dtype}:{sizes}:{int(tensor.min())}-{int(tensor.max())}"
+
+
 def example_of(specs: Sequence[InputSpec], model: nn.Module) -> Any:
     """What a model is called with, of the inputs described: zeros, and whole numbers drawn with a fixed seed.
 

@@ -67,7 +67,7 @@ def lint(
     return findings_of(model, example, wanted(guideline, select, ignore))
 
 
-def wanted(guideline: str | None, select: Iterable[str], ignore: Iterable[str]) -> Settings:
+def wanted(guideline: str | None, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> Settings:
     """The settings that a caller's arguments make.
 
     Raises:

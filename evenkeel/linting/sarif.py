@@ -20,6 +20,11 @@ from evenkeel.output.files import finite
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _ADVICE_ONLY = "chen2019"  # its layers are an offer: a network without them has no fault
 _ERROR = 1.5  # folded shift above which a finding is an error
+_HELP = (
+    "## On the command line\n`evenkeel explain {code}` shows this with a bad and a good example. `evenkeel fix TARGET "
+    "--input SHAPE --guideline {guideline} --diff` prints the edits as a patch, or in words, with TARGET and SHAPE as "
+    "for `evenkeel lint`."
+)
 _MOST = 1024  # letters of a description that GitHub takes
 
 
@@ -62,12 +67,13 @@ def _rule(rule: Rule) -> dict[str, Any]:
     first = rule.text.partition("\n\n")[2].partition("\n\n")[0]  # paragraph, which may have a heading
     prose = " ".join(line for line in first.splitlines() if not line.startswith("#"))
     summary = textwrap.shorten(rule.summary or rule.name, _MOST, placeholder=" ...")
+    text = f"{rule.text or summary}\n\n{_HELP.format(code=rule.code, guideline=rule.guideline)}"
     return {
         "id": rule.code,
         "name": "".join(word[:1].upper() + word[1:] for word in rule.name.split("-")),
         "shortDescription": {"text": summary},
         "fullDescription": {"text": textwrap.shorten(prose, _MOST, placeholder=" ...") or summary},
-        "help": {"text": rule.text or summary, "markdown": rule.text or summary},
+        "help": {"text": text, "markdown": text},
         "defaultConfiguration": {"level": _level(rule.guideline, None)},
         "properties": {"tags": [rule.guideline]},
     }

@@ -59,6 +59,9 @@ def forward_pass(model: nn.Module, batch: Any, number: int, forward: Forward | N
         path = _path_of_failure(error, model)
         layer = f" in layer {path!r}" if path else ""
         advice = ": use drop_last=True or another batch size" if "more than 1 value per channel" in str(error) else ""
+        if forward is None and "required positional argument" in str(error) and not isinstance(batch, Mapping):
+            advice = ": of a tuple only the first item is given to the model; yield mappings of arguments by name, or "
+            advice += "pass forward=lambda model, batch: ..."
         raise BatchError(f"the forward pass on batch {number} raised {brief(error)}{layer}{advice}") from error
 
 

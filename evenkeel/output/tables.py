@@ -9,14 +9,16 @@ from dataclasses import asdict
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from evenkeel.errors import EvenkeelError
+from evenkeel.output.cells import Cells, fitted
 from evenkeel.output.files import finite
 from evenkeel.output.page import Grid, Node, Page
 from evenkeel.output.rendering import render_compact, save_page
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
     from typing_extensions import Self
 
@@ -49,22 +51,6 @@ class Rows(Sequence[Row_co]):
 
     def __iter__(self) -> Iterator[Row_co]:
         return iter(self.rows)
-
-
-class Cells(NamedTuple):
-    """What a table shows.
-
-    Attributes:
-        columns: the headings.
-        rows: the cells, as text.
-        caption: lines below.
-        words: headings of the columns that hold words, not figures.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: Sequence[str]
-    words: Sequence[str]
 
 
 class Report(Rows[Row_co]):
@@ -143,8 +129,8 @@ class Report(Rows[Row_co]):
     def _cells(self) -> Cells:
         """What its table shows."""
 
-    def __rich__(self) -> Table:
-        return table(self._cells())
+    def __rich__(self) -> FittedTable:
+        return FittedTable(self._cells())
 
     def __str__(self) -> str:
         return plain(self, width=self._width)
@@ -164,7 +150,7 @@ def grouped(reasons: Mapping[str, str], what: str = "") -> list[str]:
     """
     paths: dict[str, list[str]] = {}
     for path, reason in reasons.items():
-        paths.setdefault(reason, []).append(path)
+        paths.setdefault(reason, []).append(f"layer {path}" if path.isdecimal() else path)  # else "1 and 1 more"
     return [
         ": ".join(filter(None, (f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}", what, reason)))
         for reason, found in paths.items()
@@ -176,8 +162,24 @@ def grid_of(cells: Cells, title: str = "All layers") -> Grid:
     return Grid(title, cells.columns, cells.rows, cells.words)
 
 
-def table(cells: Cells) -> Table:
-    """A table of figures in the project's one style."""
+class FittedTable:
+    """A table in the project's one style, which fits itself to the line that it is printed on.
+
+    >>> print(plain(FittedTable(Cells(["norm", "ratio"], [["bn1", "1.00"]], [], words=["norm"]))))
+    norm   ratio
+    ────────────
+    bn1     1.00
+    """
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        yield _drawn(*fitted(self._cells, options.max_width))
+
+
+def _drawn(cells: Cells, widths: Sequence[int]) -> Table:
+    """Cells as a table of rich's."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -189,11 +191,9 @@ def table(cells: Cells) -> Table:
         caption=Text("\n".join(cells.caption)),
         caption_justify="left",
     )
-    for heading in cells.columns:
-        if heading in cells.words:
-            result.add_column(heading, overflow="fold")
-        else:
-            result.add_column(heading, justify="right")
+    for heading, width in zip(cells.columns, widths, strict=True):
+        side = "left" if heading in cells.words else "right"
+        result.add_column(heading, justify=side, width=width, overflow="fold")
     for row in cells.rows:
         result.add_row(*(Text(cell) for cell in row))
     return result
@@ -217,13 +217,7 @@ def html_table(cells: Cells) -> str:
 
 
 def plain(renderable: Any, width: int = 110) -> str:
-    """What rich would print, without colour and trailing blanks.
-
-    >>> print(plain(table(Cells(["norm", "ratio"], [["bn1", "1.00"]], [], words=["norm"]))))
-    norm   ratio
-    ────────────
-    bn1     1.00
-    """
+    """What rich would print, without colour and trailing blanks."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)

@@ -120,6 +120,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     with unwrapped(model) as plain:
         norms, graph = norms_of(plain), graph_of(plain, example)
         faults = {path: fault for path, norm in norms.items() if (fault := fault_of(norm))}
+        stored = {path: float(Stored.of(norms[path]).variance.mean()) for path in faults}
         with restored(plain) if faults else nullcontext():
             for path in faults:
                 norms[path].reset_running_stats()
@@ -134,7 +135,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     rows = [
         ShiftRow(
             path,
-            math.nan if path in faults else repaired.get(path, float(channels.train_var.mean())),
+            (stored | repaired).get(path, float(channels.train_var.mean())),
             repaired.get(path, float(channels.eval_var.mean())),
             feeding(found.graph, norms[path]),
             () if path in repaired else tuple((layer, 100 * share) for layer, share in found.causes[path].items()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,9 +38,14 @@ class FixRow:
         edit = "; ".join(map(str, finding.edits)) or finding.advice.rstrip(".")
         return cls(finding.code, finding.path, finding.where, edit, reason is None, reason or "")
 
-    def __str__(self) -> str:
+    @property
+    def asked(self) -> str:
+        """What is to be done where, and which rule asks for it."""
         where = f" ({self.where})" if self.where else ""
-        return f"{self.code} {self.path}{where}: {self.edit}{f', since {self.reason}' if self.reason else ''}"
+        return f"{self.code} {self.path}{where}: {self.edit}"
+
+    def __str__(self) -> str:
+        return f"{self.asked}{f', since {self.reason}' if self.reason else ''}"
 
 
 class FixReport(Report[FixRow]):
@@ -66,9 +72,17 @@ class FixReport(Report[FixRow]):
         return {"guideline": self.guideline}
 
     def _cells(self) -> Cells:
+        shared = [reason for reason, count in Counter(row.reason for row in self.left).items() if count > 1]
+        said = {reason: f"no, see {number}" for number, reason in enumerate(shared, 1)}
         rows = [
-            (row.code, f"{row.path} ({row.where})" if row.where else row.path, row.edit, row.reason or "yes")
+            (
+                row.code,
+                f"{row.path} ({row.where})" if row.where else row.path,
+                row.edit,
+                said.get(row.reason, row.reason or "yes"),
+            )
             for row in self.rows
         ]
-        fixed = len(self) - len(self.left)
-        return Cells(_COLUMNS, rows, [f"{self.guideline}: {fixed} fixed, {len(self.left)} left"], words=_COLUMNS)
+        notes = [f"{number}: {reason}" for number, reason in enumerate(shared, 1)]
+        counts = f"{self.guideline}: {len(self) - len(self.left)} fixed, {len(self.left)} left"
+        return Cells(_COLUMNS, rows, [counts, *notes], words=_COLUMNS)

@@ -23,8 +23,8 @@ from evenkeel.linting.context import Context
 from evenkeel.linting.dropout_module import dropout_like
 from evenkeel.linting.edits import Correct, Edit, Initialize, Insert, Move, Remove, Swap
 from evenkeel.linting.findings import Finding
-from evenkeel.linting.linter import examine, wanted
-from evenkeel.linting.rule import Guideline
+from evenkeel.linting.linter import examine
+from evenkeel.linting.settings import Settings
 from evenkeel.model.hooks import free_name
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.rewriting.fix_report import FixRow
@@ -91,14 +91,7 @@ class _Call:
 
 
 def patch_of(
-    model: nn.Module,
-    example: Any,
-    *,
-    guideline: Guideline,
-    unsafe: bool = False,
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    root: Path | None = None,
+    model: nn.Module, example: Any, settings: Settings, *, unsafe: bool = False, root: Path | None = None
 ) -> Patch:
     """Write one guideline's edits as a patch of the source of the model's classes, as far as that can be.
 
@@ -109,17 +102,14 @@ def patch_of(
     Args:
         model: the model.
         example: as for `trace`.
-        guideline: whose findings are fixed.
+        settings: which findings are fixed, those of one guideline: `wanted("kim2023")`.
         unsafe: also those edits that change what the model computes in eval mode.
-        select: codes, or beginnings of codes: only these.
-        ignore: likewise: all but these.
         root: the folder that paths in the patch are relative to; the current one if None.
 
     Raises:
-        EvenkeelError: there is no such guideline or code, or the model cannot be copied.
+        EvenkeelError: the model cannot be copied.
         TraceError: the forward pass raised.
     """
-    settings = wanted(guideline, select, ignore)
     with unwrapped(model) as plain:
         context = Context(plain, example)
         found = examine(context, settings)

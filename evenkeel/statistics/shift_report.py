@@ -16,7 +16,17 @@ _MEASURED = (*_COLUMNS, "channels", "mean off", "made of")
 _PREDICTED = (*_COLUMNS, "slope", "off by", "fed by dropouts")
 _CAUSED = (*_COLUMNS, "slope", "off by", "caused by dropouts")
 _INHERITED = (*_COLUMNS, "slope", "own", "inherited", "caused by dropouts")
-_MEASURED_CAUSED = (*_MEASURED, "caused by dropouts")
+_MEASURED_CAUSED = (*_MEASURED[:-1], "because of")
+_SPARE = (
+    "off by",
+    "eval var",
+    "channels",
+    "slope",
+    "mean off",
+    "running var",
+    "own",
+    "inherited",
+)  # least needed first
 LARGEST = 1e6  # figures of which are printed: those of untrained nets have no bounds
 _NAMED = 0.005  # log ratio of an inherited part that a table shows
 
@@ -92,7 +102,7 @@ class ShiftReport(ShiftRows):
             )
             for r in sorted(self.rows, key=lambda row: not row.bad)
         ]
-        return Cells(columns, rows, [even, *self.notes], words=(columns[0], "made of", columns[-1]))
+        return Cells(columns, rows, [even, *self.notes], words=(columns[0], columns[-1]), spare=_SPARE)
 
     def _columns(self) -> tuple[str, ...]:
         if self.is_measured:
@@ -112,9 +122,9 @@ def _last(row: ShiftRow, columns: tuple[str, ...]) -> tuple[str, ...]:
     slope = "" if row.slope is None else f"{row.slope:.2f}"
     if columns is _INHERITED:
         parts = (f"x{row.parts[name]:.2f}" if name in row.parts else "" for name in ("dropout", "inherited"))
-        return slope, *parts, row.fed_by
+        return slope, *parts, row.bad or row.fed_by
     if columns not in (_MEASURED, _MEASURED_CAUSED):
-        return slope, f"x{row.folded:.2f}", row.fed_by
+        return slope, f"x{row.folded:.2f}", row.bad or row.fed_by
     spread = "" if row.spread is None else "-".join(_figure(ratio, ".2f") for ratio in row.spread)
-    caused = () if columns is _MEASURED else (row.fed_by if row.causes else "",)
-    return spread, "" if row.moved is None else _figure(row.moved, ".2f"), row.why, *caused
+    because = row.why if columns is _MEASURED else row.because
+    return spread, "" if row.moved is None else _figure(row.moved, ".2f"), because

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -85,6 +85,18 @@ class ShiftRow:
         names = [f"{_noise(layer)}{f' ({layer.where})' if layer.where else ''}{share}" for layer, share in found[:2]]
         names = names if len(", ".join(names)) <= _LONG else names[:1]
         return ", ".join(names) + (f" and {len(found) - len(names)} more" if len(found) > len(names) else "")
+
+    @property
+    def because(self) -> str:
+        """What the shift is made of, if that was measured, and which dropouts cause it, none of them twice."""
+        if self.bad:
+            return self.bad
+        if not (self.why and self.causes):
+            return self.why or (self.fed_by if self.causes else "")
+        if len(self.causes) == 1 and self.causes[0][0].label.partition(" ")[0] in self.why:
+            return self.why
+        near = replace(self, causes=()).fed_by
+        return f"{self.why.replace(f'dropout {near}', 'dropout') if near else self.why}; caused by {self.fed_by}"
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain numbers, strings and lists."""

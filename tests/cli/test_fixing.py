@@ -41,6 +41,23 @@ def test_what_no_patch_can_do_is_said_in_words_and_exits_with_1(nets, capsys):
     assert code == 1 and json.loads(out)["patch"] == "" and json.loads(out)["rows"][0]["done"] is False
 
 
+def test_a_reason_that_several_findings_share_is_said_once(nets, capsys):
+    text = ("fix", "anynets:Text", "--example", "anynets:text_example", "--guideline", "chen2019")
+    lines = run(capsys, *text, "--diff")[1].splitlines()
+    (at,) = [place for place, line in enumerate(lines) if "--unsafe allows it" in line]
+    named = [line.split()[1] for line in lines[at + 1 :] if line.startswith("#   ")]
+    assert set(named) == {"EK301", "EK302"} and len(named) >= 2
+    assert lines[at].startswith(f"# by hand, {len(named)} findings, since it changes what the model computes in eval")
+    out = run(capsys, *text)[1] or run(capsys, *text)[2]
+    assert out.count("--unsafe") <= 1 and "unsafe=True" not in out
+    (nets / "twice.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    some = [nn.Linear(8, 8), nn.Dropout(0.5), nn.BatchNorm1d(8)]\n"
+        "    return nn.Sequential(*some, nn.Linear(8, 8), nn.Dropout(0.2), nn.BatchNorm1d(8), nn.Linear(8, 2))\n"
+    )
+    _, out, err = run(capsys, "fix", "twice:net", "--input", "8", "--guideline", "li2018", "--diff")
+    assert err == "" and "# by hand, 2 findings, since " in out and out.count(", since ") == 1
+
+
 def test_without_findings_there_is_nothing_to_print(nets, capsys):
     text = ("anynets:Text", "--example", "anynets:text_example", "--guideline", "kim2023", "--diff")
     assert run(capsys, "fix", *text) == (0, "# kim2023: 0 findings, 0 in this patch, 0 in words\n", "")

@@ -1,6 +1,7 @@
 """The command line takes any model: with tokens, several inputs, a graph, a forward of one's own, or pickled whole."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_a_forward_runs_the_batches(nets, capsys):
     code, _, err = run(capsys, "shift", *text)  # called with labels, too
     assert code == 2 and "labels" in err and err.count("\n") == 1
     code, out, err = run(capsys, "shift", *text, "--forward", "anynets:run_text")
-    assert code == 0 and err == "" and "caused by dropouts" not in out
+    assert code == 0 and err == "" and "because of" not in out
     code, out, _ = run(
         capsys, "shift", *text, "--forward", "anynets:run_text", "--example", "anynets:text_example", "--json"
     )
@@ -78,7 +79,7 @@ def test_a_device(nets, capsys):
     text = (*TEXT, "--example", "anynets:text_example")
     assert run(capsys, "shift", *text, "--device", "cpu")[0] == 0
     assert run(capsys, "lint", *text, "--device", "cpu", "--guideline", "kim2023")[0] == 0
-    for device in ("gpu", "cuda:99"):
+    for device in ("gpu", "cuda:99", "meta", "cpu:x"):
         code, out, err = run(capsys, "shift", *text, "--device", device)
         assert (
             code == 2 and out == "" and err.startswith(f"evenkeel: --device {device}: ") and "devices here: cpu" in err
@@ -149,6 +150,62 @@ def test_bad_inputs_cost_one_line(nets, capsys, case):
     options, message = BAD[case]
     code, out, err = run(capsys, "shift", "anynets:Text", *options)
     assert code == 2 and out == "" and err.startswith("evenkeel: ") and err.count("\n") == 1 and message in err
+
+
+REPAIR = ("repair", *TEXT, "--data", "anynets:text_batches", "--forward", "anynets:run_text", "--out", "new.pt")
+HELD_OUT = ("--held-out", "anynets:text_batches")
+UNCLEAR = {
+    "a score that raises": ((*REPAIR, *HELD_OUT, "--score", "anynets:bad_score"), "--score raised ValueError"),
+    "a score of text": ((*REPAIR, *HELD_OUT, "--score", "anynets:text_score"), "--score must return a number"),
+    "no such score": ((*REPAIR, *HELD_OUT, "--score", "anynets:gone"), "--score 'anynets:gone': anynets has no 'gone'"),
+    "a prior below 0": ((*REPAIR, "--prior", "-3"), "--prior must be a number of samples, at least 0 and finite, or"),
+    "no tolerance": ((*REPAIR, "--tolerance", "0"), "--tolerance must be above 0"),
+    "no batches": (("shift", *TEXT, "--data", "anynets:empty"), "what --data or --held-out names is empty"),
+    "pairs of inputs": (
+        ("shift", *TEXT, "--data", "anynets:pairs"),
+        "yield mappings of arguments by name, or name what",
+    ),
+    "two means": (
+        ("shift", "anynets:Text", "--data", "digits", "--mean", "0.5,0.5"),
+        "--mean has 2 numbers, and the images have 1 channel",
+    ),
+    "a missing input": (("lint", *TEXT, "--input", "int64:12"), "check that --input, repeated for each input, or what"),
+    "a page on standard output": (
+        ("shift", *TEXT, "--example", "anynets:text_example", "--html", "-"),
+        "--html - is no file",
+    ),
+    "a checkpoint on standard output": ((*REPAIR[:-1], "-"), "--out - is no file"),
+    "a report on standard output": (("report", ".", "--markdown", "-"), "--markdown - is no file"),
+    "lint and JSON": (("lint", *TEXT, "--json"), "lint prints JSON by --format json"),
+    "lint and data": (("lint", *TEXT, "--data", "digits"), "lint needs no data, but the shape of one input"),
+    "no choice": (
+        (*REPAIR, "--match", "median"),
+        "'median' is not one of 'variance', 'mean': `evenkeel repair --help`",
+    ),
+    "no command": (("shft",), "No such command 'shft'. Did you mean 'shift'? `evenkeel --help` lists the commands"),
+    "no target": (("shift",), "Missing argument 'TARGET': `evenkeel shift --help` lists what it takes"),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_messages_name_options_and_what_to_do(nets, capsys, case):
+    (nets / "anynets.py").write_text(
+        (nets / "anynets.py").read_text()
+        + "\n\ndef bad_score(outputs, targets):\n    raise ValueError('no idea')\n\n\n"
+        "def text_score(outputs, targets):\n    return 'good'\n\n\ndef empty():\n    return []\n\n\n"
+        "def pairs():\n    return [tuple(text_example().values())]\n"
+    )
+    sys.modules.pop("anynets")
+    arguments, message = UNCLEAR[case]
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "") and err.startswith("evenkeel: ") and err.count("\n") == 1
+    assert message in err and "Value error" not in err
+    assert not (nets / "new.pt").exists() and not (nets / "-").exists()
+
+
+def test_findings_go_to_standard_output_by_a_dash(nets, capsys):
+    lint = ("lint", *TEXT, "--example", "anynets:text_example", "--format", "json")
+    assert run(capsys, *lint, "--output", "-") == run(capsys, *lint) and not (nets / "-").exists()
 
 
 def test_memory_that_ends_costs_one_line(nets, capsys, monkeypatch):

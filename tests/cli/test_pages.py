@@ -1,6 +1,10 @@
 """--html of shift, lint and repair, and `evenkeel compare`."""
 
+import html
+import itertools
 import json
+import re
+import shlex
 import sys
 
 import pytest
@@ -51,16 +55,46 @@ def page(folder, name="page.html"):
     return Reader((folder / name).read_text(encoding="utf-8")).text
 
 
+def commands_in(text):
+    """The commands in a page or in what was printed."""
+    found = re.findall(r"<code>(evenkeel [^<]*)</code>", text) or re.findall(r"^ {4}(evenkeel .*)$", text, re.MULTILINE)
+    return [shlex.split(html.unescape(command))[1:] for command in found]
+
+
 def test_shift_writes_a_page_with_commands_that_can_be_run_as_they_are(folder, capsys):
     code, out, err = run(capsys, "shift", *TARGET, "--html", "page.html", "--json")
     assert (code, err) == (0, "") and json.loads(out)["rows"]
-    text = page(folder)
-    assert "1 of 1 norms is off" in text and "net.pt" in text
-    repaired = "--input 1x8x8 --weights net.pt --out net-repaired.pt --html repair.html"
-    assert f"evenkeel repair pagenets:net {repaired}" in text
-    code, _, err = run(capsys, "repair", *TARGET, "--out", "net-repaired.pt", "--html", "repair.html")
-    assert (code, err) == (0, "")
-    assert "evenkeel shift pagenets:net --input 1x8x8 --weights net-repaired.pt" in page(folder, "repair.html")
+    assert "1 of 1 norms is off" in page(folder) and "net.pt" in page(folder)
+    measured, repaired, found = commands_in((folder / "page.html").read_text(encoding="utf-8"))
+    assert measured[measured.index("--data") + 1] == "NAME" and "in place of NAME" in page(folder)
+    assert run(capsys, *repaired)[::2] == (0, "") and (folder / "net-repaired.pt").exists()
+    assert run(capsys, *found)[::2] == (1, "")
+    (checked,) = commands_in((folder / "repair.html").read_text(encoding="utf-8"))
+    assert run(capsys, *checked)[::2] == (0, "") and "net-repaired.pt" in checked
+
+
+def test_the_terminal_offers_the_same_with_the_shape_that_data_have(folder, capsys):
+    given = ("--weights", "net.pt", "--data", "digits", "--max-batches", "2", "--device", "cpu")
+    code, out, _ = run(capsys, "shift", "pagenets:net", *given)
+    repaired, found = commands_in(out)
+    assert code == 0 and "SHAPE" not in out and "--html" not in out
+    assert found == ["lint", "pagenets:net", "--input", "1x8x8", "--weights", "net.pt", "--device", "cpu"]
+    assert run(capsys, *found)[0] == 1
+    assert {"--max-batches", "--device", "--data"} <= set(repaired)
+    assert run(capsys, *repaired, "--other-data")[0] == 0
+    assert commands_in(run(capsys, "shift", "pagenets:net", "--weights", "net-repaired.pt", *given[2:])[1]) == []
+
+
+def test_without_a_trained_checkpoint_there_is_nothing_to_repair(folder, capsys):
+    out = run(capsys, "shift", "pagenets:net", "--data", "digits")[1]
+    assert [command[0] for command in commands_in(out)] == ["shift", "lint"] and "in place of FILE" in out
+
+
+def test_where_no_shape_is_known_the_command_says_what_it_stands_for(nets, capsys):
+    data = ("--data", "anynets:text_batches", "--forward", "anynets:run_text")
+    out = run(capsys, "shift", "anynets:Text", "--weights", "text.pt", *data)[1]
+    repaired, found = commands_in(out)
+    assert found[-2:] == ["--example", "MODULE:FUNCTION"] and "--forward" not in found and "--forward" in repaired
 
 
 def test_lint_writes_a_page_and_still_exits_with_1(folder, capsys):
@@ -77,15 +111,15 @@ def test_repair_by_data_shows_before_and_after(folder, capsys):
 
 
 def test_commands_of_pages_read_the_same_data(folder, capsys):
-    given = ("--data", "digits", "--data-dir", "sets", "--mean", "0.3", "--std", "0.4")
+    given = ("--data", "digits", "--data-dir", "sets", "--mean", "0.3", "--std", "0.4", "--batch-size", "64")
+    options = set(zip(given[::2], given[1::2], strict=True))
     assert run(capsys, "shift", *TARGET, *given, "--html", "page.html")[::2] == (0, "")
-    commands = "--data-dir sets --mean 0.3 --std 0.4"
-    text = page(folder)
-    assert f"evenkeel repair pagenets:net --input 1x8x8 {commands}" in text
-    assert "evenkeel lint pagenets:net --input 1x8x8 --weights net.pt" in text
-    repaired = ("--other-data", "--out", "new.pt", "--html", "page.html")
-    assert run(capsys, "repair", *TARGET, *given, *repaired)[::2] == (0, "")
-    assert f"evenkeel shift pagenets:net --input 1x8x8 {commands} --weights new.pt --data digits" in page(folder)
+    repaired, found = commands_in((folder / "page.html").read_text(encoding="utf-8"))
+    assert options <= set(itertools.pairwise(repaired)) and not set(given[::2]) & set(found)
+    assert run(capsys, "repair", *TARGET, *given, "--other-data", "--out", "new.pt", "--html", "page.html")[0] == 0
+    (checked,) = commands_in((folder / "page.html").read_text(encoding="utf-8"))
+    assert options | {("--weights", "new.pt"), ("--input", "1x8x8")} <= set(itertools.pairwise(checked))
+    assert "--other-data" not in checked, "shift has no such option"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +131,7 @@ def test_the_page_of_a_file_of_several_nets_says_what_reads_it(folder, capsys, o
     torch.save({"state_dict": state, "ema": state}, folder / "two.pt")
     given = ("pagenets:net", "--input", "1x8x8", "--weights", "two.pt", "--key", "ema", "--out", out)
     assert run(capsys, "repair", *given, "--html", "page.html")[::2] == (0, "")
-    checked = f"evenkeel shift pagenets:net --input 1x8x8{key} --weights {out}"
+    checked = f"evenkeel shift pagenets:net --input 1x8x8 --weights {out}{key}"
     assert checked in page(folder) and f'evenkeel.load_(model, "{out}"{loaded})' in page(folder)
     assert run(capsys, *checked.split()[1:])[0] == 0
 
@@ -139,11 +173,11 @@ def test_what_cannot_be_compared_is_one_line(folder, capsys, content, said):
     assert code == 2 and out == "" and said in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("html", ["no/page.html", "net.pt", "."])
+@pytest.mark.parametrize("name", ["no/page.html", "net.pt", "."])
 @pytest.mark.parametrize("command", ["shift", "lint"])
-def test_a_page_that_cannot_be_written_is_refused_before_the_work(folder, capsys, command, html):
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(folder, capsys, command, name):
     before = (folder / "net.pt").read_bytes()
-    code, out, err = run(capsys, command, *TARGET, "--html", html)
+    code, out, err = run(capsys, command, *TARGET, "--html", name)
     assert code == 2 and out == "" and err.count("\n") == 1
     assert (folder / "net.pt").read_bytes() == before
 

@@ -278,6 +278,15 @@ def test_the_gate_stops_statistics_that_cannot_be(folder, capsys, value, how):
     assert code == 1 and row["bad"].startswith("running_var holds") and row["folded"] is None
 
 
+@pytest.mark.parametrize("how", [("--data", "digits"), ("--input", "1x8x8")])
+def test_an_infinite_variance_reads_inf_and_what_it_is(folder, capsys, how):
+    state = torch.load(folder / "net.pt")
+    state["3.running_var"][5] = float("inf")
+    torch.save(state, folder / "bad.pt")
+    row = run(capsys, "shift", "mynets:net", "--weights", "bad.pt", *how)[1].splitlines()[2]
+    assert row.split()[:2] == ["3", "inf"] and "nan" not in row and "running_var holds" in row
+
+
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--html", "page.html")])
 def test_without_data_a_checkpoint_is_corrected(folder, capsys, extra):
     arguments = ("--weights", "net.pt", "--input", "1x8x8", "--out", "new.pt")
@@ -483,11 +492,11 @@ BAD = {
     "numbers that are none": ((*SHIFT, "--std", "0.5;0.5"), "--std 0.5;0.5: write one number"),
     "a shape that the model does not take": (
         ("shift", "mynets:net", "--input", "1x9x9"),
-        "check that the example has the shape",
+        "has the shape and dtype that the model takes",
     ),
     "nothing to correct": (
         ("repair", "mynets:net", "--weights", "fresh.pt", "--out", "new.pt", "--input", "1x8x8"),
-        "nothing can be corrected without data, so nothing is written: 3: untrained",
+        "nothing can be corrected without data, so nothing is written: layer 3: untrained",
     ),
     "unknown guideline": ((*LINT, "--guideline", "li2019"), "no guideline 'li2019': choose hendrycks2016"),
     "unknown code to select": ((*LINT, "--select", "EK2,EK9"), "select: no code begins with 'EK9'"),
@@ -498,7 +507,7 @@ BAD = {
     "what is no shape": (("lint", "mynets:net", "--input", "1xa"), "1xa"),
     "a shape that the model to lint does not take": (
         ("lint", "mynets:net", "--input", "1x9x9"),
-        "check that the example has the shape",
+        "has the shape and dtype that the model takes",
     ),
     "a missing folder for findings": ((*LINT, "--output", "no/log.json"), "no/log.json cannot be written"),
     "a folder for findings": ((*LINT, "--output", "."), "is a folder"),

@@ -40,6 +40,26 @@ def test_advice_names_options(text):
     assert words != text and not PYTHON.search(words) and "unsafe=" not in words
 
 
+def test_the_findings_for_code_scanning_ask_for_nothing_that_only_python_can_do():
+    from pathlib import Path
+
+    import torch
+
+    from evenkeel.linting.context import Context
+    from evenkeel.linting.linter import examine, wanted
+    from evenkeel.linting.rules import ALL
+    from evenkeel.linting.sarif import to_sarif
+
+    found = examine(Context(ek102.bad(), torch.zeros(ek102.EXAMPLE)), wanted(None))
+    text = str(for_command_line(to_sarif(found, ALL, root=Path(), version="1")))
+    assert found and not PYTHON.search(text) and not re.search(r"\b(reestimate_|correct_|predict_shift)\b", text)
+
+
+def test_code_of_pythons_users_stays_code():
+    for text in ("done = ek.reestimate_(model, batches)", "done.correct_(1)"):
+        assert for_command_line(text) == text
+
+
 def test_what_has_no_python_in_it_stays():
     data = {"path": "layer1.0.bn2", "ratio": 0.5, "notes": ["x1.12 dropout upstream"], "none": None}
     assert for_command_line(data) == data

@@ -6,7 +6,7 @@ from torch import nn
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.io import examples
-from evenkeel.io.examples import InputSpec, example_of, load_example, parse_input
+from evenkeel.io.examples import InputSpec, example_of, inputs_of, load_example, parse_input
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,38 @@ def test_an_example_is_what_a_function_returns(module):
 def test_what_is_no_example_is_told(module, name, message):
     with pytest.raises(EvenkeelError, match=message):
         load_example(f"{module}:{name}")
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        torch.zeros(4, 3, 8, 8),
+        torch.zeros(4, dtype=torch.float64),
+        (torch.tensor([[0, 7], [-3, 1]]), torch.ones(2, 5, dtype=torch.bool)),
+        {"x": torch.zeros(3), "tokens": torch.randint(9, (3, 12), dtype=torch.int32)},
+    ],
+)
+def test_what_a_model_is_called_with_is_described_as_it_is_read(example):
+    specs = [parse_input(text) for text in inputs_of(example)]
+    given = list(example.values()) if isinstance(example, dict) else [example] if torch.is_tensor(example) else example
+    assert [(spec.shape, spec.dtype) for spec in specs] == [(tuple(t.shape[1:]), t.dtype) for t in given]
+    assert [spec.name for spec in specs] == (list(example) if isinstance(example, dict) else [""] * len(specs))
+    for spec, tensor in zip(specs, given, strict=True):
+        assert not spec.limits or spec.limits == (tensor.min(), tensor.max())
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        (torch.zeros(50, 8), torch.zeros(2, 50, dtype=torch.int64)),  # a graph: its rows are no samples
+        {"x": torch.zeros(4, 3), "length": 3},
+        {"a b": torch.zeros(4, 3)},
+        torch.zeros(()),
+        torch.zeros(4, 0),
+        torch.zeros(4, 3, dtype=torch.complex128),
+        [],
+        None,
+    ],
+)
+def test_what_no_input_describes_is_not_described(example):
+    assert inputs_of(example) == []

@@ -120,12 +120,17 @@ def test_the_driver_names_the_tool_and_all_rules():
     driver = valid([])["tool"]["driver"]
     assert (driver["name"], driver["version"]) == ("evenkeel", "1.2.3")
     assert [rule["id"] for rule in driver["rules"]] == ["EK101", "EK201", "EK302"]
+    command_line = (
+        "\n\n## On the command line\n`evenkeel explain EK201` shows this with a bad and a good example. `evenkeel fix "
+        "TARGET --input SHAPE --guideline li2018 --diff` prints the edits as a patch, or in words, with TARGET and "
+        "SHAPE as for `evenkeel lint`."
+    )
     assert driver["rules"][1] == {
         "id": "EK201",
         "name": "DropoutBeforeNorm",
         "shortDescription": {"text": "dropout before a norm."},
         "fullDescription": {"text": "Finds dropouts that feed a norm, however far."},
-        "help": {"text": TEXT.strip(), "markdown": TEXT.strip()},
+        "help": {"text": f"{TEXT.strip()}{command_line}", "markdown": f"{TEXT.strip()}{command_line}"},
         "defaultConfiguration": {"level": "warning"},
         "properties": {"tags": ["li2018"]},
     }

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from evenkeel.output.tables import Cells, plain, table
+from evenkeel.output.tables import Cells, FittedTable, grouped, plain
 
 
 def lines(rows, caption=(), words=("name",), width=110):
-    return plain(table(Cells(["name", "value"], rows, caption, words=words)), width).splitlines()
+    return plain(FittedTable(Cells(["name", "value"], rows, caption, words=words)), width).splitlines()
 
 
 def test_words_stand_left_and_figures_right():
@@ -47,6 +47,10 @@ def test_every_cell_is_printed_once_and_in_order(rows):
     text = lines([list(row) for row in rows])
     assert [tuple(line.split()) for line in text[2:]] == rows
     assert all(line == line.rstrip() for line in text)
+
+
+def test_a_layer_whose_name_is_a_number_is_no_count():
+    assert grouped({"1": "frozen", "3": "frozen", "bn": "old"}) == ["layer 1 and 1 more: frozen", "bn: old"]
 
 
 def test_anything_that_rich_prints_is_plain():

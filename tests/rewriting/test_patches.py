@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import evenkeel as ek
+from evenkeel.linting.linter import wanted
 from evenkeel.rewriting.patches import patch_of
 
 MODULE = """
@@ -108,7 +109,7 @@ def test_the_patched_source_is_what_fix_makes(nets, name, guideline):
     torch.manual_seed(0)
     model = getattr(nets, name)()
     fixed = ek.fix(model, X, guideline=guideline)
-    patch = patch_of(model, X, guideline=guideline)
+    patch = patch_of(model, X, wanted(guideline))
     assert patch.left == () and len(patch.rows) >= 1 and all(row.done for row in patch.rows)
     state = model.state_dict()
     made = getattr(applied(nets, patch.text), name)()
@@ -118,11 +119,11 @@ def test_the_patched_source_is_what_fix_makes(nets, name, guideline):
     x = torch.randn(5, 8)
     assert torch.equal(made.eval()(x), model.eval()(x))
     assert sorted(d.p for d in ek.trace(made, X) if d.drops) == sorted(d.p for d in ek.trace(fixed, X) if d.drops)
-    assert patch_of(made, X, guideline=guideline).text == ""
+    assert patch_of(made, X, wanted(guideline)).text == ""
 
 
 def test_a_child_moves_by_its_name_and_the_rest_stays(nets):
-    patch = patch_of(nets.blocks(), X, guideline="kim2023")
+    patch = patch_of(nets.blocks(), X, wanted("kim2023"))
     changed = [line for line in patch.text.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     assert changed == [
         "-        h = self.drop(self.linear1(self.norm1(x).relu()))  # in the wrong place",
@@ -134,7 +135,7 @@ def test_a_child_moves_by_its_name_and_the_rest_stays(nets):
 
 
 def test_a_functional_dropout_becomes_a_child_made_in_init(nets):
-    text = patch_of(nets.functional(), X, guideline="kim2023").text
+    text = patch_of(nets.functional(), X, wanted("kim2023")).text
     assert "+        self.linear2_dropout = nn.Dropout(0.25)\n" in text
     assert "+        return x + self.linear2(self.linear2_dropout(self.norm2(h).relu()))\n" in text
 
@@ -147,7 +148,7 @@ def test_a_functional_dropout_becomes_a_child_made_in_init(nets):
     ],
 )
 def test_what_no_patch_can_do_is_said_in_words(nets, name, guideline, reason):
-    patch = patch_of(getattr(nets, name)(), X, guideline=guideline)
+    patch = patch_of(getattr(nets, name)(), X, wanted(guideline))
     assert patch.text == "" and len(patch.left) == len(patch.rows) >= 1 and reason in str(patch.left[0])
 
 
@@ -157,7 +158,7 @@ def test_installed_code_is_not_the_users_to_patch(nets, monkeypatch):
     from evenkeel.rewriting import patches
 
     monkeypatch.setattr(patches, "_INSTALLED", [Path.cwd()])
-    patch = patch_of(nets.blocks(), X, guideline="kim2023")
+    patch = patch_of(nets.blocks(), X, wanted("kim2023"))
     assert patch.text == "" and "is an installed package's" in patch.left[0].reason
 
 
@@ -167,20 +168,20 @@ def test_a_class_of_which_some_instances_stay_as_they_are_is_left(nets):
     assert len(found) == 2
     model[3].drop = nn.Identity()
     model[3].register_forward_hook(lambda module, args, output: output)
-    patch = patch_of(model, X, guideline="kim2023")
+    patch = patch_of(model, X, wanted("kim2023"))
     assert patch.left == () or "which is to stay as it is" in patch.left[0].reason
 
 
 def test_unsafe_edits_are_asked_for_and_findings_without_edits_are_told(nets):
-    patch = patch_of(nets.blocks(), X, guideline="chen2019")
+    patch = patch_of(nets.blocks(), X, wanted("chen2019"))
     assert any("--unsafe" in row.reason for row in patch.left)
-    assert patch_of(nets.Plain(), X, guideline="kim2023").rows == ()
+    assert patch_of(nets.Plain(), X, wanted("kim2023")).rows == ()
 
 
 def test_the_model_stays_as_it_is(nets):
     model = nets.blocks()
     before, kinds = {k: v.clone() for k, v in model.state_dict().items()}, [type(m) for m in model.modules()]
-    patch_of(model, X, guideline="kim2023")
+    patch_of(model, X, wanted("kim2023"))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert [type(m) for m in model.modules()] == kinds
 
@@ -189,7 +190,7 @@ def test_a_file_without_a_last_newline_is_patched(nets, tmp_path):
     path = tmp_path / "unended.py"
     path.write_text(MODULE.lstrip().partition("class Functional")[0].rstrip())
     module = importlib.import_module("unended")
-    text = patch_of(nn.Sequential(nn.Linear(8, 8), module.Block()), X, guideline="kim2023").text
+    text = patch_of(nn.Sequential(nn.Linear(8, 8), module.Block()), X, wanted("kim2023")).text
     assert text.count("\\ No newline at end of file\n") == 2
     subprocess.run(["git", "apply", "-"], input=text, text=True, check=True, cwd=tmp_path)
     assert path.read_text().endswith("self.drop(self.norm2(h).relu()))")
@@ -200,7 +201,7 @@ def test_line_ends_stay_as_they_are(nets, tmp_path):
     path = tmp_path / "windows.py"
     path.write_bytes(MODULE.lstrip().replace("\n", "\r\n").encode())
     module = importlib.import_module("windows")
-    text = patch_of(module.functional(), X, guideline="kim2023").text
+    text = patch_of(module.functional(), X, wanted("kim2023")).text
     subprocess.run(["git", "apply", "-"], input=text.encode(), check=True, cwd=tmp_path)
     content = path.read_bytes()
     assert content.count(b"\n") == content.count(b"\r\n") and b"linear2_dropout = nn.Dropout(0.25)\r\n" in content

@@ -189,4 +189,6 @@ def test_norms_that_a_repair_wrote_are_named():
         model(batch)
     assert not any("repaired" in note for note in ek.variance_shift(model, data).notes)
     ek.reestimate_(model, data, match="variance")
-    assert any(note.startswith("2 and 1 more: repaired: they store") for note in ek.variance_shift(model, data).notes)
+    assert any(
+        note.startswith("layer 2 and 1 more: repaired: they store") for note in ek.variance_shift(model, data).notes
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.output.rendering import environment
-from evenkeel.output.tables import Cells, table
+from evenkeel.output.tables import Cells, FittedTable
 from evenkeel.papers.lab import drawings
 from evenkeel.papers.lab.claims import Verdict
 from evenkeel.papers.lab.experiments import Column, Experiment, Paper
@@ -92,11 +92,11 @@ class ExperimentReport:
     def __rich__(self) -> Group:
         from rich.console import Group
 
-        found = table(Cells(self.headings, self.rows, [], words=("arm",)))
+        found = FittedTable(Cells(self.headings, self.rows, [], words=("arm",)))
         claims = [
             (verdict.claim.text, verdict.claim.published, verdict.ours, verdict.holds) for verdict in self.verdicts
         ]
-        judged = table(Cells(CLAIMS, claims, [], words=CLAIMS))
+        judged = FittedTable(Cells(CLAIMS, claims, [], words=CLAIMS))
         return Group(f"{self.heading}\n{self.experiment.about}\n", found, "", *([judged, ""] if claims else []))
 
     def write_plots(self, out: Path) -> list[Path]:
