@@ -77,7 +77,7 @@ def test_the_terminal_offers_the_same_with_the_shape_that_data_have(folder, caps
     given = ("--weights", "net.pt", "--data", "digits", "--max-batches", "2", "--device", "cpu")
     code, out, _ = run(capsys, "shift", "pagenets:net", *given)
     repaired, found = commands_in(out)
-    assert code == 0 and "SHAPE" not in out and "--html" not in out
+    assert code == 0 and "SHAPE" not in out and "--html" not in found
     assert found == ["lint", "pagenets:net", "--input", "1x8x8", "--weights", "net.pt", "--device", "cpu"]
     assert run(capsys, *found)[0] == 1
     assert {"--max-batches", "--device", "--data"} <= set(repaired)
