@@ -19,6 +19,7 @@ from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import FROZEN, set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
+from evenkeel.model.quantization import hold_quantizers_, unscalable
 from evenkeel.model.restoring import restored
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
@@ -222,6 +223,7 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     anchors = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
     sampled = Sampled(model, graph, norms, run, prepared(example, model))
     with restored(model):
+        hold_quantizers_(model)
         sampled, contradicted = agreement(sampled)
     return PredictionInputs(sampled, anchors, distrusted, contradicted)
 
@@ -239,6 +241,7 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     model, norms = given.sampled.model, given.norms
     plan = replace(plan, settled={*plan.settled, *given.repaired})
     with restored(model):
+        hold_quantizers_(model)
         set_modes(model, training=True)
         seen, graph = sample(given.sampled, plan, given.anchors)
     channels = {path: pooled([arrival.channels for arrival in seen.arrivals[path]]) for path in seen.calls}
@@ -248,6 +251,8 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
         if not (found.eval_var + found.eval_mean).isfinite().all():
             if damage := damage_of(model):
                 raise ModelError(f"{damage} is not finite, as shows at norm {path!r}: load a checkpoint from before")
+            if fault := unscalable(model):
+                raise ModelError(f"what {path!r} reads is not finite: {fault}")
             raise ModelError(
                 f"with random inputs of both signs, what {path!r} reads is not finite, though all weights are: if the "
                 "model takes the logarithm or root of its input, or holds half precision, measure on data: "
