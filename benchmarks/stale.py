@@ -270,7 +270,7 @@ def fused(widths: Iterable[int], p: float, bits: int) -> nn.Sequential:
     net = quantization.fuse_modules_qat(net, [[f"{place + i}" for i in range(3)] for place in places])
     for place in places:
         net[place].qconfig = quantization.QConfig(activation=quantization.default_fused_act_fake_quant, weight=weight)
-    return quantization.prepare_qat(net)
+    return quantization.prepare_qat(net)  # pyright: ignore[reportDeprecated]
 
 
 def repaired_twice(model: nn.Module, batches: Batches) -> None:

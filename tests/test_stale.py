@@ -1,4 +1,4 @@
-"""docs/why-statistics-go-stale.md and docs/after-pruning.md: tables are what results say, and their claims hold there."""
+"""docs/why-statistics-go-stale.md, docs/after-pruning.md: tables are what results say, and claims hold there."""
 
 import json
 import re

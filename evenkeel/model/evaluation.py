@@ -16,7 +16,7 @@ from evenkeel.errors import BatchError, EvenkeelError, brief
 from evenkeel.model.batches import Forward, each, forward_pass, samples
 from evenkeel.model.losses import ADVICE, Loss, losses, meant
 from evenkeel.model.nested import tensors
-from evenkeel.model.quantization import hold_quantizers_
+from evenkeel.model.quantizers import hold_quantizers_
 from evenkeel.model.restoring import restored
 
 Scorer = Callable[[Any, Any], Any]

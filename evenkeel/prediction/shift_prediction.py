@@ -19,7 +19,7 @@ from evenkeel.graph.queries import feeding
 from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import FROZEN, set_modes
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
-from evenkeel.model.quantization import hold_quantizers_, unscalable
+from evenkeel.model.quantizers import hold_quantizers_, unscalable
 from evenkeel.model.restoring import restored
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
@@ -90,7 +90,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     model is restored.
 
     Inputs are assumed to be smooth random fields of varying contrast, roughly like images. Behind the first norm this
-    matters little, since its statistics are those of the data.
+    matters little, since its statistics are those of the data. Observers of quantization are off, their ranges held.
 
     Args:
         model: the model, in train or eval mode.

@@ -21,7 +21,7 @@ from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.buffers import Held, write_, write_buffers_
 from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import Norm, foreign_norms, norms_of
-from evenkeel.model.quantization import outgrown
+from evenkeel.model.quantizers import outgrown_notes
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
@@ -56,10 +56,6 @@ _NO_NOISE = "no noise with the model in train mode: the statistics are those of 
 _STILL = (
     "{} channels do not vary, {} of them in {!r}, as behind filters of zeros: they store variance 0, so that whatever "
     "else reaches them one day is multiplied by 1 / sqrt(eps): remove them before training on"
-)
-_OUTGROWN = (
-    "{!r}: its weights, scaled by the new statistics, reach x{:.2f} of the range that its fake-quantizer holds, and "
-    "are cut off there: repair with fake-quantizers off, reset the observers, run some batches, and repair with them on"
 )
 _ZERO = 1e-6  # of a norm's eps: a variance that is rounding alone
 _FAR = 1.5  # times what training left, noise on: more is worth telling
@@ -152,7 +148,7 @@ class Attempt:
         still = {path: int((p.variance <= _ZERO * free[path].eps).sum()) for path, p in new.items()}
         if sum(still.values()) and "running_var" in names:
             notes.append(_STILL.format(sum(still.values()), max(still.values()), max(still, key=still.__getitem__)))
-        notes += [_OUTGROWN.format(path, factor) for path, factor in outgrown(plain).items()]
+        notes += outgrown_notes(plain)
         if self.prior == "auto" and math.isnan(largest(errors.values())):
             notes.append(_NO_SAY)
         if measurement.pairing is None and (match == "mean" or self.relative):

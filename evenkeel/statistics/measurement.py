@@ -16,7 +16,7 @@ from evenkeel.model.batches import Forward, device_of, each, forward_pass, input
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, pools_batch
-from evenkeel.model.quantization import hold_quantizers_, unscalable
+from evenkeel.model.quantizers import hold_quantizers_, unscalable
 from evenkeel.model.restoring import restored
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State

@@ -155,6 +155,11 @@ def test_the_prediction_moves_no_range():
     assert [row.ratio for row in predicted][1] == pytest.approx([row.ratio for row in measured][1], rel=0.1)
     assert ek.lint(net, batches()[0]) is not None
     assert not changed(net, before)
+    done = ek.correct_(net, batches()[0])
+    assert {name.rpartition(".")[2] for name in changed(net, before)} <= {"running_mean", "running_var"}
+    assert any("are cut off there" in note for note in done.notes)
+    done.undo()
+    assert not changed(net, before)
 
 
 def test_scores_move_no_range_and_do_not_depend_on_the_order():

@@ -1,4 +1,4 @@
-"""Quantization: fake-quantizers and observers, kept as they are while a model is measured."""
+"""Fake-quantizers and observers, kept as they are while a model is measured."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from evenkeel.model.buffers import write_
 
 _SLOW = "_enable_slow_path_for_better_numerical_stability"  # of torch.ao.nn.intrinsic.qat: reads statistics unseen
+_OUTGROWN_NOTE = (
+    "{!r}: its weights, scaled by the new statistics, reach x{:.2f} of the range that its fake-quantizer holds, and "
+    "are cut off there: repair with fake-quantizers off, reset the observers, run some batches, and repair with them on"
+)
 _OUTGROWN = 1.05  # times its range: what is cut off then is more than rounding
 
 
@@ -20,7 +24,7 @@ class Quantizers:
     """What in a model rounds values, or watches their ranges; all by path.
 
     Attributes:
-        rounding: fake-quantizers that round by the range that they hold.
+        rounding: fake-quantizers that round by the range that they hold, or are switched off.
         unobserved: fake-quantizers that have not seen a range yet.
         watching: observers that round nothing.
     """
@@ -56,28 +60,48 @@ def hold_quantizers_(model: nn.Module) -> Quantizers:
     >>> hold_quantizers_(net).unobserved, net[1].observer_enabled
     (('1',), tensor([0], dtype=torch.uint8))
     """
+    found = quantizers_of(model)
+    for module in model.modules():
+        if getattr(module, _SLOW, False) and not _zeros(module):
+            setattr(module, _SLOW, False)
+    for path in (*found.rounding, *found.unobserved, *found.watching):
+        module = model.get_submodule(path)
+        if path in found.watching:
+            module.__dict__["forward"] = _as_given
+            continue
+        names = ("observer_enabled", "static_enabled", *(["fake_quant_enabled"] if path in found.unobserved else []))
+        for flag in (getattr(module, name, None) for name in names):
+            if isinstance(flag, Tensor):
+                write_(flag, torch.zeros_like(flag))
+    return found
+
+
+def quantizers_of(model: nn.Module) -> Quantizers:
+    """The fake-quantizers and observers of a model; those that are part of another are not listed.
+
+    >>> quantizers_of(nn.Linear(2, 2))
+    Quantizers(rounding=(), unobserved=(), watching=())
+    """
     rounding: list[str] = []
     unobserved: list[str] = []
     watching: list[str] = []
     inside: set[nn.Module] = set()
     for path, module in model.named_modules():
-        if getattr(module, _SLOW, False) and not _zeros(module):
-            setattr(module, _SLOW, False)
         if module in inside or getattr(module, "is_dynamic", False):
             continue
         if _is_fake_quantizer(module):
             inside.update(module.modules())
             is_new = bool(module.observer_enabled.any()) and _saw_nothing(module)  # type: ignore[operator]
-            if bool(module.fake_quant_enabled.any()):  # type: ignore[operator]
-                (unobserved if is_new else rounding).append(path)
-            for name in ("observer_enabled", "static_enabled", *(["fake_quant_enabled"] if is_new else [])):
-                flag = getattr(module, name, None)
-                if isinstance(flag, Tensor):
-                    write_(flag, flag.new_zeros(flag.shape))
+            is_new = is_new and bool(module.fake_quant_enabled.any())  # type: ignore[operator]
+            (unobserved if is_new else rounding).append(path)
         elif _is_observer(module):
             watching.append(path)
-            module.__dict__["forward"] = _as_given
     return Quantizers(tuple(rounding), tuple(unobserved), tuple(watching))
+
+
+def outgrown_notes(model: nn.Module) -> list[str]:
+    """That layers' weights exceed the ranges held for them, as `outgrown` finds, and the way out, in words."""
+    return [_OUTGROWN_NOTE.format(path, factor) for path, factor in outgrown(model).items()]
 
 
 def outgrown(model: nn.Module) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Quantization: ranges are held while a model is measured, and given back bit for bit."""
+"""Fake-quantizers and observers: ranges are held while a model is measured, and given back bit for bit."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch.ao.quantization as tq
 from torch import nn
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
 
-from evenkeel.model.quantization import Quantizers, hold_quantizers_, outgrown, unscalable
+from evenkeel.model.quantizers import Quantizers, hold_quantizers_, outgrown, unscalable
 from evenkeel.model.restoring import restored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
