@@ -7,14 +7,15 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.prune import BasePruningMethod
 from torch.optim.swa_utils import AveragedModel
 
 from evenkeel.graph.kinds import Kind
-from evenkeel.graph.layer_graph import LayerGraph
+from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.model.buffers import is_as_written
 from evenkeel.model.norms import Norm
+from evenkeel.statistics.stored_values import is_untrained
 
 _BEHIND = 0.9  # of the updates of another norm: with fewer, a norm missed some of the training
 _NOTHING = 1e-3  # of a norm's mean variance: what a channel without input stores is no more, once updated
@@ -27,7 +28,7 @@ def of_other_weights(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, 
 
     >>> from evenkeel.graph.tracing import trace
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    >>> net[0].weight.data[0] = 0
+    >>> net[0].weight.data[0], net[1].num_batches_tracked = 0, torch.tensor(9)
     >>> of_other_weights(trace(net, torch.ones(2, 2)), {"1": net[1]})
     {'1': "statistics of other weights: all weights of 1 of 2 channels of '0' are 0, where it stores variance up to 1"}
     """
@@ -35,10 +36,10 @@ def of_other_weights(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, 
     found: dict[str, str] = {}
     for layer in graph.of(Kind.NORM):
         norm = layer.module
-        if not isinstance(norm, Norm) or norm not in paths or len(layer.inputs) != 1:
-            continue
+        if not isinstance(norm, Norm) or norm not in paths or len(layer.inputs) != 1 or is_untrained(norm):
+            continue  # of an untrained net, weights may be 0 by design
         source = layer.inputs[0]
-        empty = _empty_channels(source.module) if source.kind is Kind.WEIGHT else None
+        empty = _empty_channels(source)
         variance = norm.running_var
         if empty is None or variance is None or len(empty) != len(variance) or not empty.any():
             continue
@@ -102,13 +103,17 @@ def _is_masked(module: nn.Module) -> bool:
     return any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
 
 
-def _empty_channels(module: nn.Module | None) -> Tensor | None:
-    """Which output channels of a layer have weights of 0 alone, shape (channels,); None if that is not known."""
+def _empty_channels(layer: Layer) -> Tensor | None:
+    """Which of a layer's channels, its second dimension, have weights of 0 alone; None if that is not known."""
+    module = layer.module
+    is_linear = isinstance(module, nn.Linear) and len(layer.shape) == 2
+    if layer.kind is not Kind.WEIGHT or not (is_linear or isinstance(module, _ConvNd)):
+        return None
     weight = getattr(module, "weight", None)
     original, mask = (getattr(module, f"weight_{name}", None) for name in ("orig", "mask"))
     if isinstance(original, Tensor) and isinstance(mask, Tensor):
         weight = original * mask  # the product that the layer holds may be of an earlier state dict
-    if not isinstance(weight, Tensor) or weight.is_meta or weight.ndim < 2 or isinstance(module, nn.Bilinear):
+    if not isinstance(weight, Tensor) or weight.is_meta or weight.ndim < 2:
         return None
     if isinstance(module, _ConvTransposeNd):
         if module.groups != 1:

@@ -80,6 +80,7 @@ def test_pruned_and_trained_on_is_no_offence():
 def test_channels_of_layers_that_keep_them_elsewhere(layer):
     layer = copy.deepcopy(layer)
     net = nn.Sequential(layer, nn.BatchNorm2d(8))
+    net[1].num_batches_tracked += 1
     transposed = isinstance(layer, nn.ConvTranspose2d)
     (layer.weight.data.transpose(0, 1) if transposed else layer.weight.data)[1] = 0
     x = torch.randn(2, layer.in_channels, 6, 6)
@@ -87,6 +88,33 @@ def test_channels_of_layers_that_keep_them_elsewhere(layer):
     reasons = of_other_weights(ek.trace(net, x), norms)
     assert bool(reasons) == (layer.groups == 1)
     assert not reasons or "all weights of 1 of 8 channels of '0'" in reasons["1"]
+
+
+def test_weights_that_begin_at_0_by_design_are_no_offence():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    nn.init.zeros_(net[0].weight)
+    assert not found(net)
+    assert not [finding for finding in ek.lint(net, DATA[0]) if finding.code == "EK108"]
+
+
+class Words(nn.Module):
+    """As many words as numbers in each, the first one padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.mix, self.norm = nn.Embedding(8, 8, padding_idx=0), nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.norm(self.mix(self.words(x)))
+
+
+def test_rows_that_are_no_channels_of_the_norm_are_not_taken_for_them():
+    net, x = Words(), torch.arange(16).view(2, 8) % 8
+    net.norm.num_batches_tracked += 1
+    net.mix.weight.data[3] = 0  # of the last dimension; the norm's channels are the second
+    assert not of_other_weights(ek.trace(net, x), {"norm": net.norm})
+    direct = nn.Sequential(net.words, net.norm)
+    assert not of_other_weights(ek.trace(direct, x[0]), {"1": net.norm})
 
 
 def test_a_mask_counts_as_it_is_in_the_state_dict():
