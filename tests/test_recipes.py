@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from smallnet import SmallNet, samples, worst_shift
+from torch.ao import quantization
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -102,6 +103,20 @@ def checkpoint(names, folder):
     return {"example": torch.zeros(1, 4), "before": worst_shift(names["model"], X)}
 
 
+def quantized(names, folder):
+    model = quantization.fuse_modules_qat(names["model"].train(), [["0", "1"], ["4", "5"]])
+    model.qconfig = quantization.get_default_qat_qconfig("x86")
+    model = quantization.prepare_qat(model)
+    run(model, names["loader"])
+    return {"model": model, "run": run}
+
+
+def run(model, loader):
+    with torch.no_grad():
+        for x, _ in loader:
+            model(x)
+
+
 def nothing(names, folder):
     return {}
 
@@ -118,6 +133,8 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "Schedule-free optimizers": (schedule_free, ()),
     "Did it help?": (lambda names, _: {"validation": names["loader"]}, ()),
     "Another domain": (lambda *_: {"new_domain": [3 * X]}, ()),
+    "Pruning": (nothing, ("model",)),
+    "Quantization-aware training": (quantized, ()),
     "A checkpoint without its data": (checkpoint, ()),
     "Dropout where a norm follows": (nothing, ()),
 }
@@ -136,7 +153,9 @@ def world():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*(many workers|tensorboardX|LeafSpec|logging interval)")
+@pytest.mark.filterwarnings(
+    "ignore:.*(many workers|reduce_range|torch.ao.quantization|tensorboardX|LeafSpec|logging interval)"
+)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -153,6 +172,10 @@ def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
         assert worst_shift(names["model_ema"].module, X) < 1 + 1e-5
     if name == "Did it help?":
         assert names["done"].kept is (names["done"].after.log_loss < names["done"].before.log_loss)
+    if name == "Quantization-aware training":
+        assert worst_shift(names["model"], X) < 1.01
+        rounded, plain = (done[1].after for done in (names["done"], ek.reestimate_(world["model"], [X])))
+        assert rounded == pytest.approx(plain, rel=0.15)
     if name == "A checkpoint without its data":
         assert names["done"][1].ratio < 0.9 and worst_shift(world["model"], X) < names["before"]
     if name == "Dropout where a norm follows":

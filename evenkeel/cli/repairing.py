@@ -34,7 +34,8 @@ from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 
 _CHECK = (
     "check scaling and normalization (named sets are standardized, unless --mean, --std, --scale or --transform say "
-    "what training did to images from 0 to 1), or pass --other-data if they are meant to be others"
+    "what training did to images from 0 to 1), or pass --other-data if they are meant to be others, "
+    "or if weights have changed since, as by pruning or averaging"
 )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training script
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # what DDP, torch.compile and Lightning put before every key
 _AVERAGED = "n_averaged"  # the one key that AveragedModel adds without a prefix
 _STATISTICS = ("running_mean", "running_var")
+_MASKED = ("orig", "mask")  # the parts of a weight that torch.nn.utils.prune masks, as keys end
 _FEW = 3  # keys named in an error
 
 
@@ -93,6 +95,7 @@ class Checkpoint:
         """Load the weights into a model, every one of them, or none.
 
         Prefixes such as `module.` and `_orig_mod.` may differ, and of tied weights one may be left out of the file.
+        Where the model is not pruned by a mask (`weight_orig`, `weight_mask`) and the file is, it gets the product.
         Norms whose statistics `write` had marked as repaired are marked again (see `is_as_written`).
 
         Raises:
@@ -101,7 +104,10 @@ class Checkpoint:
         ours: dict[str, Any] = model.state_dict()
         pairs, rest = self._match(ours)
         rest.pop(_AVERAGED, None)
+        masked = [name for name in ours if name not in pairs and all(f"{name}_{part}" in rest for part in _MASKED)]
+        products = {name: math.prod(self.state[rest.pop(f"{name}_{part}")] for part in _MASKED) for name in masked}
         state: Any = OrderedDict((name, self.state[key]) for name, key in (pairs | rest).items())
+        state.update(products)
         if all(name == key for name, key in pairs.items()):
             state._metadata = layouts_of(self.state)
         before = copy.deepcopy(ours)
@@ -109,7 +115,7 @@ class Checkpoint:
             model.load_state_dict(state, strict=True)
         except Exception as error:
             _restore(model, before)
-            reason = self._mismatch(pairs, ours, list(rest)) or brief(error)
+            reason = self._mismatch(pairs | dict.fromkeys(products, ""), ours, list(rest)) or brief(error)
             raise EvenkeelError(
                 f"{self.path} does not fit the model {type(model).__name__}: {reason}; "
                 "build the model with the arguments that it was trained with"
@@ -178,10 +184,16 @@ class Checkpoint:
         shapes = [
             f"{key} {_shape(self.state[theirs])} in the file, {_shape(ours[key])} in the model"
             for key, theirs in pairs.items()
-            if _shape(self.state[theirs]) != _shape(ours[key])
+            if theirs and _shape(self.state[theirs]) != _shape(ours[key])
         ]
         found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-        return ", ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in found.items() if keys)
+        reason = ", ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in found.items() if keys)
+        counts = Counter(key.partition(".")[0] for key in unexpected)
+        nets = [f"{name} ({count})" for name, count in counts.items() if count >= len(missing) > 1]
+        several = (
+            f"; it holds several nets, by how keys begin, {', '.join(nets)}: save one alone" if len(nets) > 1 else ""
+        )
+        return reason + several
 
     def _changed(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's buffers that differ from the file's entries, by the file's keys and in the file's dtypes."""

@@ -16,6 +16,7 @@ from evenkeel.errors import BatchError, EvenkeelError, brief
 from evenkeel.model.batches import Forward, each, forward_pass, samples
 from evenkeel.model.losses import ADVICE, Loss, losses, meant
 from evenkeel.model.nested import tensors
+from evenkeel.model.quantizers import hold_quantizers_
 from evenkeel.model.restoring import restored
 
 Scorer = Callable[[Any, Any], Any]
@@ -68,7 +69,7 @@ class Score:
 def evaluate(
     model: nn.Module, batches: Iterable[Any], *, score: Scorer | None = None, forward: Forward | None = None
 ) -> Score:
-    """Score a model in eval mode; it is given back as found.
+    """Score a model in eval mode, observers of quantization off; it is given back as found.
 
     Targets are the second item of a pair or longer tuple, or all that follow the first where the model returns as many
     outputs; or the entry of a mapping named labels, label, targets, target or y, of which the model is called with
@@ -104,6 +105,7 @@ def evaluate(
     count, outputs, targets = 0, None, None
     with restored(model), torch.no_grad():
         model.eval()
+        hold_quantizers_(model)
         for number, batch in enumerate(each(batches, model, None), 1):
             outputs = forward_pass(model, batch if forward else _taken(batch, model), number, forward)
             targets = _targets(batch, outputs, forward)

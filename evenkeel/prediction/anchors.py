@@ -15,6 +15,7 @@ from evenkeel.graph.queries import chunked
 from evenkeel.model.buffers import written_left
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.statistics.other_weights import of_other_weights
 from evenkeel.statistics.stored_values import (
     MUCH,
     NEVER_UPDATED,
@@ -67,13 +68,15 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     fed = {(layer.module, chunked(layer) or layer) for layer in graph.of(Kind.NORM)}
     calls = Counter(module for module, _ in fed)
     frozen = {layer.module for layer in graph if layer.frozen}
-    misleading = misleading_counts(norms.values())
+    misleading, pruned = misleading_counts(norms.values()), of_other_weights(graph, norms)
     reasons: dict[str, str] = {}
     for path, norm in norms.items():
         if (written := written_left(norm, "running_var")) == 1:
             reasons[path] = WRITTEN
         elif written > _MIXED:
             reasons[path] = f"{written:.0%} of what reestimate_ or correct_ wrote is left: train on, or repair by data"
+        elif path in pruned:
+            reasons[path] = pruned[path]
         elif is_never_updated(norm):
             reasons[path] = NEVER_UPDATED
         elif is_untrained(norm):

@@ -16,6 +16,7 @@ from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import graph_of
 from evenkeel.model.buffers import Held, is_as_written, put_back_, write_buffers_
 from evenkeel.model.norms import norms_of
+from evenkeel.model.quantizers import outgrown_notes, quantizers_of
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import Cells, grouped
@@ -209,7 +210,8 @@ def correct_(
     stretch = stretched(graph, norms, changes)
     warn(stretch)
     written = {path: reason for path, reason in found.unsure.items() if path not in untouched}
-    done = Correction(changes, untouched, held, [stretch] if stretch else [], written, match=match)
+    notes = [*([stretch] if stretch else []), *quantizers_of(whole).notes, *outgrown_notes(whole)]
+    done = Correction(changes, untouched, held, notes, written, match=match)
     return done.drawn_with(partial(outline, graph))
 
 

@@ -20,6 +20,7 @@ from evenkeel.graph.tracing import graph_of, prepared, runner
 from evenkeel.model.flags import FROZEN, set_modes
 from evenkeel.model.norms import Norm, norms_of
 from evenkeel.model.own_statistics import statistics_beside
+from evenkeel.model.quantizers import hold_quantizers_, unscalable
 from evenkeel.model.restoring import restored
 from evenkeel.model.threads import single_threaded
 from evenkeel.model.wrappers import unwrapped
@@ -90,7 +91,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
     model is restored.
 
     Inputs are assumed to be smooth random fields of varying contrast, roughly like images. Behind the first norm this
-    matters little, since its statistics are those of the data.
+    matters little, since its statistics are those of the data. Observers of quantization are off, their ranges held.
 
     Args:
         model: the model, in train or eval mode.
@@ -226,6 +227,7 @@ def prediction_inputs(model: nn.Module, graph: LayerGraph, norms: Mapping[str, N
     anchors = stored_before(graph, {norm for path, norm in norms.items() if path not in distrusted})
     sampled = Sampled(model, graph, norms, run, prepared(example, model))
     with restored(model):
+        hold_quantizers_(model)
         sampled, contradicted = agreement(sampled)
     beside = statistics_beside(model, lambda: run(prepared(example, model)))
     return PredictionInputs(sampled, anchors, distrusted, contradicted, beside)
@@ -244,6 +246,7 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     model, norms = given.sampled.model, given.norms
     plan = replace(plan, settled={*plan.settled, *given.repaired})
     with restored(model):
+        hold_quantizers_(model)
         set_modes(model, training=True)
         seen, graph = sample(given.sampled, plan, given.anchors)
     channels = {path: pooled([arrival.channels for arrival in seen.arrivals[path]]) for path in seen.calls}
@@ -253,6 +256,8 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
         if not (found.eval_var + found.eval_mean).isfinite().all():
             if damage := damage_of(model):
                 raise ModelError(f"{damage} is not finite, as shows at norm {path!r}: load a checkpoint from before")
+            if fault := unscalable(model):
+                raise ModelError(f"what {path!r} reads is not finite: {fault}")
             raise ModelError(
                 f"with random inputs of both signs, what {path!r} reads is not finite, though all weights are: if the "
                 "model takes the logarithm or root of its input, or holds half precision, measure on data: "

@@ -211,8 +211,9 @@ def copy_of(model: nn.Module) -> nn.Module:
                     f"{value.__code__.co_firstlineno}) that holds the module, and a copy would call the original's "
                     "layers: make it a method"
                 )
-    try:
-        return copy.deepcopy(model)
+    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.grad_fn is not None]
+    try:  # what a hook computes anew in each pass, as a pruned weight, is no leaf, which deepcopy refuses
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     except Exception as error:
         raise EvenkeelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and fix edits a copy: "

@@ -21,6 +21,7 @@ from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.buffers import Held, write_, write_buffers_
 from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import Norm, norms_of
+from evenkeel.model.quantizers import outgrown_notes
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
@@ -52,6 +53,11 @@ _NO_SAY = (
     "samples in several batches, or a number"
 )
 _NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
+_STILL = (
+    "{} channels do not vary, {} of them in {!r}, as behind filters of zeros: they store variance 0, so that whatever "
+    "else reaches them one day is multiplied by 1 / sqrt(eps): remove them before training on"
+)
+_ZERO = 1e-6  # of a norm's eps: a variance that is rounding alone
 _FAR = 1.5  # times what training left, noise on: more is worth telling
 STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
@@ -140,6 +146,10 @@ class Attempt:
         ]
         stretch = "" if graph is None else stretched(graph, free, changes)
         notes = _notes(measurement, settled, pairs)
+        still = {path: int((p.variance <= _ZERO * free[path].eps).sum()) for path, p in new.items()}
+        if sum(still.values()) and "running_var" in names:
+            notes.append(_STILL.format(sum(still.values()), max(still.values()), max(still, key=still.__getitem__)))
+        notes += outgrown_notes(plain)
         if self.prior == "auto" and math.isnan(largest(errors.values())):
             notes.append(_NO_SAY)
         if measurement.pairing is None and (match == "mean" or self.relative):
@@ -288,6 +298,7 @@ def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
 def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> list[str]:
     """What the reader must know of how the statistics were made."""
     notes = [f"batches ran one by one: {measurement.limits.apart}"] if measurement.limits.apart else []
+    notes += measurement.quantizers.notes
     if settled.is_uneven:
         notes.append(
             f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "

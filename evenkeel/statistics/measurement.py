@@ -16,6 +16,7 @@ from evenkeel.model.batches import Forward, device_of, each, forward_pass, input
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, foreign_norms, pools_batch
+from evenkeel.model.quantizers import hold_quantizers_, unscalable
 from evenkeel.model.restoring import restored
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count, Group, Groups, Piece, copied
 from evenkeel.statistics.distributed import Message, RankError, Ranks, State
@@ -45,7 +46,7 @@ class Measurement:
     A norm's input is what reaches torch's batch or instance norm with the norm's own statistics (see `NormCalls`).
 
     Args:
-        model: is put into eval mode, so that every source of noise is off, and gets hooks.
+        model: is put into eval mode, so that every source of noise is off, observers too, and gets hooks.
         norms: the norms to watch, by path.
         forward: how to run a batch, if not by `call`.
         ranks: the processes that measure the same norms together, each on batches of its own.
@@ -70,6 +71,7 @@ class Measurement:
         wanted: told how many samples there are in all, how many to run; all if None, or if not repeatable.
         is_repeatable: whether the batches can surely be had once more.
         step: of how many samples one is run.
+        quantizers: of the model, whose ranges are held.
 
     >>> model, data = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), torch.randn(3, 64, 2)
     >>> measurement = Measurement(model, {"1": model[1]})
@@ -121,6 +123,7 @@ class Measurement:
         self._group: Group | None = None  # the one that is running
         self._is_spoilt = False  # whether it has reached a norm that is
         model.eval()
+        self.quantizers = hold_quantizers_(model)
         for path, norm in norms.items():
             norm.register_forward_pre_hook(partial(self._enter, path))
 
@@ -384,6 +387,8 @@ class Measurement:
         damage = damage_of(self.model) if all(bool(t.isfinite().all()) for t in given) else ""
         if damage:
             return f"{damage} is not finite, as shows at norm {path!r}: the model is damaged, not the data"
+        if fault := unscalable(self.model):
+            return f"what reaches norm {path!r} is not finite: {fault}"
         untrained = _NEVER if all(map(is_untrained, self.norms.values())) else ""
         return f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite{untrained}"
 

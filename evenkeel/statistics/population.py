@@ -133,7 +133,11 @@ class Population:
     @property
     def variance(self) -> Tensor:
         """Variance per channel, unbiased as torch stores it, shape (channels,), float64."""
-        return self._squares / max(self.count - 1, 1) if self.pooled else self._squares / self.count
+        return self._squares / self._divisor
+
+    @property
+    def _divisor(self) -> float:
+        return max(self.count - 1, 1) if self.pooled else self.count
 
     def moved(self, old: Population, new: Population) -> Population:
         """This population, changed as `new` differs from `old`: part of the samples, measured before and after.
@@ -146,6 +150,7 @@ class Population:
         other = self.copy()
         slack = _SLACK * self.variance  # a channel that hardly varied in the part says nothing of the whole
         other._squares = self._squares * (new.variance + slack) / (old.variance + slack).clamp_min(1e-300)
+        other._squares = torch.where(self._squares > 0, other._squares, new.variance * self._divisor)
         other.mean = self.mean + (new.mean - old.mean)
         return other
 
@@ -153,7 +158,7 @@ class Population:
         """This population, its mean and variance a part of the way, from 0 to 1, nearer to another's."""
         result = self.copy()
         result.mean = self.mean.lerp(other.mean, step)
-        result._squares = self._squares * (self.variance.lerp(other.variance, step) / self.variance.clamp_min(1e-300))
+        result._squares = self.variance.lerp(other.variance, step) * self._divisor
         return result
 
     @property

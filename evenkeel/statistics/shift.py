@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -19,20 +19,23 @@ from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, each
 from evenkeel.model.buffers import is_as_written, is_mean_matched
 from evenkeel.model.flags import frozen_in
-from evenkeel.model.norms import norms_of
+from evenkeel.model.norms import Norm, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
+from evenkeel.statistics.other_weights import changes_of, left_behind, of_other_weights
 from evenkeel.statistics.shift_causes import ShiftCauses
 from evenkeel.statistics.shift_passes import compare
 from evenkeel.statistics.shift_report import LARGEST, ShiftReport
-from evenkeel.statistics.stored_values import fault_of, is_untrained
+from evenkeel.statistics.shift_rows import ShiftRow
+from evenkeel.statistics.stored_values import fault_of, is_never_updated, is_untrained
 
 _UNTRAINED = (
     "no norm was ever updated: the model is untrained, or its weights were not loaded, and these ratios say nothing "
     "about training"
 )
+_NOTABLE = 1.03  # factor that other weights may have
 _CLOSELY, _AT_ONCE = 256, 512  # samples that are looked at closely: at least, and in a group
 
 
@@ -122,8 +125,21 @@ def variance_shift(
         notes.append(f"{written[0]}{more}: repaired: they store what reestimate_ or correct_ wrote since training")
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in beside.items()]
-    if all(map(is_untrained, norms.values())):
+    notes += measurement.quantizers.notes
+    notes += _on_weights(model, graph, norms, rows)
+    if all(map(is_untrained, norms.values())) and not any(map(is_never_updated, norms.values())):
         rows = [replace(row, why="untrained") if row.folded > LARGEST else row for row in rows]
         notes.append(_UNTRAINED)
     report = ShiftReport(rows, notes, other_data=causes.other_data)
     return report.drawn_with(partial(outline, graph, type(plain).__name__) if len(graph) else None)
+
+
+def _on_weights(
+    model: nn.Module, graph: LayerGraph, norms: Mapping[str, Norm], rows: Iterable[ShiftRow]
+) -> Iterator[str]:
+    """What says that statistics are of other weights, where they are off by what is no noise."""
+    yield from (f"{path}: {reason}" for path, reason in of_other_weights(graph, norms).items())
+    stored = {row.path: row.parts.get("stored", 1.0) for row in rows}
+    off = {path for path, part in stored.items() if not 1 / _NOTABLE < part < _NOTABLE}
+    yield from (f"{path}: {reason}" for path, reason in left_behind(graph, norms).items() if path in off)
+    yield from (f"statistics of other weights: {change}" for change in changes_of(model) if off)

@@ -1,14 +1,22 @@
 """repair prints one table, writes where it may, and what it writes is known as repaired."""
 
+import copy
+import importlib
 import json
 import os
+import re
 import stat
+import sys
 
 import pytest
 import torch
 from commands import run
+from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 
 from evenkeel.io.checkpoints import Checkpoint
+from evenkeel.io.datasets import load_data
 
 TEXT = ("anynets:Text", "--weights", "text.pt")
 EXAMPLE = ("--example", "anynets:text_example")
@@ -117,3 +125,75 @@ def test_an_interruption_leaves_nothing_and_exits_with_130(nets, capsys, monkeyp
     assert sorted(path.name for path in nets.iterdir() if path.name != "__pycache__") == [
         name for name in before if name != "__pycache__"
     ]
+
+
+AVERAGES = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+"""
+
+
+@pytest.fixture
+def changed(tmp_path, monkeypatch):
+    """Files of a net whose weights were changed since its statistics: averaged, and pruned."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "averages.py").write_text(AVERAGES)
+    monkeypatch.delitem(sys.modules, "averages", raising=False)
+    importlib.invalidate_caches()
+    net = importlib.import_module("averages").net()
+    forgotten, averaged = copy.deepcopy(net), AveragedModel(net)
+    data = list(load_data("digits", batch_size=50).train)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for x, y in data * 3:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        averaged.update_parameters(net)
+    for own, theirs in zip(forgotten.parameters(), averaged.module.parameters(), strict=True):
+        own.data.copy_(theirs.data)
+    torch.save(averaged.state_dict(), "averaged.pt")
+    torch.save({"model": net.state_dict(), "ema": forgotten.state_dict()}, "both.pt")
+    prune.ln_structured(net[1], "weight", 0.5, 1, 0)
+    torch.save(net.state_dict(), "pruned.pt")
+    yield tmp_path
+    sys.modules.pop("averages", None)
+
+
+REPAIR = ("repair", "averages:net", "--data", "digits", "--input", "1x8x8", "--out", "new.pt", "--weights")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "options"), [("averaged.pt", ()), ("pruned.pt", ()), ("both.pt", ("--key", "ema", "--unsure", "write"))]
+)
+def test_weights_that_changed_since_are_repaired_in_the_file_as_it_is(changed, capsys, file, options):
+    code, out, err = run(capsys, *REPAIR, file, *options, "--other-data")
+    assert code == 0, err
+    before, after = (float(found) for found in re.search(r"log loss ([\d.]+) to ([\d.]+)", out).groups())
+    assert after < before
+    old, new = torch.load(file), torch.load("new.pt")
+    old, new = (old, new) if "ema" not in old else (old["ema"], new["ema"])
+    assert old.keys() == new.keys()
+    assert {key.rpartition(".")[2] for key in old if not torch.equal(old[key], new[key])} == {
+        "running_mean",
+        "running_var",
+    }
+
+
+@pytest.mark.slow
+def test_without_a_word_on_data_changed_weights_are_offered_as_the_reason(changed, capsys):
+    code, _, err = run(capsys, *REPAIR, "pruned.pt")
+    assert code == 2 and "nothing is written" in err and "weights have changed since, as by pruning or averaging" in err
+    assert not (changed / "new.pt").exists()
+
+
+@pytest.mark.slow
+def test_of_two_nets_in_a_file_one_must_be_named(changed, capsys):
+    code, _, err = run(capsys, *REPAIR, "both.pt")
+    assert code == 2 and "holds 2 state dicts: model (8 entries), ema (8 entries): name the one that counts" in err

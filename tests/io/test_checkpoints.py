@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import evenkeel as ek
@@ -516,3 +517,40 @@ def test_load_is_what_the_program_does_with_weights(tmp_path):
     torch.save({"state_dict": prefixed(trained().state_dict(), "module.")}, tmp_path / "in.pt")
     model = Net()
     assert ek.load_(model, tmp_path / "in.pt") is model and is_same(snapshot(model), snapshot(trained()))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_pruned_by_masks_is_met_by_a_model_that_is_not(tmp_path, suffix, prefix):
+    pruned, plain = (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(2))
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    prune.l1_unstructured(pruned[0], "bias", 0.5)
+    state = {prefix + key: value for key, value in pruned.state_dict().items()}
+    old, new = tmp_path / f"old{suffix}", tmp_path / f"new{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, old)
+    checkpoint = Checkpoint.read(old)
+    checkpoint.apply_(plain)
+    assert torch.equal(plain[0].weight, pruned[0].weight) and torch.equal(plain[0].bias, pruned[0].bias)
+    plain[1].running_var.fill_(2.0)
+    checkpoint.write(new, plain)
+    written = load_file(new) if suffix == ".safetensors" else torch.load(new)
+    assert written.keys() == state.keys()
+    assert {key for key in state if not torch.equal(written[key], state[key])} == {f"{prefix}1.running_var"}
+
+
+def test_half_of_a_mask_is_no_weight(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    prune.identity(net[0], "weight")
+    state = net.state_dict()
+    del state["0.weight_mask"]
+    torch.save(state, tmp_path / "half.pt")
+    with pytest.raises(EvenkeelError, match=r"1 missing \(0.weight\), 1 unexpected \(0.weight_orig\)"):
+        Checkpoint.read(tmp_path / "half.pt").apply_(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+
+
+def test_several_nets_in_one_state_dict_are_counted(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    state = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "both.pt")
+    with pytest.raises(EvenkeelError, match=r"several nets, by how keys begin, student \(7\), teacher \(7\)"):
+        Checkpoint.read(tmp_path / "both.pt").apply_(net)

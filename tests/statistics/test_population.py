@@ -100,3 +100,14 @@ def test_batch_statistics_are_those_of_every_channel(shape):
 def test_moments_of_a_single_value_are_finite():
     count, mean, variance = batch_statistics(torch.tensor([[3.0, 4.0]]))
     assert (count, mean.tolist(), variance.tolist()) == (1, [3.0, 4.0], [0.0, 0.0])
+
+
+def test_what_did_not_vary_is_not_kept_from_varying():
+    dead, alive = Population(), Population()
+    dead.add([(0, batch_statistics(torch.zeros(8, 2)))])
+    alive.add([(0, batch_statistics(torch.randn(8, 2)))])
+    for population in (dead, alive):
+        population.pool()
+    assert torch.allclose(dead.toward(alive, 0.5).variance, alive.variance / 2)
+    assert torch.allclose(dead.moved(dead, alive).variance, alive.variance)
+    assert (alive.moved(alive, dead).variance < 0.02 * alive.variance).all()

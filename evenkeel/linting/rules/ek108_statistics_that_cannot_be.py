@@ -1,17 +1,21 @@
 """EK108: running statistics that cannot be.
 
 ## What it does
-Finds norms that store NaN, infinite values, or negative variances.
+Finds norms that store NaN, infinite values, or negative variances; and norms that store a variance where the weights
+right before them are all 0, as of a filter that was pruned, so that nothing varies.
 
 ## Why it matters
 In eval mode such a channel, and all that follows, is NaN; a negative variance that eps makes up for passes unseen, as a
-channel scaled by chance. In train mode nothing shows, as the statistics are not read.
+channel scaled by chance. In train mode nothing shows, as the statistics are not read. Behind a pruned filter the norm
+passes on `bias - weight * mean / deviation`, a constant that training never saw, and the norms after it meet other
+inputs, too.
 
 ## Who disagrees
 Nobody.
 
 ## Known limits
-A variance that is finite and wrong is not told from a right one without data.
+A variance that is finite and wrong is not told from a right one without data, unless the weights before it are 0. Of
+weights pruned one by one nothing is said: they may have been trained on since.
 
 ## References
 Hendrycks & Gimpel 2016, section 3: statistics can be estimated anew from data.
@@ -27,6 +31,7 @@ from torch import nn
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.rule import rule
+from evenkeel.statistics.other_weights import of_other_weights
 from evenkeel.statistics.stored_values import fault_of
 
 EXAMPLE = (2, 16)
@@ -42,6 +47,10 @@ def statistics_that_cannot_be(context: Context) -> Iterator[Finding]:
                 f"{fault}.",
                 "Re-estimate it from data by reestimate_, and look for the batch of training that overflowed.",
             )
+    for path, reason in of_other_weights(context.graph, context.norms).items():
+        yield context.at_norm(
+            path, f"{reason}.", "Re-estimate it from data by reestimate_: weights have changed since."
+        )
 
 
 def bad() -> nn.Module:
