@@ -1,6 +1,7 @@
 """Dropout's shift, ended within training or repaired afterwards: rates to 0, frozen norms, early and late dropout.
 
     python -m benchmarks.quiet_end [--scale small] [--seeds 3] [--parts digits cifar] [--data-dir DIR]
+        [--page docs/within-training.md] [--picture docs/pictures/shift-log.svg]
 
 Every arm of a seed starts from the same weights and sees the same batches. Dropout stands right before norms, li2018's
 type (a). Figures are kept in results/quiet_end.json, seed by seed; the page's tables are made of them.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,8 +32,9 @@ from benchmarks.pages import put_into
 from evenkeel.io.datasets import load_data
 from evenkeel.model.evaluation import evaluate
 from evenkeel.papers.lab.nets import Noise, build
+from evenkeel.statistics.pairs import Match
 
-RESULTS, PAGE = Path("results/quiet_end.json"), Path("docs/within-training.md")
+RESULTS = Path("results/quiet_end.json")
 LAST = 0.1  # of the steps, that are quiet
 HALF = 0.5  # of the steps, with which early dropout ends and late dropout begins
 RATES = (0.5, 0.3)
@@ -51,6 +54,7 @@ class Scale:
 DIGITS = Scale(8, 1000, 60, {})
 CIFAR = {
     "small": Scale(16, 5000, 6, {"depth": 8, "width": 8}),
+    "medium": Scale(16, 5000, 16, {"depth": 8, "width": 8}),
     "desk": Scale(32, 50_000, 30, {"depth": 20, "width": 16}),
 }
 
@@ -90,7 +94,9 @@ def by_rates(make: Callable[[nn.Module, int], ek.DropoutSchedule]) -> Arm:
     return arm
 
 
-def frozen(model: nn.Module, steps: int, batches: list[Tensor], *, quiet: bool = False) -> Callable[[int], None]:
+def frozen(
+    model: nn.Module, steps: int, batches: list[Tensor], *, quiet: bool = False, match: Match = "variance"
+) -> Callable[[int], None]:
     first = steps - last_of(steps)
     schedule = ek.DropoutSchedule.quiet_end(model, steps, steps - first) if quiet else None
 
@@ -98,7 +104,7 @@ def frozen(model: nn.Module, steps: int, batches: list[Tensor], *, quiet: bool =
         if schedule is not None:
             schedule.step(step)
         if step == first:
-            ek.freeze_norms_(model, batches)
+            ek.freeze_norms_(model, batches, match=match)
 
     return at
 
@@ -115,16 +121,30 @@ ARMS: dict[str, Arm] = {
     "dropout all along": none,
     "quiet end: rates 0": by_rates(lambda m, steps: ek.DropoutSchedule.quiet_end(m, steps, last_of(steps))),
     "quiet end: norms frozen": frozen,
+    "quiet end: norms frozen, means matched": partial(frozen, match="mean"),
     "quiet end: both": partial(frozen, quiet=True),
     "early dropout": by_rates(lambda m, steps: ek.DropoutSchedule.early(m, steps, round(HALF * steps))),
     "early, linear": by_rates(lambda m, steps: ek.DropoutSchedule.early(m, steps, round(HALF * steps), linear=True)),
     "late dropout": by_rates(lambda m, steps: ek.DropoutSchedule.late(m, steps, round(HALF * steps))),
 }
-REPAIRS = {"variance": "repaired by variance", "mean": "repaired by mean"}
+NO_DROPOUT = "no dropout"
+REPAIRS: dict[Match, str] = {"variance": "repaired by variance", "mean": "repaired by mean"}
 REPAIRED = ("dropout all along", "late dropout")
 
 
-def trained(scale: Scale, p: float, arm: Arm, seed: int, training: list[Tensor]) -> nn.Module:
+def arms_of(p: float, chosen: list[str]) -> dict[str, Arm]:
+    """The arms at a rate, those chosen."""
+    return {name: arm for name, arm in (ARMS if p else {NO_DROPOUT: none}).items() if name in chosen}
+
+
+def trained(
+    scale: Scale,
+    p: float,
+    arm: Arm,
+    seed: int,
+    training: list[Tensor],
+    log: Callable[[nn.Module], ek.ShiftLog] | None = None,
+) -> nn.Module:
     """A net after all steps: SGD with momentum, the learning rate falling to 0 by a cosine."""
     torch.manual_seed(seed)
     model = net_of(scale, p).train()
@@ -134,6 +154,7 @@ def trained(scale: Scale, p: float, arm: Arm, seed: int, training: list[Tensor])
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     at = arm(model, steps, [x[i : i + 512] for i in range(0, len(x), 512)])
+    logged = log(model) if log else None
     order, done = torch.Generator().manual_seed(seed), 0
     at(0)
     for _ in range(scale.epochs):
@@ -144,6 +165,8 @@ def trained(scale: Scale, p: float, arm: Arm, seed: int, training: list[Tensor])
             optimizer.step()
             cosine.step()
             at(done := done + 1)
+            if logged is not None:
+                logged.step()
     return model
 
 
@@ -158,7 +181,7 @@ def rows_of(scale: Scale, named: str, options: argparse.Namespace) -> Iterator[t
     training, test = data_of(scale, options.data_dir)
     for p in (0.0, *RATES):
         found: dict[str, list[dict[str, float]]] = {}
-        for name, arm in ARMS.items() if p else [("no dropout", none)]:
+        for name, arm in arms_of(p, options.arms).items():
             for seed in range(options.seeds):
                 model = trained(scale, p, arm, seed, training)
                 found.setdefault(name, []).append(figures_of(model, training, test))
@@ -166,7 +189,7 @@ def rows_of(scale: Scale, named: str, options: argparse.Namespace) -> Iterator[t
                     repaired = copy.deepcopy(model)
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore", ek.StretchWarning)  # classifiers
-                        ek.reestimate_(repaired, list(training[0].split(512)), match=match)  # type: ignore[arg-type]
+                        ek.reestimate_(repaired, list(training[0].split(512)), match=match)
                     found.setdefault(f"{name}, {how}", []).append(figures_of(repaired, training, test))
         for name, several in found.items():
             print(f"{named}, p={p:g}, {name}: {shown(several)}", flush=True)
@@ -197,11 +220,31 @@ def shown(several: list[dict[str, float]]) -> str:
 def table(rows: dict[str, list[dict[str, float]]], named: str) -> str:
     """A part's table, in Markdown."""
     lines = ["| p | arm | seeds | test error % | log loss | worst norm off by |", "|---|---|---|---|---|---|"]
-    for key, several in rows.items():
-        where, p, arm = key.split(", ", 2)
+    order = [NO_DROPOUT, *ARMS]
+    keyed = [(key.split(", ", 2), several) for key, several in rows.items()]
+    for (where, p, arm), several in sorted(keyed, key=lambda item: (item[0][1], _place(item[0][2], order))):
         if where == named:
             lines.append(f"| {p.removeprefix('p=')} | {arm} | {len(several)} | {shown(several)} |")
     return "\n".join(lines) + "\n"
+
+
+def _place(arm: str, order: list[str]) -> int:
+    """An arm's place in the table: repairs stand behind what is repaired."""
+    return order.index(max((name for name in order if arm.startswith(name)), key=len))
+
+
+def draw(path: Path, options: argparse.Namespace) -> None:
+    """The shift of every norm over a training on digits with a quiet end, as `ShiftLog` draws it."""
+    training, _ = data_of(DIGITS, options.data_dir)
+    logs: list[ek.ShiftLog] = []
+
+    def log(model: nn.Module) -> ek.ShiftLog:
+        logs.append(ek.ShiftLog(model, training[0].split(512), every=10))
+        return logs[0]
+
+    trained(DIGITS, 0.5, ARMS["quiet end: rates 0"], 0, training, log)
+    logs[0].history.plot(path)
+    print(logs[0].history)
 
 
 def main() -> None:
@@ -209,11 +252,13 @@ def main() -> None:
     parser.add_argument("--scale", choices=CIFAR, default="small")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
+    parser.add_argument("--arms", nargs="+", choices=[NO_DROPOUT, *ARMS], default=[NO_DROPOUT, *ARMS])
     parser.add_argument("--page", type=Path, help="page to put the tables into")
+    parser.add_argument("--picture", type=Path, help="where to draw the shift over a training with a quiet end")
     options = run_parts(parser, {"digits": run_digits, "cifar": run_cifar}, RESULTS)
+    if options.picture:
+        draw(options.picture, options)
     if options.page:
-        import json
-
         found = json.loads(options.out.read_text())
         put_into(options.page, {"digits": table(found["digits"], "digits"), "cifar": table(found["cifar"], "small")})
 

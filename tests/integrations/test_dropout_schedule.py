@@ -67,7 +67,7 @@ def test_rates_are_put_back_also_after_an_exception():
 
 def test_a_factor_that_makes_no_sense_leaves_everything_as_it_was():
     model = net()
-    with pytest.raises(ek.EvenkeelError, match="would be 1.5"):
+    with pytest.raises(ek.EvenkeelError, match=r"would be 1\.5"):
         ek.DropoutSchedule(model, 4, lambda progress: 3.0)
     schedule = ek.DropoutSchedule(model, 4, lambda progress: 3.0 if progress == 1 / 3 else 1.0)
     with pytest.raises(ek.EvenkeelError, match=r"0\.p would be 1.5"):
