@@ -13,6 +13,8 @@ from evenkeel.graph.drop_rates import DropRates
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_OVER = "the schedule was undone: make a new one"
+
 Factor = Callable[[float], float]
 
 
@@ -120,7 +122,7 @@ class DropoutSchedule:
             EvenkeelError: the schedule was undone, or a rate would not be within 0 and 1; rates are as before.
         """
         if not self._is_on:
-            raise EvenkeelError("the schedule was undone: make a new one")
+            raise EvenkeelError(_OVER)
         before, self.now = self.now, self.now + 1 if to is None else to
         try:
             self._set()
@@ -145,6 +147,8 @@ class DropoutSchedule:
         Raises:
             EvenkeelError: it was of other rates, or the schedule was undone.
         """
+        if not self._is_on:
+            raise EvenkeelError(_OVER)
         if other := sorted(set(state["rates"]) ^ set(self.rates)):
             raise EvenkeelError(f"the state is of another model: only one of both has the rate {other[0]}")
         self.rates = dict(state["rates"])

@@ -82,7 +82,9 @@ def freeze_norms_(model: nn.Module, batches: Iterable[Any] | None = None, **opti
 
     Frozen norms normalise by what they store, in train mode, too, so that weights adapt to what eval mode computes. No
     batch changes their statistics; their scale and offset are trained as ever. They stay in eval mode whatever calls
-    `model.train()`, until `thaw()`. Wu & Johnson (2021, arXiv 2105.07576) advise it for the last epochs.
+    `model.train()`, until `thaw()`. Wu & Johnson (2021, arXiv 2105.07576) advise it for the last epochs. Set drop rates
+    to 0 as well, by `DropoutSchedule.quiet_end`: with dropout on, norms are fed more variance than they store, and the
+    error grew (`benchmarks.quiet_end`).
 
     Args:
         model: the model, changed in place.

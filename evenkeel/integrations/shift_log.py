@@ -36,7 +36,8 @@ class ShiftLog:
     or, told by `load_state_dict` or `step(to)`, at an earlier step: lines of that step and later are then replaced.
 
     With torch.distributed every process makes a log and calls it. Each measures its own batches, waiting for no other,
-    unless the model is sharded; the first one alone writes.
+    unless the model is sharded; the first one alone writes. Where the others cannot read its file, tell a resumed log
+    by `load_state_dict`.
 
     Args:
         model: the model in training.
@@ -93,8 +94,9 @@ class ShiftLog:
         self._model, self._forward, self._every = model, forward, every
         self._norms = _chosen(model, norms)
         self._writes = not _is_ranked() or distributed.get_rank() == 0
-        self._path = Path(path) if path is not None and self._writes else None
-        self._records = _continued(self._path, resume=resume) if self._path else []
+        file = None if path is None else Path(path)
+        self._records = _continued(file, resume=resume, writes=self._writes) if file else []
+        self._path = file if self._writes else None
         if self._records:
             self.steps, self.epochs = self._records[-1].step, self._records[-1].epoch
         self._writer: Any = _writer(writer) if writer is not None and self._writes else None
@@ -200,17 +202,18 @@ def _chosen(model: nn.Module, norms: Collection[str] | None) -> frozenset[str] |
     return None if norms is None else frozenset(norms)
 
 
-def _continued(path: Path, *, resume: bool) -> list[ShiftRecord]:
+def _continued(path: Path, *, resume: bool, writes: bool) -> list[ShiftRecord]:
     """The rows of a file to be continued, which then holds these alone; none if there is no file."""
-    require_folder(path)
-    if not path.exists():
+    if writes:
+        require_folder(path)
+    if not path.exists() or not (writes or resume):
         return []
     if not path.is_file():
         raise EvenkeelError(f"{path} is no regular file: a log is read again when it is continued")
     if not resume:
         raise EvenkeelError(f"{path} is there: pass resume=True to continue it, or name another file")
     history = ShiftHistory.read(path)
-    if (text := history.to_csv()) != path.read_text(encoding="utf-8"):  # its end was cut
+    if writes and (text := history.to_csv()) != path.read_text(encoding="utf-8"):  # its end was cut
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return list(history)

@@ -76,6 +76,9 @@ def test_a_factor_that_makes_no_sense_leaves_everything_as_it_was():
     schedule.undo()
     with pytest.raises(ek.EvenkeelError, match="undone"):
         schedule.step()
+    with pytest.raises(ek.EvenkeelError, match="undone"):
+        schedule.load_state_dict(schedule.state_dict())
+    ek.DropoutSchedule.late(model, 8, 6).undo()
 
 
 def test_two_schedules_of_one_model_are_refused():

@@ -249,20 +249,26 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
 # several processes
 
 
-def _rank(rank, folder):
+def _rank(rank, folder, resume):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(rank)
     model = nn.parallel.DistributedDataParallel(SmallNet())
-    log = ek.ShiftLog(model, [X[32 * rank :][:32]] * (1 + rank), f"{folder}/shift.csv", every=2)
+    log = ek.ShiftLog(model, [X[32 * rank :][:32]] * (1 + rank), f"{folder}/shift.csv", every=2, resume=resume)
+    assert log.steps == (7 if resume else 0), "all know where the file ends"
     for step in range(4):
         F.cross_entropy(model(X[32 * rank + step :][:16]), Y[:16]).backward()
         log.step()
-    assert log.history.steps == (2, 4)
+    assert log.history.steps == ((7, 8, 10) if resume else (2, 4))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_processes_measure_their_own_and_the_first_writes(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("resume", [False, True])
+def test_processes_measure_their_own_and_the_first_writes(tmp_path, resume):
+    if resume:
+        log = ek.ShiftLog(SmallNet(), [X], tmp_path / "shift.csv")
+        log.step(7)
+        log.epoch()
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), resume), nprocs=2)
     history = ek.ShiftHistory.read(tmp_path / "shift.csv")
-    assert history.steps == (2, 4) and len(history) == 4
+    assert history.steps == ((7, 8, 10) if resume else (2, 4)) and len(history) == 2 * len(history.steps)
