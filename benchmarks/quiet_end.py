@@ -221,16 +221,16 @@ def table(rows: dict[str, list[dict[str, float]]], named: str) -> str:
     """A part's table, in Markdown."""
     lines = ["| p | arm | seeds | test error % | log loss | worst norm off by |", "|---|---|---|---|---|---|"]
     order = [NO_DROPOUT, *ARMS]
-    keyed = [(key.split(", ", 2), several) for key, several in rows.items()]
-    for (where, p, arm), several in sorted(keyed, key=lambda item: (item[0][1], _place(item[0][2], order))):
-        if where == named:
-            lines.append(f"| {p.removeprefix('p=')} | {arm} | {len(several)} | {shown(several)} |")
+    keyed = [(key.split(", ", 2), several) for key, several in rows.items() if key.startswith(f"{named}, ")]
+    for (_, p, arm), several in sorted(keyed, key=lambda item: (item[0][1], _place(item[0][2], order))):
+        lines.append(f"| {p.removeprefix('p=')} | {arm} | {len(several)} | {shown(several)} |")
     return "\n".join(lines) + "\n"
 
 
-def _place(arm: str, order: list[str]) -> int:
+def _place(arm: str, order: list[str]) -> tuple[int, bool]:
     """An arm's place in the table: repairs stand behind what is repaired."""
-    return order.index(max((name for name in order if arm.startswith(name)), key=len))
+    name = max((name for name in order if arm.startswith(name)), key=len)
+    return order.index(name), arm != name
 
 
 def draw(path: Path, options: argparse.Namespace) -> None:
