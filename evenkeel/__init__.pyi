@@ -21,6 +21,12 @@ from .init.initialization import init_ as init_
 from .init.signal_check import SignalReport as SignalReport
 from .init.signal_check import SignalRow as SignalRow
 from .init.signal_check import check_signals as check_signals
+from .integrations.dropout_schedule import DropoutSchedule as DropoutSchedule
+from .integrations.norm_freezing import FrozenNorms as FrozenNorms
+from .integrations.norm_freezing import freeze_norms_ as freeze_norms_
+from .integrations.shift_history import ShiftHistory as ShiftHistory
+from .integrations.shift_history import ShiftRecord as ShiftRecord
+from .integrations.shift_log import ShiftLog as ShiftLog
 from .io.checkpoints import load_ as load_
 from .layers.ic import IC as IC
 from .layers.ic import ic as ic

@@ -1,5 +1,15 @@
-"""`from evenkeel.hf import ReestimationCallback`: the callback for Hugging Face's Trainer."""
+"""`from evenkeel.hf import ReestimationCallback`: the callbacks for Hugging Face's Trainer."""
 
-from evenkeel.integrations.hf import ReestimationCallback
+from evenkeel.integrations.hf import (
+    DropoutScheduleCallback,
+    FreezeNormsCallback,
+    ReestimationCallback,
+    ShiftLogCallback,
+)
 
-__all__ = ["ReestimationCallback"]
+__all__ = [
+    "DropoutScheduleCallback",
+    "FreezeNormsCallback",
+    "ReestimationCallback",
+    "ShiftLogCallback",
+]

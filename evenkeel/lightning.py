@@ -1,5 +1,15 @@
-"""`from evenkeel.lightning import ReestimationCallback`: the callback for Lightning."""
+"""`from evenkeel.lightning import ReestimationCallback`: the callbacks for Lightning."""
 
-from evenkeel.integrations.lightning import ReestimationCallback
+from evenkeel.integrations.lightning import (
+    DropoutScheduleCallback,
+    FreezeNormsCallback,
+    ReestimationCallback,
+    ShiftLogCallback,
+)
 
-__all__ = ["ReestimationCallback"]
+__all__ = [
+    "DropoutScheduleCallback",
+    "FreezeNormsCallback",
+    "ReestimationCallback",
+    "ShiftLogCallback",
+]

@@ -132,6 +132,10 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "Stochastic weight averaging": (nothing, ("averaged",)),
     "Schedule-free optimizers": (schedule_free, ()),
     "Did it help?": (lambda names, _: {"validation": names["loader"]}, ()),
+    "Log the shift while training": (nothing, ()),
+    "A quiet end": (lambda *_: {"epochs": 25, "steps": 150}, ()),
+    "A quiet end in Lightning": (lightning, ()),
+    "Norms frozen for the last epoch": (nothing, ()),
     "Another domain": (lambda *_: {"new_domain": [3 * X]}, ()),
     "Pruning": (nothing, ("model",)),
     "Quantization-aware training": (quantized, ()),
@@ -180,6 +184,17 @@ def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
         assert names["done"][1].ratio < 0.9 and worst_shift(world["model"], X) < names["before"]
     if name == "Dropout where a norm follows":
         assert names["noise"].p == pytest.approx(0.25 / 3.25) and names["layer"].dropout.p == 0.05
+    if name == "Log the shift while training":
+        assert ek.ShiftHistory.read("shift.csv").steps == (2, 4, 6) and (tmp_path / "shift.svg").stat().st_size > 1000
+    if name == "A quiet end":
+        assert names["schedule"].now == 150 and names["model"][3].p == 0.5
+        assert worst_shift(names["model"], X) < 1.1, "statistics have forgotten dropout, and follow the weights"
+    if name == "A quiet end in Lightning":
+        (frozen,) = [callback.frozen for callback in names["trainer"].callbacks if hasattr(callback, "frozen")]
+        assert frozen.reestimation.samples == 96 and names["model"].train()[1].training
+        assert names["quiet"].schedule.now == 12 and names["model"][3].p == 0.5
+    if name == "Norms frozen for the last epoch":
+        assert names["frozen"].reestimation.samples == 96 and names["model"].train()[1].training
     if name == "Another domain":
         assert 1.1 < ek.variance_shift(world["model"], [3 * X]).worst < 9 * 2
 

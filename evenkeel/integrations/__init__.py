@@ -1,1 +1,1 @@
-"""Callbacks and drop-in replacements for other libraries: Lightning, Hugging Face, torch's `update_bn`."""
+"""Within training: logs of shifts, schedules of dropout, frozen norms, and callbacks for other libraries."""

@@ -1,17 +1,22 @@
-"""Hugging Face: a Trainer callback that re-estimates the norms' statistics after training, or for every evaluation."""
+"""Hugging Face: Trainer callbacks that re-estimate norms' statistics, log shifts, schedule dropout and freeze norms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.integrations.dataloaders import MappedLoader, undisturbed
+from evenkeel.integrations.dropout_schedule import DropoutSchedule, require_count
 from evenkeel.integrations.frameworks import importing
+from evenkeel.integrations.norm_freezing import FrozenNorms, freeze_norms_
+from evenkeel.integrations.shift_log import ShiftLog
 from evenkeel.model.batches import length
 from evenkeel.model.flags import flagged
 from evenkeel.statistics.reestimation import reestimate_
@@ -102,9 +107,172 @@ class ReestimationCallback(TrainerCallback):
     def _reestimate_(
         self, args: TrainingArguments, state: TrainerState, *, model: Any, train_dataloader: Any, **_: Any
     ) -> None:
-        of_trainer = self._batches is None
-        with flagged(self._flags), undisturbed(train_dataloader if of_trainer else self._batches) as loader:
-            endless = of_trainer and length(loader) == math.inf
-            seen = state.global_step * args.gradient_accumulation_steps
-            batches = MappedLoader(loader, lambda batch: batch, seen if endless else None)
+        with (
+            flagged(self._flags),
+            _as_trained(args, train_dataloader, self._batches, state.global_step) as batches,
+        ):
             self.reestimation = reestimate_(model, batches, **self._options)
+
+
+class ShiftLogCallback(TrainerCallback):
+    """Logs each norm's variance shift over training, by a `ShiftLog` that is made when it starts, by `global_step`.
+
+    It goes on with its file where a training that is resumed from a checkpoint does: lines of later steps are replaced.
+
+    Args:
+        path: of the CSV file; None for `log.history` alone.
+        every: measure after each so many steps, too; if None, at the end of epochs.
+        batches: what to measure on; the first ones of the Trainer's training loader if None, which training does not
+            notice.
+        options: of `ShiftLog`, such as `norms=`, `max_batches=`, `forward=` and `writer=`.
+
+    Attributes:
+        log: the `ShiftLog` of the last training.
+
+    >>> callbacks = [ShiftLogCallback("shift.csv", every=100)]  # of transformers.Trainer(..., callbacks=callbacks)
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        every: int | None = None,
+        batches: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.log: ShiftLog | None = None
+        self._path = path
+        self._batches = batches
+        self._options: dict[str, Any] = {"every": every} | options
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Make the log."""
+        done = state.global_step
+        with _as_trained(args, train_dataloader, self._batches, done) as batches:
+            self.log = ShiftLog(model, batches, self._path, resume=done > 0, **self._options)
+        self.log.load_state_dict({"steps": done, "epochs": int(state.epoch or 0)})
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure, if it is time."""
+        if self.log is not None:
+            self.log.step(state.global_step)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure."""
+        if self.log is not None:
+            self.log.epoch(round(state.epoch or 0))
+
+
+class DropoutScheduleCallback(TrainerCallback):
+    """Sets drop rates over training by a `DropoutSchedule`, by `global_step`, and puts them back at its end.
+
+    A training that is resumed from a checkpoint goes on with the rates of its step.
+
+    Args:
+        make: makes the schedule of a model and the number of steps that training takes, such as
+            `partial(ek.DropoutSchedule.quiet_end, last=100)`.
+
+    Attributes:
+        schedule: the schedule of the last training.
+
+    >>> from functools import partial
+    >>> from evenkeel.integrations.dropout_schedule import DropoutSchedule
+    >>> callback = DropoutScheduleCallback(partial(DropoutSchedule.early, until=500, linear=True))
+    """
+
+    def __init__(self, make: Callable[[nn.Module, int], DropoutSchedule]) -> None:
+        self.schedule: DropoutSchedule | None = None
+        self._make = make
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
+    ) -> None:
+        """Make the schedule; one of a training that failed is over."""
+        self.on_train_end(args, state, control)
+        self.schedule = self._make(model, state.max_steps)
+        self.schedule.step(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set the rates for the next step."""
+        if self.schedule is not None:
+            self.schedule.step(state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Put the rates back."""
+        if self.schedule is not None:
+            self.schedule.undo()
+
+
+class FreezeNormsCallback(TrainerCallback):
+    """Calls `freeze_norms_` before the last steps of training, on all processes, and thaws norms at its end.
+
+    A training that is resumed behind that step freezes norms on the statistics of the checkpoint. Not to be used with a
+    `ReestimationCallback`, which leaves frozen norms alone.
+
+    Args:
+        last: how many steps norms are frozen for.
+        batches: what to measure on; the Trainer's training loader if None, as for `ReestimationCallback`.
+        options: of `reestimate_`, such as `tolerance=0.01` or `forward=`.
+
+    Attributes:
+        frozen: what `freeze_norms_` returned; its `undo()` takes back the statistics.
+
+    Raises:
+        EvenkeelError: last is no positive whole number.
+
+    >>> callback = FreezeNormsCallback(last=100, tolerance=0.01)
+    """
+
+    def __init__(self, last: int, *, batches: Iterable[Any] | None = None, **options: Any) -> None:
+        require_count("last", last)
+        self.frozen: FrozenNorms | None = None
+        self._last = last
+        self._batches = batches
+        self._options = options
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
+    ) -> None:
+        """Freeze, if that step is over; norms of a training that failed are thawed."""
+        self.on_train_end(args, state, control)
+        self.frozen = freeze_norms_(model) if state.global_step > state.max_steps - self._last else None
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Freeze, if it is time."""
+        if self.frozen is None and state.global_step >= state.max_steps - self._last:
+            with _as_trained(args, train_dataloader, self._batches, state.global_step) as batches:
+                self.frozen = freeze_norms_(model, batches, **self._options)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Thaw."""
+        if self.frozen is not None:
+            self.frozen.thaw()
+
+
+@contextmanager
+def _as_trained(
+    args: TrainingArguments, loader: Any, batches: Iterable[Any] | None, steps: int
+) -> Generator[Iterable[Any]]:
+    """Batches; the Trainer's own if None are given, of an endless loader as many as training took, undisturbed."""
+    with undisturbed(loader if batches is None else batches) as borrowed:
+        endless = batches is None and length(borrowed) == math.inf
+        seen = max(steps, 1) * args.gradient_accumulation_steps
+        yield MappedLoader(borrowed, lambda batch: batch, seen if endless else None)

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
+from evenkeel.graph.drop_rates import at_ending_rates
+from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.outline import outline
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding, Findings, joined
@@ -20,6 +22,8 @@ from evenkeel.linting.sample_dropout import stochastic_depth
 from evenkeel.linting.settings import Settings, chosen, is_asked, require_codes
 from evenkeel.linting.suppressions import is_ignored
 from evenkeel.model.wrappers import unwrapped
+
+_SCHEDULED = "drop rates are read as the DropoutSchedule that is on ends with them, not as they are now."
 
 
 def lint(
@@ -34,7 +38,8 @@ def lint(
 
     The guidelines contradict each other, so each finding names its own, and `fix` takes one. A source line with the
     comment `# evenkeel: ignore[EK201]` is left alone; pyproject.toml is read by the command line only. By chen2019
-    nearly every network has findings: so name a guideline in a check. The model is restored.
+    nearly every network has findings: so name a guideline in a check. Under a `DropoutSchedule` rates are read as it
+    ends with them. The model is restored.
 
     Args:
         model: the model, in train or eval mode.
@@ -46,7 +51,8 @@ def lint(
     Returns:
         The findings, rule by rule, each with the variance shift predicted where it shows most: a list, whose `notes`
         give the shift that stochastic depth makes, which li2018's rules on placement do not cover, and what would be
-        findings at norms that a repair has written (`reestimate_`, `correct_`, or a file of `evenkeel repair`).
+        findings at norms that a repair has written (`reestimate_`, `correct_`, or a file of `evenkeel repair`), and
+        whether rates are those that a schedule ends with.
 
     Raises:
         EvenkeelError: there is no such guideline or code.
@@ -83,8 +89,8 @@ def wanted(guideline: str | None, select: Iterable[str] = (), ignore: Iterable[s
 
 def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
     """What `lint` finds, by settings."""
-    with unwrapped(model) as plain:
-        context = Context(plain, example)
+    with unwrapped(model) as plain, at_ending_rates(plain) as later:
+        context = Context(plain, example.example if later and isinstance(example, LayerGraph) else example)
         every = joined(examine(context, settings))
         repaired = [finding for finding in every if context.is_repaired(finding.norm)]
         found = [
@@ -92,7 +98,7 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
             for finding in every
             if finding not in repaired
         ]
-        notes = [*map(_repaired_note, repaired)]
+        notes = [*map(_repaired_note, repaired), *([_SCHEDULED] if later else [])]
         notes += stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
         network, ratios = outline(context.graph), context.shifts
     if context.unpredicted:

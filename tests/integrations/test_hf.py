@@ -1,6 +1,7 @@
 """Hugging Face's callback: the statistics that evaluations, or the trained model, have; training never notices."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from torch.nn import functional as F
 import evenkeel as ek
 
 transformers = pytest.importorskip("transformers")
-from evenkeel.integrations.hf import ReestimationCallback  # noqa: E402
+from evenkeel.integrations.hf import (  # noqa: E402
+    DropoutScheduleCallback,
+    FreezeNormsCallback,
+    ReestimationCallback,
+    ShiftLogCallback,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -144,3 +150,69 @@ def test_of_an_endless_loader_as_many_batches_count_as_training_took(tmp_path):
 def test_another_time_is_refused():
     with pytest.raises(ek.EvenkeelError, match="when must be"):
         ReestimationCallback("fit_end")
+
+
+# within training: 8 steps in 2 epochs
+
+
+class Watched(Model):
+    """Notes the rate and the statistics that training runs on."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates, self.flags, self.statistics = [], [], []
+
+    def forward(self, x, labels=None):
+        if torch.is_grad_enabled():
+            self.rates.append(self.net[3].p)
+            self.flags.append((self.net[1].training, self.net[3].training))
+            self.statistics.append(self.net[1].running_var.clone())
+        return super().forward(x, labels)
+
+
+def test_training_does_not_notice_a_log(tmp_path):
+    callback = ShiftLogCallback(tmp_path / "shift.csv", every=3, max_batches=2)
+    model, without = train(tmp_path, callback), train(tmp_path, None)
+    assert same(model, without)
+    assert all(torch.equal(a, b) for a, b in zip(model.batches, without.batches, strict=True))
+    rows = ek.ShiftHistory.read(tmp_path / "shift.csv")
+    assert [(row.step, row.epoch, row.path) for row in rows[::2]] == [
+        (3, 0, "net.1"),
+        (4, 1, "net.1"),
+        (6, 1, "net.1"),
+        (8, 2, "net.1"),
+    ]
+
+
+@pytest.mark.parametrize("evaluation", [{}, {"eval_strategy": "steps", "eval_steps": 1}])
+def test_rates_and_frozen_norms_of_the_last_steps(tmp_path, evaluation):
+    schedule = DropoutScheduleCallback(partial(ek.DropoutSchedule.quiet_end, last=2))
+    freezing, log = FreezeNormsCallback(last=3), ShiftLogCallback()
+    model = Watched()
+    trainer = trainer_of(tmp_path, schedule, model, **evaluation)
+    trainer.add_callback(freezing)
+    trainer.add_callback(log)
+    trainer.train()
+    assert model.rates == [0.5] * 6 + [0.0] * 2 and model.net[3].p == 0.5
+    assert [flag for flag, _ in model.flags] == [True] * 5 + [False] * 3 and all(flag for _, flag in model.flags)
+    assert all(torch.equal(s, model.net[1].running_var) for s in model.statistics[5:])
+    assert freezing.frozen.reestimation.samples == 64 and "train" not in vars(model.net[1])
+    assert log.log.history.steps == (4, 8)
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    def run(name, **options):
+        model = Watched()
+        trainer = trainer_of(tmp_path / name, None, model, save_strategy="steps", save_steps=2, **options)
+        trainer.add_callback(DropoutScheduleCallback(partial(ek.DropoutSchedule.early, until=5)))
+        trainer.add_callback(FreezeNormsCallback(last=3, batches=[{"x": X, "labels": Y}]))
+        trainer.add_callback(ShiftLogCallback(tmp_path / f"{name}.csv", every=2, batches=[{"x": X, "labels": Y}]))
+        return model, trainer
+
+    whole, trainer = run("whole")
+    trainer.train()
+    for first in (4, 6):
+        resumed, trainer = run("whole")
+        trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{first}"))
+        assert same(whole, resumed) and resumed.rates == whole.rates[first:]
+    assert ek.ShiftHistory.read(tmp_path / "whole.csv").steps == (2, 4, 6, 8)

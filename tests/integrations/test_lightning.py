@@ -20,7 +20,12 @@ from lightning.pytorch.callbacks import (  # noqa: E402
     WeightAveraging,
 )
 
-from evenkeel.integrations.lightning import ReestimationCallback  # noqa: E402
+from evenkeel.integrations.lightning import (  # noqa: E402
+    DropoutScheduleCallback,
+    FreezeNormsCallback,
+    ReestimationCallback,
+    ShiftLogCallback,
+)
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 # Lightning's advice on workers and frozen layers, and its own use of torch
@@ -274,3 +279,108 @@ def test_the_modules_own_hook_sees_new_statistics_unless_it_may_swap_weights(kin
 def test_another_time_is_refused():
     with pytest.raises(ek.EvenkeelError, match="when must be"):
         ReestimationCallback("train_end")
+
+
+# within training: 8 steps in 2 epochs
+
+
+class Watch(Callback):
+    """Notes, batch by batch, the rate and the statistics that training runs on."""
+
+    def __init__(self):
+        self.rates, self.statistics, self.flags = [], [], []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.rates.append(module.net[3].p)
+        self.statistics.append(module.net[1].running_var.clone())
+        self.flags.append((module.net[1].training, module.net[3].training))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_does_not_notice_a_log(tmp_path, precision):
+    callback = ShiftLogCallback(tmp_path / "shift.csv", every=3, norms=["net.5"], max_batches=2)
+    module = fit(Module(), [callback, own := ShiftLogCallback(batches=[X])], precision=precision)
+    without = fit(Module(), None, precision=precision)
+    assert same(module, without)
+    assert all(torch.equal(a, b) for a, b in zip(module.batches, without.batches, strict=True))
+    assert [(row.step, row.epoch, row.path) for row in ek.ShiftHistory.read(tmp_path / "shift.csv")] == [
+        (3, 0, "net.5"),
+        (4, 1, "net.5"),
+        (6, 1, "net.5"),
+        (8, 2, "net.5"),
+    ]
+    assert module.autocast == {precision == "bf16-mixed"}
+    if precision == "32-true":
+        assert [row.ratio for row in own.log.history][-2:] == [row.ratio for row in ek.variance_shift(module.net, [X])]
+
+
+def test_rates_follow_the_schedule_and_are_put_back():
+    callback = DropoutScheduleCallback(partial(ek.DropoutSchedule.quiet_end, last=3))
+    module = fit(Module(), [callback, watch := Watch()])
+    assert watch.rates == [0.5] * 5 + [0.0] * 3 and module.net[3].p == 0.5
+    failing = Module(fails=True)
+    with pytest.raises(ArithmeticError):
+        fit(failing, DropoutScheduleCallback(partial(ek.DropoutSchedule.late, start=6)), num_sanity_val_steps=0)
+    assert failing.net[3].p == 0.5
+
+
+def test_steps_of_the_optimizer_count_where_gradients_accumulate():
+    schedule = DropoutScheduleCallback(partial(ek.DropoutSchedule.quiet_end, last=1))
+    log = ShiftLogCallback(every=2)
+    fit(Module(), [schedule, log, watch := Watch()], accumulate_grad_batches=2)
+    assert watch.rates == [0.5] * 3 + [0.0] and log.log.history.steps == (2, 4)
+
+
+def test_norms_are_frozen_on_settled_statistics_for_the_last_steps():
+    callback = FreezeNormsCallback(last=3)
+    module = fit(Module(), [callback, watch := Watch()])
+    assert [flag for flag, _ in watch.flags] == [True] * 5 + [False] * 3 and all(flag for _, flag in watch.flags)
+    assert all(torch.equal(s, module.net[1].running_var) for s in watch.statistics[5:])
+    assert not torch.equal(watch.statistics[4], module.net[1].running_var)
+    assert callback.frozen.reestimation.samples == 64 and "train" not in vars(module.net[1])
+
+
+def test_a_trainer_without_an_end_is_refused_by_what_needs_one():
+    for callback in (FreezeNormsCallback(2), DropoutScheduleCallback(partial(ek.DropoutSchedule.quiet_end, last=3))):
+        with pytest.raises(ek.EvenkeelError, match="does not know how many steps"):
+            fit(Module(), callback, DataLoader(Endless(), 16), max_steps=-1)
+    with pytest.raises(ek.EvenkeelError, match="last is 0"):
+        FreezeNormsCallback(0)
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_resumed_equals_uninterrupted(tmp_path, stop):
+    """Rates, frozen norms and the log's file, from a checkpoint before or within the frozen steps."""
+
+    def run(name, *more, path=None):
+        torch.manual_seed(3)
+        callbacks = [
+            ShiftLogCallback(tmp_path / f"{name}.csv", every=2, batches=[X]),
+            DropoutScheduleCallback(partial(ek.DropoutSchedule.early, until=5)),
+            FreezeNormsCallback(last=3, batches=[X]),
+            *more,
+        ]
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        quiet |= {"enable_model_summary": False, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+        trainer = lightning.Trainer(max_steps=8, callbacks=callbacks, **quiet)
+        module = Seeded()
+        trainer.fit(module, loader(32), loader(), ckpt_path=path)
+        return module
+
+    class Seeded(Module):
+        def on_train_batch_start(self, batch, index):
+            torch.manual_seed(self.trainer.global_step)
+
+    class Stops(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(tmp_path / "stop.ckpt")
+            if trainer.global_step == stop + 1:
+                raise ArithmeticError
+
+    whole = run("whole")
+    with pytest.raises(ArithmeticError):
+        run("parts", Stops())
+    resumed = run("parts", path=tmp_path / "stop.ckpt")
+    assert same(whole, resumed)
+    assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "parts.csv").read_bytes()

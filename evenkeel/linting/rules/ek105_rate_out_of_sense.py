@@ -11,9 +11,9 @@ as papers and older libraries have it: torch's `p` is the rate to drop.
 Nobody: the four papers keep at least 30 % (Li et al. 2018, Hendrycks & Gimpel 2016).
 
 ## Known limits
-Rates that are set while training, such as by a schedule, are read as they are now. Those of stochastic depth, of
-attention and of recurrent layers are edited by hand. The fix takes the rate for the one to keep, which is a guess and
-needs `unsafe=True`.
+Rates that are set while training are read as they are now, but for those of a `DropoutSchedule` that is on: as it ends
+with them. Those of stochastic depth, of attention and of recurrent layers are edited by hand. The fix takes the rate
+for the one to keep, which is a guess and needs `unsafe=True`.
 
 ## References
 Li et al. 2018 and Hendrycks & Gimpel 2016 both write p for the rate to keep.

@@ -13,8 +13,9 @@ ends above it, "late dropout", shifts statistics in full, and looks clean before
 Liu et al. 2023 gain by schedules of both kinds. The finding asks when to look, not whether.
 
 ## Known limits
-Rates that are set from outside of the model, such as by a callback, are not seen: lint the model at the rate that
-training ends with. Methods are read, not run: what they set is taken for a rate by the name of the attribute.
+Of a `DropoutSchedule` that is on, rates are read as it ends with them, and those that it sets are no finding. Rates
+that are set from outside of the model by anything else, such as a callback, are not seen: lint the model at the rate
+that training ends with. Methods are read, not run: what they set is taken for a rate by the name of the attribute.
 
 ## References
 Liu et al. 2023, Dropout reduces underfitting, arXiv 2303.01500; Li et al. 2018, equations 8 and 14, by which the shift
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from evenkeel.graph.drop_rates import is_scheduled
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.queries import norms_behind
 from evenkeel.linting.context import Context
@@ -42,7 +44,10 @@ EXAMPLE = (2, 16)
 @rule("EK109", guideline="hendrycks2016")
 def rate_set_while_training(context: Context) -> Iterator[Finding]:
     """Dropouts before norms, of a rate that is set."""
+    modules = dict(context.model.named_modules())
     for layer, setter in setters_of(context.graph).items():
+        if is_scheduled(modules[layer.path]):
+            continue
         norms = norms_behind(context.graph, layer, through_weights=True) if layer.kind is Kind.DROPOUT else ()
         if norms:
             yield Finding.at(
