@@ -102,6 +102,17 @@ def checkpoint(names, folder):
     return {"example": torch.zeros(1, 4), "before": worst_shift(names["model"], X)}
 
 
+def arriving(names, folder):
+    names["model"].eval()
+    kept = []
+    return {"stream": (3 * X).split(32), "kept": kept, "keep": kept.append, "before": names["model"].state_dict()}
+
+
+def sites(names, folder):
+    batches = [{"x": X[::2], "site": ["north"] * 48}, {"x": 3 * X[1::2], "site": "south"}]
+    return {"sites": batches, "path": folder / "sites.pt", "x": X[::2]}
+
+
 def nothing(names, folder):
     return {}
 
@@ -118,6 +129,8 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "Schedule-free optimizers": (schedule_free, ()),
     "Did it help?": (lambda names, _: {"validation": names["loader"]}, ()),
     "Another domain": (lambda *_: {"new_domain": [3 * X]}, ()),
+    "Batches of another domain, as they come": (arriving, ()),
+    "Several sites, subjects or domains": (sites, ()),
     "A checkpoint without its data": (checkpoint, ()),
     "Dropout where a norm follows": (nothing, ()),
 }
@@ -157,6 +170,14 @@ def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
         assert names["done"][1].ratio < 0.9 and worst_shift(world["model"], X) < names["before"]
     if name == "Dropout where a norm follows":
         assert names["noise"].p == pytest.approx(0.25 / 3.25) and names["layer"].dropout.p == 0.05
+    if name == "Batches of another domain, as they come":
+        assert [len(outputs) for outputs in names["kept"]] == [32] * 4
+        assert torch.allclose(names["kept"][2], names["kept"][3])
+        assert not world["model"].training and worst_shift(world["model"], X) > 1.1
+    if name == "Several sites, subjects or domains":
+        with ek.in_domain(world["model"], "north"):
+            assert torch.equal(names["outputs"], world["model"](X[::2]))
+            assert worst_shift(world["model"], X[::2]) < 1 + 1e-5
     if name == "Another domain":
         assert 1.1 < ek.variance_shift(world["model"], [3 * X]).worst < 9 * 2
 

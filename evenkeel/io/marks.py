@@ -84,7 +84,7 @@ class Marks:
             texts[_DOMAINS] = json.dumps({path: _listed(of) for path, of in self.domains.items()})
         if (size := sum(map(len, texts.values()))) > _LONGEST:
             raise EvenkeelError(
-                f"statistics of {max(map(len, self.domains.values()), default=0)} domains take {size / 1e6:.0f} MB of the "
+                f"{max(map(len, self.domains.values()), default=0)} domains take {size / 1e6:.0f} MB of the "
                 "header of a safetensors file, which holds 100: write a file of torch.save, named .pt"
             )
         return texts

@@ -107,6 +107,6 @@ def test_a_header_that_would_be_too_long_is_refused(tmp_path, monkeypatch):
     from evenkeel.io import marks
 
     monkeypatch.setattr(marks, "_LONGEST", 100)
-    with pytest.raises(ek.EvenkeelError, match=r"statistics of 2 domains take .* named \.pt"):
+    with pytest.raises(ek.EvenkeelError, match=r"2 domains take .* named \.pt"):
         ek.save(measured()[0], tmp_path / "net.safetensors")
     assert list(tmp_path.iterdir()) == []
