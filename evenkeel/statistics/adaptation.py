@@ -14,6 +14,7 @@ from evenkeel.errors import BatchError, SortedStreamWarning
 from evenkeel.model.batches import Forward, each, forward_pass
 from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.flags import flagged
+from evenkeel.model.restoring import restored
 from evenkeel.statistics.attempt import Attempt
 from evenkeel.statistics.prior import Weight
 from evenkeel.statistics.reestimation_report import Reestimation
@@ -81,6 +82,8 @@ def predict_adapted(
 ) -> Iterator[tuple[Any, Any]]:
     """Run a stream, batch after batch as they come, each by the model adapted to it; between batches it is as found.
 
+    That is bit for bit, and random states, too: what a model counts or remembers from batch to batch, it forgets.
+
     Each batch runs twice, to be measured and to be predicted. A stream sorted by class misleads: a batch of one class
     has that class's statistics, and normalising by them takes away what tells it from others, so that what is predicted
     looks well mixed, and is wrong. So of a classifier each batch runs a third time by the model as found, and the
@@ -115,7 +118,8 @@ def predict_adapted(
     mix, left = StreamMix() if watched else None, Held()
 
     def predicted() -> Any:
-        with _evaluating(model), torch.no_grad():
+        with restored(model, parameters=False), torch.no_grad():
+            model.eval()
             return forward_pass(model, batch, number, forward)
 
     for number, batch in enumerate(each(batches, model, None), 1):
