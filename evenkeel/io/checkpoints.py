@@ -120,11 +120,10 @@ class Checkpoint:
         """Write the file again with the buffers that changed in the model since `apply_`, and all else as it was read.
 
         Keys, dtypes and, in files of torch.save, whatever lies beside the state dict are kept. The file appears at
-        once and whole, or not at all. Which statistics were repaired is said beside the state dict, and what training
-        had left in them, so that `shift`, `lint`, `repair`, `noisy` and `undo_` know, and the statistics of domains: as
-        JSON in the header of a safetensors file, under "evenkeel", "evenkeel.trained" and "evenkeel.domains", and under
-        the same keys among the `_metadata` that
-        torch keeps with a state dict, which `load_state_dict` passes over. No key is added to the state dict.
+        once and whole, or not at all. Which statistics were repaired is said beside the state dict, what training had
+        left in them, so that `shift`, `lint`, `repair`, `noisy` and `undo_` know, and statistics of domains: as JSON
+        in the header of a safetensors file, under "evenkeel", "evenkeel.trained" and "evenkeel.domains", and under the
+        same keys among the `_metadata` that torch keeps with a state dict, which `load_state_dict` passes over.
 
         Args:
             path: where to; the suffix `.safetensors` asks for that format, which holds the state dict alone, any other
@@ -231,12 +230,10 @@ def load_(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.M
 def save(model: nn.Module, path: str | Path) -> None:
     """Save a model's state dict with what a repair left beside it, for `load_`; plain torch loads it strictly, too.
 
-    Beside it are which statistics were repaired, what training had left in them, and those of domains. No key is added
-    (see `Checkpoint.write`).
-
     Args:
         model: the model.
-        path: where to; the suffix `.safetensors` asks for that format, any other for that of torch.save.
+        path: where to; the suffix `.safetensors` asks for that format, any other for that of torch.save (see
+            `Checkpoint.write`).
 
     Raises:
         EvenkeelError: it is no module, or the file cannot be written.
@@ -247,7 +244,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     ...     nn.Linear(2, 2).load_state_dict(torch.load(Path(folder, "net.pt")))
     <All keys matched successfully>
     """
-    Checkpoint.of(require_module(model), str(path)).write(path, model)
+    Checkpoint.of(require_module(model)).write(path, model)
 
 
 def _is_safetensors(path: Path) -> bool:

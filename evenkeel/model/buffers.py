@@ -239,6 +239,12 @@ def domains_in(model: nn.Module) -> dict[str, dict[Any, dict[str, Tensor]]]:
     return {path: of for path, of in kept.items() if of}
 
 
+def stale_domains(model: nn.Module) -> list[str]:
+    """Paths of modules that have statistics of domains, but no longer hold what was written with them."""
+    kept = {path for path, module in modules_in(model).items() if getattr(module, _DOMAINS, None)}
+    return sorted(kept - domains_in(model).keys())
+
+
 def untrained_paths(model: nn.Module) -> list[str]:
     """Paths of modules that hold what was written, whose values of training are not known."""
     return [path for path in marks_of(model) if not _trained(modules_in(model)[path])]

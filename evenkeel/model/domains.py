@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, ModelError
-from evenkeel.model.buffers import domains_in, keep_domains_, modules_in, put_back_, write_buffers_
+from evenkeel.model.buffers import domains_in, keep_domains_, modules_in, put_back_, stale_domains, write_buffers_
 from evenkeel.model.opacity import require_module
 
 Label = str | int
@@ -25,7 +25,8 @@ def in_domain(model: nn.Module, label: Label, *, unknown: Literal["raise", "pool
 
     `reestimate_domains_` measures them, and files of `save` hold them. Norms of which the domain has none stay on those
     of all. On leaving, also after an exception, all is as found, bit for bit. Flags are left as they are: call
-    `model.eval()`.
+    `model.eval()`. Statistics belong to the weights: that these were trained on is noticed where norms were, too, not
+    where norms were frozen meanwhile.
 
     Args:
         model: the model.
@@ -43,11 +44,16 @@ def in_domain(model: nn.Module, label: Label, *, unknown: Literal["raise", "pool
     ...     bool((model[0].running_mean > 8).all())
     True
     """
-    domains = domains_of(model)
+    domains, label = domains_of(model), as_label(label)
+    if stale := stale_domains(model):
+        raise ModelError(
+            f"{stale[0]!r} and {len(stale) - 1} more store other statistics than when those of domains were measured, "
+            "as after training: call reestimate_domains_ again"
+        )
     if not domains:
         raise ModelError(
-            "the model has no statistics of domains, or its norms were changed since they were measured, by training "
-            "or another repair: call reestimate_domains_, or load_ a file that was saved behind it"
+            "the model has no statistics of domains, or they went with another repair: call reestimate_domains_, or "
+            "load_ a file that was saved behind it"
         )
     if label not in domains and unknown == "pool":
         yield
