@@ -4,6 +4,7 @@ from .errors import ActivationError as ActivationError
 from .errors import BatchError as BatchError
 from .errors import EvenkeelError as EvenkeelError
 from .errors import ModelError as ModelError
+from .errors import SortedStreamWarning as SortedStreamWarning
 from .errors import StretchWarning as StretchWarning
 from .errors import TraceError as TraceError
 from .errors import UnappliedWarning as UnappliedWarning
@@ -28,6 +29,7 @@ from .integrations.shift_history import ShiftHistory as ShiftHistory
 from .integrations.shift_history import ShiftRecord as ShiftRecord
 from .integrations.shift_log import ShiftLog as ShiftLog
 from .io.checkpoints import load_ as load_
+from .io.checkpoints import save as save
 from .layers.ic import IC as IC
 from .layers.ic import ic as ic
 from .layers.uout import Uout as Uout
@@ -45,6 +47,8 @@ from .linting.linter import lint as lint
 from .linting.rule import Guideline as Guideline
 from .model.batches import Forward as Forward
 from .model.buffers import undo_ as undo_
+from .model.domains import domains_of as domains_of
+from .model.domains import in_domain as in_domain
 from .model.evaluation import Score as Score
 from .output.tables import Report as Report
 from .prediction.correction import Correction as Correction
@@ -57,6 +61,11 @@ from .signals.moments import Activation as Activation
 from .signals.moments import Moments as Moments
 from .signals.moments import activation_moments as activation_moments
 from .signals.propagation import MeanSquares as MeanSquares
+from .statistics.adaptation import adapted as adapted
+from .statistics.adaptation import predict_adapted as predict_adapted
+from .statistics.domain_report import DomainReport as DomainReport
+from .statistics.domain_report import DomainRow as DomainRow
+from .statistics.domains import reestimate_domains_ as reestimate_domains_
 from .statistics.noise import noisy as noisy
 from .statistics.norm_change import NormChange as NormChange
 from .statistics.norm_change import Paired as Paired

@@ -51,6 +51,10 @@ class UnpredictedWarning(UserWarning):
     """`lint` could not predict shifts or variances, with the reason; findings that need them are missing."""
 
 
+class SortedStreamWarning(UserWarning):
+    """Batches of a stream that are adapted to one by one are unlike each other, as in data sorted by class."""
+
+
 class StretchWarning(UserWarning):
     """A repair that matches variances makes outputs larger: a regression's error may grow."""
 

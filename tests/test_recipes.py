@@ -117,6 +117,17 @@ def run(model, loader):
             model(x)
 
 
+def arriving(names, folder):
+    names["model"].eval()
+    kept = []
+    return {"stream": (3 * X).split(32), "kept": kept, "keep": kept.append, "before": names["model"].state_dict()}
+
+
+def sites(names, folder):
+    batches = [{"x": X[::2], "site": ["north"] * 48}, {"x": 3 * X[1::2], "site": "south"}]
+    return {"sites": batches, "path": folder / "sites.pt", "x": X[::2]}
+
+
 def nothing(names, folder):
     return {}
 
@@ -139,8 +150,91 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "Another domain": (lambda *_: {"new_domain": [3 * X]}, ()),
     "Pruning": (nothing, ("model",)),
     "Quantization-aware training": (quantized, ()),
+    "Batches of another domain, as they come": (arriving, ()),
+    "Several sites, subjects or domains": (sites, ()),
     "A checkpoint without its data": (checkpoint, ()),
     "Dropout where a norm follows": (nothing, ()),
+}
+
+
+def is_taken_back(names, folder):
+    assert worst_shift(names["model"], X) > 1.1, "to train on"
+    names["model"].load_state_dict(torch.load(names["path"]))
+    assert worst_shift(names["model"], X) < 1 + 1e-5
+
+
+def is_averaged(names, folder):
+    assert worst_shift(names["model_ema"].module, X) < 1 + 1e-5
+
+
+def is_kept_if_better(names, folder):
+    assert names["done"].kept is (names["done"].after.log_loss < names["done"].before.log_loss)
+
+
+def is_rounded(names, folder):
+    assert worst_shift(names["model"], X) < 1.01
+    rounded, plain = (done[1].after for done in (names["done"], ek.reestimate_(names["given"], [X])))
+    assert rounded == pytest.approx(plain, rel=0.15)
+
+
+def is_corrected(names, folder):
+    assert names["done"][1].ratio < 0.9 and worst_shift(names["model"], X) < names["before"]
+
+
+def is_placed(names, folder):
+    assert names["noise"].p == pytest.approx(0.25 / 3.25) and names["layer"].dropout.p == 0.05
+
+
+def is_logged(names, folder):
+    assert ek.ShiftHistory.read("shift.csv").steps == (2, 4, 6) and (folder / "shift.svg").stat().st_size > 1000
+
+
+def is_quiet(names, folder):
+    assert names["schedule"].now == 150 and names["model"][3].p == 0.5
+    assert worst_shift(names["model"], X) < 1.1, "statistics have forgotten dropout, and follow the weights"
+
+
+def is_quiet_and_frozen(names, folder):
+    (frozen,) = [callback.frozen for callback in names["trainer"].callbacks if hasattr(callback, "frozen")]
+    assert frozen.reestimation.samples == 96 and names["model"].train()[1].training
+    assert names["quiet"].schedule.now == 12 and names["model"][3].p == 0.5
+
+
+def was_frozen(names, folder):
+    assert names["frozen"].reestimation.samples == 96 and names["model"].train()[1].training
+
+
+def is_blended(names, folder):
+    assert 1.1 < ek.variance_shift(names["model"], [3 * X]).worst < 9 * 2
+
+
+def is_as_before(names, folder):
+    assert [len(outputs) for outputs in names["kept"]] == [32] * 4
+    assert torch.allclose(names["kept"][2], names["kept"][3])
+    assert not names["model"].training and worst_shift(names["model"], X) > 1.1
+
+
+def is_of_a_site(names, folder):
+    with ek.in_domain(names["model"], "north"):
+        assert torch.equal(names["outputs"], names["model"](X[::2]))
+        assert worst_shift(names["model"], X[::2]) < 1 + 1e-5
+
+
+# what holds afterwards, beside that
+CHECKS: dict[str, Callable[..., object]] = {
+    "timm's train script": is_averaged,
+    "Schedule-free optimizers": is_taken_back,
+    "Did it help?": is_kept_if_better,
+    "Log the shift while training": is_logged,
+    "A quiet end": is_quiet,
+    "A quiet end in Lightning": is_quiet_and_frozen,
+    "Norms frozen for the last epoch": was_frozen,
+    "Another domain": is_blended,
+    "Quantization-aware training": is_rounded,
+    "Batches of another domain, as they come": is_as_before,
+    "Several sites, subjects or domains": is_of_a_site,
+    "A checkpoint without its data": is_corrected,
+    "Dropout where a norm follows": is_placed,
 }
 
 
@@ -165,38 +259,10 @@ def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert worst_shift(world["model"], X) > 1.1
     prepare, repaired = PLACES[name]
-    exec(RECIPES[name], names := world | prepare(world, tmp_path))
+    exec(RECIPES[name], names := world | {"given": world["model"]} | prepare(world, tmp_path))
     for model in repaired:
         assert worst_shift(names[model], X) < 1 + 1e-5
-    if name == "Schedule-free optimizers":
-        assert worst_shift(world["model"], X) > 1.1, "taken back, to train on"
-        world["model"].load_state_dict(torch.load(names["path"]))
-        assert worst_shift(world["model"], X) < 1 + 1e-5
-    if name == "timm's train script":
-        assert worst_shift(names["model_ema"].module, X) < 1 + 1e-5
-    if name == "Did it help?":
-        assert names["done"].kept is (names["done"].after.log_loss < names["done"].before.log_loss)
-    if name == "Quantization-aware training":
-        assert worst_shift(names["model"], X) < 1.01
-        rounded, plain = (done[1].after for done in (names["done"], ek.reestimate_(world["model"], [X])))
-        assert rounded == pytest.approx(plain, rel=0.15)
-    if name == "A checkpoint without its data":
-        assert names["done"][1].ratio < 0.9 and worst_shift(world["model"], X) < names["before"]
-    if name == "Dropout where a norm follows":
-        assert names["noise"].p == pytest.approx(0.25 / 3.25) and names["layer"].dropout.p == 0.05
-    if name == "Log the shift while training":
-        assert ek.ShiftHistory.read("shift.csv").steps == (2, 4, 6) and (tmp_path / "shift.svg").stat().st_size > 1000
-    if name == "A quiet end":
-        assert names["schedule"].now == 150 and names["model"][3].p == 0.5
-        assert worst_shift(names["model"], X) < 1.1, "statistics have forgotten dropout, and follow the weights"
-    if name == "A quiet end in Lightning":
-        (frozen,) = [callback.frozen for callback in names["trainer"].callbacks if hasattr(callback, "frozen")]
-        assert frozen.reestimation.samples == 96 and names["model"].train()[1].training
-        assert names["quiet"].schedule.now == 12 and names["model"][3].p == 0.5
-    if name == "Norms frozen for the last epoch":
-        assert names["frozen"].reestimation.samples == 96 and names["model"].train()[1].training
-    if name == "Another domain":
-        assert 1.1 < ek.variance_shift(world["model"], [3 * X]).worst < 9 * 2
+    CHECKS.get(name, nothing)(names, tmp_path)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -29,6 +29,12 @@ def fix(model: nn.Module, example: Any) -> nn.Module:
         return ek.fix(model, example, guideline="li2018")
 
 
+def adapt(model: nn.Module, batches: list[Any]) -> None:
+    """`ek.adapted` entered and left; what a forward pass inside does is the caller's."""
+    with ek.adapted(model, batches[0]):
+        pass
+
+
 # A new verb is one line: what it is called, how it is called on a model and its batches.
 READ_ONLY: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "trace": lambda model, batches: ek.trace(model, batches[0]),
@@ -37,6 +43,8 @@ READ_ONLY: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     # without the predictions, which are those of predict_shift
     "lint": lambda model, batches: ek.lint(model, batches[0], ignore=["EK102", "EK103", "EK2", "EK40"]),
     "fix": lambda model, batches: fix(model, batches[0]),
+    "adapted": adapt,
+    "predict_adapted": lambda model, batches: list(ek.predict_adapted(model, batches, running=True)),
     "check_signals": lambda model, batches: ek.check_signals(model, batches[0], draws=1),
     "check_signals on batches": lambda model, batches: ek.check_signals(model, batches[0], batches),
 }

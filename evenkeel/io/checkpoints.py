@@ -126,10 +126,10 @@ class Checkpoint:
         """Write the file again with the buffers that changed in the model since `apply_`, and all else as it was read.
 
         Keys, dtypes and, in files of torch.save, whatever lies beside the state dict are kept. The file appears at
-        once and whole, or not at all. Which statistics were repaired is said beside the state dict, and what training
-        had left in them, so that `shift`, `lint`, `repair`, `noisy` and `undo_` know: as JSON in the header of a
-        safetensors file, under "evenkeel" and "evenkeel.trained", and under the same keys among the `_metadata` that
-        torch keeps with a state dict, which `load_state_dict` passes over. No key is added to the state dict.
+        once and whole, or not at all. Which statistics were repaired is said beside the state dict, what training had
+        left in them, so that `shift`, `lint`, `repair`, `noisy` and `undo_` know, and statistics of domains: as JSON
+        in the header of a safetensors file, under "evenkeel", "evenkeel.trained" and "evenkeel.domains", and under the
+        same keys among the `_metadata` that torch keeps with a state dict, which `load_state_dict` passes over.
 
         Args:
             path: where to; the suffix `.safetensors` asks for that format, which holds the state dict alone, any other
@@ -237,6 +237,26 @@ def load_(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.M
     require_module(model)
     Checkpoint.read(path, key=key).apply_(model)
     return model
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Save a model's state dict with what a repair left beside it, for `load_`; plain torch loads it strictly, too.
+
+    Args:
+        model: the model.
+        path: where to; the suffix `.safetensors` asks for that format, any other for that of torch.save (see
+            `Checkpoint.write`).
+
+    Raises:
+        EvenkeelError: it is no module, or the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(nn.Linear(2, 2), Path(folder, "net.pt"))
+    ...     nn.Linear(2, 2).load_state_dict(torch.load(Path(folder, "net.pt")))
+    <All keys matched successfully>
+    """
+    Checkpoint.of(require_module(model)).write(path, model)
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Marks: which statistics of a weights file a repair wrote, and what training left there, beside the state dict.
+"""Marks: which statistics of a weights file a repair wrote, what training left there, and those of domains.
 
 No key is added to the state dict, so that `load_state_dict(strict=True)` and `safetensors.torch.load_file` go on as
 before: in files of torch.save the marks are among the `_metadata` that torch keeps with a state dict and passes to the
@@ -18,10 +18,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from evenkeel.model.buffers import mark_, marks_of, trained_of
+from evenkeel.errors import EvenkeelError
+from evenkeel.model.buffers import domains_in, keep_domains_, mark_, marks_of, trained_of
 
-_WRITTEN, _TRAINED = "evenkeel", "evenkeel.trained"
-_KEYS = (_WRITTEN, _TRAINED)
+_WRITTEN, _TRAINED, _DOMAINS = "evenkeel", "evenkeel.trained", "evenkeel.domains"
+_KEYS = (_WRITTEN, _TRAINED, _DOMAINS)
+_LONGEST = 90_000_000  # bytes of text: safetensors reads no header over 100 MB
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Marks:
     Attributes:
         written: by path of the norm, what `is_as_written` goes by.
         trained: by path and buffer, what training left there.
+        domains: by path, label and buffer, the statistics of domains.
 
     >>> Marks.of(nn.BatchNorm1d(2)).header()
     {}
@@ -38,17 +41,20 @@ class Marks:
 
     written: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     trained: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
+    domains: dict[str, dict[Any, dict[str, Tensor]]] = field(default_factory=dict[str, dict[Any, dict[str, Tensor]]])
 
     @classmethod
     def of(cls, model: nn.Module) -> Marks:
         """Those of a model."""
-        return cls(marks_of(model), trained_of(model))
+        return cls(marks_of(model), trained_of(model), domains_in(model))
 
     @classmethod
     def in_header(cls, header: Mapping[str, str]) -> Marks:
         """Those in the header of a safetensors file; none where they are not of this form."""
         try:
-            return cls(_numbers(json.loads(header.get(_WRITTEN, "{}"))), _from_text(header.get(_TRAINED, "{}")))
+            written, trained = _numbers(json.loads(header.get(_WRITTEN, "{}"))), _from_text(header.get(_TRAINED, "{}"))
+            listed = json.loads(header.get(_DOMAINS, "{}"))
+            return cls(written, trained, {path: _labelled(of) for path, of in listed.items()})
         except (ValueError, TypeError, AttributeError):
             return cls()
 
@@ -56,18 +62,32 @@ class Marks:
     def in_state(cls, state: Any) -> Marks:
         """Those beside a state dict; none where they are not of this form."""
         found = getattr(state, "_metadata", None) or {}
-        return cls(_numbers(found.get(_WRITTEN)), _tensors(found.get(_TRAINED)))
+        domains = {path: _tensors(of) for path, of in _tables(found.get(_DOMAINS)).items()}
+        return cls(_numbers(found.get(_WRITTEN)), _tensors(found.get(_TRAINED)), domains)
 
     def apply_(self, model: nn.Module) -> None:
         """Mark a model's norms; a mark that does not fit what they hold has no effect."""
         mark_(model, self.written, self.trained)
+        keep_domains_(model, {path: of for path, of in self.domains.items() if path in self.written})
 
     def header(self) -> dict[str, str]:
-        """The marks as texts for the header of a safetensors file."""
+        """The marks as texts for the header of a safetensors file.
+
+        Raises:
+            EvenkeelError: they are too long for one.
+        """
         if not self.written:
             return {}
         trained = {path: {name: _text(tensor) for name, tensor in of.items()} for path, of in self.trained.items()}
-        return {_WRITTEN: json.dumps(self.written), _TRAINED: json.dumps(trained)}
+        texts = {_WRITTEN: json.dumps(self.written), _TRAINED: json.dumps(trained)}
+        if self.domains:
+            texts[_DOMAINS] = json.dumps({path: _listed(of) for path, of in self.domains.items()})
+        if (size := sum(map(len, texts.values()))) > _LONGEST:
+            raise EvenkeelError(
+                f"{max(map(len, self.domains.values()), default=0)} domains take {size / 1e6:.0f} MB of the "
+                "header of a safetensors file, which holds 100: write a file of torch.save, named .pt"
+            )
+        return texts
 
     def beside(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state dict with these marks beside it, and no others: a copy, unless there are and were none."""
@@ -75,7 +95,9 @@ class Marks:
             return state
         marked: Any = copy.copy(state) if hasattr(state, "_metadata") else OrderedDict(state)
         trained = {path: {name: _own(tensor) for name, tensor in of.items()} for path, of in self.trained.items()}
-        marks = {_WRITTEN: dict(self.written), _TRAINED: trained} if self.written else {}
+        marks: dict[str, Any] = {_WRITTEN: dict(self.written), _TRAINED: trained} if self.written else {}
+        if marks and self.domains:
+            marks[_DOMAINS] = {path: {label: _owned(s) for label, s in of.items()} for path, of in self.domains.items()}
         marked._metadata = OrderedDict({**(layouts_of(state) or {}), **marks})
         return marked
 
@@ -89,6 +111,19 @@ def layouts_of(state: Any) -> Any:
 def without_marks(header: Mapping[str, str]) -> dict[str, str]:
     """The header of a safetensors file without marks."""
     return {key: text for key, text in header.items() if key not in _KEYS}
+
+
+def _listed(of: Mapping[Any, Mapping[str, Tensor]]) -> list[Any]:
+    """Statistics by label as lists, since JSON has no keys but texts."""
+    return [[label, {name: _text(t) for name, t in statistics.items()}] for label, statistics in of.items()]
+
+
+def _labelled(listed: Any) -> dict[Any, dict[str, Tensor]]:
+    return {label: {name: _tensor(text) for name, text in statistics.items()} for label, statistics in listed}
+
+
+def _owned(statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _own(tensor) for name, tensor in statistics.items()}
 
 
 def _own(tensor: Tensor) -> Tensor:

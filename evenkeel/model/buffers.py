@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ _COUNT = "num_batches_tracked"  # buffer whose value then is in the mark, too
 _SHARE, _ALL = "share", 0.95  # of what is stored, that was written; from which on it counts as all
 _MEAN = "mean"  # in the mark of norms whose mean was matched
 _TRAINED = "evenkeel_trained"  # attribute of modules: by buffer, what training left there
+_DOMAINS = "evenkeel_domains"  # attribute of modules: by label and buffer, the statistics of each domain
 
 
 def write_(tensor: Tensor, value: Tensor) -> None:
@@ -33,11 +35,13 @@ class Held:
         buffers: what each buffer held, by module and name.
         marks: of every module, what it knew to have been written before; None if nothing.
         trained: of every module, what it knew that training had left, by buffer.
+        domains: of every module, the statistics of domains that it had, by label and buffer.
     """
 
     buffers: Mapping[tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     marks: Mapping[nn.Module, dict[str, float] | None] = field(default_factory=dict)
     trained: Mapping[nn.Module, dict[str, Tensor] | None] = field(default_factory=dict)
+    domains: Mapping[nn.Module, dict[Any, dict[str, Tensor]] | None] = field(default_factory=dict)
 
 
 def write_buffers_(
@@ -65,6 +69,7 @@ def write_buffers_(
         {(module, name): getattr(module, name).clone() for module, name in values},
         {module: getattr(module, _MARK, None) for module, _ in values},
         {module: getattr(module, _TRAINED, None) for module, _ in values},
+        {module: module.__dict__.pop(_DOMAINS, None) for module in dict.fromkeys(module for module, _ in values)},
     )
     trained = {module: _trained(module) for module in held.marks}
     blends = {module: share for module, share in (shares or {}).items() if share < 1}
@@ -91,10 +96,11 @@ def put_back_(held: Held) -> Held:
         {(module, name): getattr(module, name).clone() for module, name in held.buffers},
         {module: getattr(module, _MARK, None) for module in held.marks},
         {module: getattr(module, _TRAINED, None) for module in held.trained},
+        {module: getattr(module, _DOMAINS, None) for module in held.domains},
     )
     for (module, name), value in held.buffers.items():
         write_(getattr(module, name), value)
-    for name, found in ((_MARK, held.marks), (_TRAINED, held.trained)):
+    for name, found in ((_MARK, held.marks), (_TRAINED, held.trained), (_DOMAINS, held.domains)):
         for module, value in found.items():
             module.__dict__.pop(name, None)
             if value is not None:
@@ -176,7 +182,7 @@ def written_left(norm: nn.Module, name: str) -> float:
 
 def marks_of(model: nn.Module) -> dict[str, dict[str, float]]:
     """What `is_as_written` goes by, by path: of all modules whose buffers are as written, or a blend; to be saved."""
-    return {path: dict(getattr(module, _MARK)) for path, module in _modules(model).items() if _is_unchanged(module)}
+    return {path: dict(getattr(module, _MARK)) for path, module in modules_in(model).items() if _is_unchanged(module)}
 
 
 def trained_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -187,7 +193,7 @@ def trained_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     >>> trained_of(norm)
     {'': {'running_mean': tensor([0., 0.])}}
     """
-    return {path: dict(found) for path, module in _modules(model).items() if (found := _trained(module))}
+    return {path: dict(found) for path, module in modules_in(model).items() if (found := _trained(module))}
 
 
 def mark_(
@@ -204,7 +210,7 @@ def mark_(
     >>> is_as_written(other)
     True
     """
-    modules = _modules(model)
+    modules = modules_in(model)
     for path, mark in marks.items():
         if path in modules:
             modules[path].__dict__[_MARK] = {
@@ -217,9 +223,31 @@ def mark_(
             module.__dict__[_TRAINED] = {name: value.to(getattr(module, name)) for name, value in fitting.items()}
 
 
+def keep_domains_(model: nn.Module, domains: Mapping[str, Mapping[Any, Mapping[str, Tensor]]]) -> None:
+    """Keep statistics of domains beside modules whose buffers were written, by path of the module, label and buffer."""
+    modules = modules_in(model)
+    for path, of in domains.items():
+        if path in modules:
+            modules[path].__dict__[_DOMAINS] = {label: dict(statistics) for label, statistics in of.items()}
+
+
+def domains_in(model: nn.Module) -> dict[str, dict[Any, dict[str, Tensor]]]:
+    """The statistics of domains beside modules that hold what was written, by path of the module, label and buffer."""
+    kept = {
+        path: getattr(module, _DOMAINS, None) for path, module in modules_in(model).items() if _is_unchanged(module)
+    }
+    return {path: of for path, of in kept.items() if of}
+
+
+def stale_domains(model: nn.Module) -> list[str]:
+    """Paths of modules that have statistics of domains, but no longer hold what was written with them."""
+    kept = {path for path, module in modules_in(model).items() if getattr(module, _DOMAINS, None)}
+    return sorted(kept - domains_in(model).keys())
+
+
 def untrained_paths(model: nn.Module) -> list[str]:
     """Paths of modules that hold what was written, whose values of training are not known."""
-    return [path for path in marks_of(model) if not _trained(_modules(model)[path])]
+    return [path for path in marks_of(model) if not _trained(modules_in(model)[path])]
 
 
 def undo_(model: nn.Module) -> tuple[str, ...]:
@@ -246,15 +274,15 @@ def undo_(model: nn.Module) -> tuple[str, ...]:
         )
     found = trained_of(model)
     for path, values in found.items():
-        module = _modules(model)[path]
+        module = modules_in(model)[path]
         for name, value in values.items():
             write_(getattr(module, name), value)
-        for name in (_MARK, _TRAINED):
+        for name in (_MARK, _TRAINED, _DOMAINS):
             module.__dict__.pop(name, None)
     return tuple(found)
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
+def modules_in(model: nn.Module) -> dict[str, nn.Module]:
     """The modules by their paths in the model as it is without torch.compile."""
     return {path.replace("_orig_mod.", ""): module for path, module in model.named_modules()}
 

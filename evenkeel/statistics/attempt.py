@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.tracing import record
-from evenkeel.model.batches import Forward, call
+from evenkeel.model.batches import Forward, call, length
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.buffers import Held, write_, write_buffers_
 from evenkeel.model.flags import FROZEN, frozen_in
@@ -33,7 +33,7 @@ from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairing import UNPAIRED, Pairing
 from evenkeel.statistics.pairs import Match, Pairs
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.prior import Prior, Weight
+from evenkeel.statistics.prior import FEW, Prior, Weight
 from evenkeel.statistics.reestimation_report import Reestimation, largest
 from evenkeel.statistics.settling import Settled, settle, settle_paired
 from evenkeel.statistics.stored_values import NEVER_UPDATED, faults_in, is_never_updated
@@ -49,9 +49,11 @@ _RESTLESS = (
     "statistics were found that agree with themselves; train it on with its statistics fixed"
 )
 _NO_SAY = (
-    "prior='auto' had no say: one batch tells no standard errors, so its statistics replaced the old ones; pass its "
-    "samples in several batches, or a number"
+    "prior='auto': nothing tells the standard errors, as of a single sample, so the old statistics count for "
+    f"{FEW} samples; pass several batches, or a number"
 )
+_BY_SAMPLE = "standard errors are those of {} independent samples: there is one batch; alike ones are less sure"
+_KEPT = "prior=inf: kept as it was"
 _NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
 _STILL = (
     "{} channels do not vary, {} of them in {!r}, as behind filters of zeros: they store variance 0, so that whatever "
@@ -68,6 +70,9 @@ class Attempt:
 
     Attributes:
         leave: whether norms that were never updated are left as they are, but in averages of weights.
+        by_sample: whether standard errors are those of samples, not of batches; None where there is but one batch, and
+            they decide.
+        is_traced: whether the model is read, where variances shrink, for whether its outputs stretch.
     """
 
     batches: Iterable[Any]
@@ -83,6 +88,8 @@ class Attempt:
     memory: int
     seed: int
     leave: bool
+    by_sample: bool | None = None
+    is_traced: bool = True
 
     def __post_init__(self) -> None:
         if self.stats not in STORED:
@@ -100,6 +107,10 @@ class Attempt:
             names, channels = STORED[self.stats], max(norm.num_features for norm in free.values())
             ranks = Ranks(self.group, channels=3 * channels, parts=MOST_PARTS)
             blend = Prior(free, self.prior, ranks)
+            kept = {path: _KEPT for path in free if blend.keeps(path)}
+            free, untouched = {path: norm for path, norm in free.items() if path not in kept}, untouched | kept
+            if not free:
+                return Reestimation.nothing(untouched)
             with restored(plain), torch.no_grad():
                 measurement = Measurement(
                     plain,
@@ -109,6 +120,7 @@ class Attempt:
                     memory=self.memory,
                     count=_count(self.samples),
                     pairing=self._pairing(plain, free, match, ranks),
+                    by_sample=self._is_by_sample,
                 )
                 _require_cured(free, names)
                 _set_usable_(free.values())
@@ -123,11 +135,13 @@ class Attempt:
             unpaired = _unpaired(measurement, free)
             found = {p: _matched(population) for p, population in settled.populations.items() if p not in unpaired}
             new = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
-            graph = _graph_of_a_regression(plain, measurement, self.forward) if _has_shrunk(new, free) else None
+            is_traced = self.is_traced and _has_shrunk(new, free)
+            graph = _graph_of_a_regression(plain, measurement, self.forward) if is_traced else None
             untouched |= measurement.statistics_beside()
         for path, population in ((path, settled.populations[path]) for path in found):
             is_dead = isinstance(population, Pairs) and bool(population.slope.is_dead.all())
-            if population.pooled and (population.count < 2 or (measurement.samples < 2 and is_dead)):
+            is_blend = blend.share_of_new(path, population, measurement.samples) < 1
+            if population.pooled and not is_blend and (population.count < 2 or (measurement.samples < 2 and is_dead)):
                 raise BatchError(
                     f"norm {path!r} saw one value per channel, which has no variance: more samples are needed"
                 )
@@ -152,6 +166,8 @@ class Attempt:
         notes += outgrown_notes(plain)
         if self.prior == "auto" and math.isnan(largest(errors.values())):
             notes.append(_NO_SAY)
+        elif self._is_by_sample and measurement.pairing is None:
+            notes.append(_BY_SAMPLE.format(measurement.samples))
         if measurement.pairing is None and (match == "mean" or self.relative):
             notes.append(_NO_NOISE)
         return Reestimation(
@@ -168,7 +184,15 @@ class Attempt:
             slopes={path: population.slope for path, population in pairs.items()},
             converged=self.tolerance is None or largest(errors.values()) <= self.tolerance,
             held=held,
+            measured=found,
         )
+
+    @property
+    def _is_by_sample(self) -> bool:
+        """Whether standard errors are taken from between the samples of a batch."""
+        if self.by_sample is not None:
+            return self.by_sample
+        return self.prior == "auto" and min(length(self.batches), self.max_batches or math.inf) == 1
 
     def _settled(self, measurement: Measurement, batches: Iterable[Any], store: Store) -> Settled:
         """What settling finds: on fewer than all samples only where the caller set no standard for their number."""

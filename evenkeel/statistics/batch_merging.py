@@ -91,9 +91,16 @@ class Group:
         """How many samples the group holds."""
         return sum(self.sizes)
 
-    def parts(self, x: Tensor) -> list[tuple[int, Tensor]]:
-        """A norm's input batch by batch, or, where those are many, by runs of them; each with its number."""
+    def parts(self, x: Tensor, *, by_sample: bool = False) -> list[tuple[int, Tensor]]:
+        """A norm's input batch by batch, or, where those are many, by runs of them; each with its number.
+
+        Args:
+            x: the input.
+            by_sample: whether one batch is taken apart, too, by runs of its samples, numbered from 0.
+        """
         per_sample, rest = divmod(len(x), self.samples) if self.samples else (0, 1)
+        if by_sample and len(self.sizes) == 1 and not rest:
+            return list(enumerate(x.split(-(-self.samples // MOST_PARTS) * per_sample)))
         if len(self.sizes) == 1 or rest:
             return [(self.first, x)]
         step = -(-len(self.sizes) // MOST_PARTS)

@@ -53,6 +53,7 @@ class Measurement:
         memory: bytes that the largest input of a norm may take where batches are merged; 0 merges none.
         count: how many samples a batch holds.
         pairing: pairs what reaches the norms with what does with noise on, where that is needed.
+        by_sample: whether standard errors are taken from how the samples of a batch differ: of a single one.
 
     Attributes:
         populations: of the norms reached, by path, in the order in which the pass reaches them.
@@ -91,6 +92,7 @@ class Measurement:
         memory: int = MEMORY,
         count: Count = samples,
         pairing: Pairing | None = None,
+        by_sample: bool = False,
     ) -> None:
         self.model = model
         self.norms = norms
@@ -110,6 +112,7 @@ class Measurement:
         self.wanted: Callable[[float], float] | None = None
         self.is_repeatable = False
         self.step = 1.0
+        self._by_sample = by_sample
         self._is_divided = False
         self._of_batch = 1
         self._is_pairing_tried = pairing is None
@@ -366,7 +369,8 @@ class Measurement:
             parts: Parts = self.pairing.parts(self._group, path, x, self.limits.expected * self.ranks.size)
         else:
             pooled = pools_batch(norm)
-            parts = [(number, batch_statistics(part, pooled=pooled)) for number, part in self._group.parts(x)]
+            own = self._group.parts(x, by_sample=self._by_sample)
+            parts = [(number, batch_statistics(part, pooled=pooled)) for number, part in own]
         if not self._is_spoilt:
             self._require_finite(path, parts)
         self._is_spoilt |= path in self.spoilt
@@ -378,6 +382,7 @@ class Measurement:
         for number, (_, mean, variance) in parts:
             if not (mean.isfinite() & variance.isfinite()).all():
                 first = number // MOST_PARTS if self.pairing else number
+                first = self._group.first if self._by_sample and self._group else first
                 raise BatchError(self._blame(path, first))
 
     def _blame(self, path: str, number: int) -> str:

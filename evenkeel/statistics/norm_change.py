@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from torch import Tensor
 
 from evenkeel.model.buffers import Held
 from evenkeel.model.norms import Norm
 from evenkeel.statistics.pairs import Pairs
+
+_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,26 @@ class NormChange:
         paired: Paired | None = None,
     ) -> NormChange:
         """The change of a norm whose buffers were written; `held` has what they were before."""
+        now = {name: getattr(norm, name) for name in _STATISTICS}
+        before = {name: held.buffers.get((norm, name), value) for name, value in now.items()}
+        return cls.between(path, norm.eps, before, now, standard_error, chance, paired)
+
+    @classmethod
+    def between(
+        cls,
+        path: str,
+        eps: float,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        standard_error: float = math.nan,
+        chance: float = 0.0,
+        paired: Paired | None = None,
+    ) -> NormChange:
+        """The change from some statistics of a norm to others, by buffer."""
         (old_mean, mean), (old_var, var) = (
-            [t.detach().double() for t in (held.buffers.get((norm, name), getattr(norm, name)), getattr(norm, name))]
-            for name in ("running_mean", "running_var")
+            [t.detach().double().cpu() for t in (before[name], after[name])] for name in _STATISTICS
         )
-        moved = float(((mean - old_mean).abs() / (old_var.clamp_min(0) + norm.eps).sqrt()).max())
+        moved = float(((mean - old_mean).abs() / (old_var.clamp_min(0) + eps).sqrt()).max())
         return cls(path, float(old_var.mean()), float(var.mean()), moved, standard_error, chance, paired)
 
     @property

@@ -154,6 +154,16 @@ class Population:
         other.mean = self.mean + (new.mean - old.mean)
         return other
 
+    def joined(self, count: float, mean: Tensor, variance: Tensor) -> Population:
+        """This population and so many values more, perhaps fewer than one, of this mean and variance."""
+        result = self.copy()
+        result.pool()
+        own, total = result.count, result.count + count
+        drift = own * count / total * (result.mean - mean) ** 2 if self.pooled else 0.0
+        result._squares = result._squares + count * variance + drift
+        result.count, result.mean = total, (own * result.mean + count * mean) / total
+        return result
+
     def toward(self, other: Population, step: float) -> Population:
         """This population, its mean and variance a part of the way, from 0 to 1, nearer to another's."""
         result = self.copy()
@@ -215,12 +225,15 @@ class Population:
     def chance(self, mean: Tensor, variance: Tensor) -> float:
         """How much of the squared distance from other statistics is to be expected by chance, 0 to 1; 0 if not known.
 
-        The distance is that of means, in deviations, and of log variances.
+        The distance is that of means, in deviations, and of log variances. The variance of k normal batch means with
+        squared standard error e^2 has itself the squared error 2 k e^4, which few batches may not show.
         """
         mean, variance, least = mean.to(self.mean), variance.to(self.mean), 1e-3 * self._scale
         moved = ((self.mean - mean) ** 2).mean() / self._scale
         changed = ((self.variance.clamp_min(least) / variance.clamp_min(least)).log() ** 2).mean()
-        error, distance = sum(e**2 for e in self.errors), float(moved + changed)
+        (of_means, of_variances), distance = self.errors, float(moved + changed)
+        of_variances = max(of_variances, math.sqrt(2 * self.parts) * of_means**2)
+        error = of_means**2 + of_variances**2
         if math.isnan(error) or not math.isfinite(distance):
             return 0.0
         return min(error / distance, 1.0) if distance else 1.0

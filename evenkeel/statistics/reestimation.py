@@ -92,7 +92,8 @@ def reestimate_(
         max_batches: how many batches to use; all if None.
         prior: how many samples the statistics found in the model count for, blended norm after norm, so that each is
             fed by norms that store the blend; 0 replaces them. One number, one for every norm, by path or in order, or
-            "auto": as much as the standard errors of the new ones say (see `Prior`).
+            "auto": as much as the standard errors of the new ones say (see `Prior`), of a single batch those between
+            its samples; infinite keeps what is there.
         samples: how many samples a batch holds, as a number or a function of the batch, where its tensors do not tell.
         progress: show a progress bar.
         group: the process group of torch.distributed that measures together, each process on batches of its own, all

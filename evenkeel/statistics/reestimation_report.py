@@ -12,6 +12,7 @@ from evenkeel.model.evaluation import Score
 from evenkeel.output.tables import Cells, grouped
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.pairs import Match, Slope
+from evenkeel.statistics.population import Population
 from evenkeel.statistics.shift_page import Repair
 
 _ALIKE = 0.03  # relative, or in deviations: statistics that differ by less are the same to all that follows
@@ -39,6 +40,7 @@ class Reestimation(Repair):
             regression, by default, on the data themselves.
         scores: of each match that was tried, where both were.
         kept: whether the new statistics are in the model, or, having been no better, were taken back.
+        measured: what each norm is fed, by path, before it was blended with what was there.
 
     >>> import torch, evenkeel as ek
     >>> done = ek.reestimate_(torch.nn.BatchNorm1d(2), [torch.randn(64, 2) for _ in range(3)])
@@ -62,6 +64,7 @@ class Reestimation(Repair):
         slopes: Mapping[str, Slope] | None = None,
         step: float = 1.0,
         stretch: str = "",
+        measured: Mapping[str, Population] | None = None,
     ) -> None:
         rows = tuple(rows)
         few = [_PART_OF_ALL.format(step)] if step > 1 else _too_few(rows)
@@ -74,12 +77,21 @@ class Reestimation(Repair):
         self.match = match
         self.slopes = dict(slopes or {})
         self.stretch = stretch
+        self.measured = dict(measured or {})
         self.before: Score | None = None
         self.after: Score | None = None
         self.scores: dict[str, Score | None] = {}
         self.kept = True
         self._held = held
         self._undone: Held | None = None
+
+    @classmethod
+    def nothing(cls, untouched: Mapping[str, str]) -> Reestimation:
+        """That all norms were left as they were."""
+        none: Mapping[str, str] = {}
+        return cls(
+            [], batches=0, samples=0, passes=0, untouched=untouched, unsure=none, notes=[], converged=True, held=Held()
+        )
 
     @property
     def standard_errors(self) -> dict[str, float]:
@@ -95,6 +107,10 @@ class Reestimation(Repair):
         """Put the statistics found before back, in place."""
         undone = put_back_(self._held)
         self._undone = self._undone or undone
+
+    def taken_back(self) -> Held:
+        """Undo it, and return what `put_back_` writes to have it again."""
+        return put_back_(self._held)
 
     def redo(self) -> None:
         """Write the new statistics again after `undo`; nothing if it was not called."""

@@ -487,9 +487,10 @@ def test_what_is_not_finite_and_would_stay_so_is_refused(stats, name):
 
 
 @pytest.mark.parametrize("sizes", [64, 8])
-def test_that_one_batch_leaves_an_automatic_prior_no_say_is_noted(sizes):
+def test_that_the_errors_of_one_batch_are_those_of_its_samples_is_noted(sizes):
     done = ek.reestimate_(nn.BatchNorm1d(4), torch.randn(64, 4).split(sizes), prior="auto")
-    assert any("had no say" in note for note in done.notes) is (sizes == 64)
+    assert any("64 independent samples: there is one batch" in note for note in done.notes) is (sizes == 64)
+    assert 0 < done.standard_error < 1
 
 
 class Fused(nn.Module):
