@@ -21,8 +21,8 @@ _COMPUTED = (
 )
 _TABLE = "an embedding: rows of a table, not units that sum"
 _NOT_READ = (
-    "read by no linear layer or convolution in a pass, as those of recurrent layers, which torch runs as one call, and "
-    "those that the batches do not reach"
+    "read whole by no linear layer or convolution in a pass, as those that are cut, those of recurrent layers, which "
+    "torch runs as one call, and those that the batches do not reach"
 )
 _FROZEN = "frozen (requires_grad=False), as others are not"
 _QUANTIZED = "quantized: its weights are whole numbers; match before quantizing"
@@ -96,7 +96,7 @@ def units_of(model: nn.Module, graph: LayerGraph) -> tuple[dict[str, Units], dic
     for layer in graph.of(Kind.WEIGHT):
         weights = weights_of(layer)
         if weights is None or weights.parameter not in names:
-            untouched[layer.path] = _COMPUTED
+            untouched[layer.name] = _COMPUTED
         else:
             sites.setdefault(weights.parameter, []).append(layer)
     are_some_free = any(parameter.requires_grad for parameter in names)
