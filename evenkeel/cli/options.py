@@ -71,6 +71,26 @@ Transform = Annotated[
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a state dict that torch.load reads.")
 ]
+ToRepair = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Checkpoint to repair: .safetensors, or a state dict that torch.load reads; left out where TARGET "
+        "makes a trained model, as one that returns torch.load of a whole one: OUT is then its state dict.",
+    ),
+]
+References = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reference",
+        help="Checkpoint that --weights was merged from, aligned; repeat it for each. Units of layers without stored "
+        "statistics are rescaled to what interpolating those of the references gives.",
+    ),
+]
+Shares = Annotated[
+    list[float] | None,
+    typer.Option("--share", help="Of a --reference in the merged weights, in order, of sum 1; equal if left out."),
+]
 Key = Annotated[
     str | None,
     typer.Option("--key", help="Which state dict of --weights, where it holds several, such as state_dict or ema."),
