@@ -132,6 +132,15 @@ class Matching(Enum):
     mean = "mean"
 
 
+Match = Annotated[
+    Matching | None,
+    typer.Option(
+        help="What eval mode keeps of train mode: variances of norms' outputs, or their means over dropout masks. "
+        "If left out: what --held-out says, or else the mean for a regression, and the variance."
+    ),
+]
+
+
 class Format(Enum):
     """How findings are printed."""
 

@@ -17,6 +17,7 @@ from evenkeel.cli.inputs import (
     LINT_NEEDS_INPUT,
     NEEDS_INPUT,
     DataOptions,
+    judging_by,
     load_example,
     load_function,
     load_model,
@@ -41,7 +42,7 @@ from evenkeel.cli.options import (
     Input,
     Json,
     Key,
-    Matching,
+    Match,
     MaxBatches,
     Mean,
     References,
@@ -252,13 +253,7 @@ def repair(
     std: Std = None,
     scale: Scale = None,
     transform: Transform = None,
-    match: Annotated[
-        Matching | None,
-        typer.Option(
-            help="What eval mode keeps of train mode: variances of norms' outputs, or their means over dropout masks. "
-            "If left out: what --held-out says, or else the mean for a regression, and the variance."
-        ),
-    ] = None,
+    match: Match = None,
     relative: Annotated[
         bool, typer.Option("--relative", help="With --match variance: take out dropout's part alone, on any data.")
     ] = False,
@@ -305,7 +300,7 @@ def repair(
     """
     from rich.console import Group
 
-    from evenkeel.cli.repairing import Judging, corrected, reestimated
+    from evenkeel.cli.repairing import corrected, reestimated
     from evenkeel.io.checkpoints import Checkpoint
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
     from evenkeel.output.rendering import render
@@ -318,14 +313,8 @@ def repair(
     model = model if device is None else moved(model, device)
     over = weights is not None and is_same_file(out, weights)
     options = DataOptions(input_shape, data_dir, download, batch_size, mean, std, scale, transform)
-    judging = None
+    judging = judging_by(options, held_out, score, forward)
     how: dict[str, Any]
-    if held_out is not None:
-        found = options.load(held_out)
-        batches = found.train if found.test is None else found.test
-        judging = Judging(batches, load_function("--score", score), load_function("--forward", forward))
-    elif score is not None:
-        raise EvenkeelError("--score says how to judge held-out data, and there is no --held-out")
     if reference or share:
         from evenkeel.cli.merging import matched, require_reference_data
 

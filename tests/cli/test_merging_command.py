@@ -12,6 +12,7 @@ import evenkeel as ek
 
 NETS = """
 import torch
+from torch import nn
 
 def net():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
