@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -34,7 +35,6 @@ from evenkeel.papers.lab.images import Images, load_images
 
 RESULTS, PAGE = Path("results/merging.json"), Path("docs/after-merging.md")
 PAPER = {"ResNet-18, CIFAR-10": 90, "ResNet-50, ImageNet": 74}  # percent of the barrier removed, abstract
-Net = Callable[[], nn.Module]
 
 
 class Residual(nn.Module):
@@ -219,12 +219,36 @@ def part_of(name: str) -> Part:
     return part
 
 
+def table(results: Mapping[str, Any]) -> str:
+    """Test errors and what was removed of the barrier, as a table of a page: means over seeds."""
+    columns = ("end points", "not aligned", "merged", "`match_`", "`reestimate_`", "`update_bn`")
+    lines = [f"| network | {' | '.join(columns)} | barrier removed |", f"|---|{'---|' * (len(columns) + 1)}"]
+    for name in (name for name in FAMILIES if name in results):
+        seeds = list(results[name].values())
+        ends = f"{mean(sum(one['end points']) / 2 for one in seeds):.1f}"
+        found = [
+            f"{mean(one[key.strip('`')] for one in seeds):.1f}" if key.strip("`") in seeds[0] else ""
+            for key in columns[1:]
+        ]
+        parts = [removed(one, "match_") for one in seeds]
+        share = f"{mean(parts):.0f} % ({min(parts):.0f} to {max(parts):.0f})"
+        lines.append(f"| {name} | {' | '.join([ends, *found])} | {share} |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
+    parser.add_argument("--page", type=Path, help="write the table into this page, such as docs/after-merging.md")
     warnings.simplefilter("ignore", ek.StretchWarning)
-    run_parts(parser, {name: part_of(name) for name in FAMILIES}, RESULTS)
+    options = run_parts(parser, {name: part_of(name) for name in FAMILIES}, RESULTS)
+    shown = table(json.loads(options.out.read_text()))
+    print(f"\n{shown}")
+    for name, share in PAPER.items():
+        print(f"Jordan et al., {name}: {share} % of the barrier removed")
+    if options.page is not None:
+        put_into(options.page, {"merging": shown})
 
 
 if __name__ == "__main__":

@@ -102,6 +102,12 @@ def checkpoint(names, folder):
     return {"example": torch.zeros(1, 4), "before": worst_shift(names["model"], X)}
 
 
+def merging(names, folder):
+    other = Net()
+    train(other, torch.optim.SGD(other.parameters(), 0.2), names["loader"])
+    return {"other": other}
+
+
 def nothing(names, folder):
     return {}
 
@@ -116,6 +122,7 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "An exponential moving average of the weights": (nothing, ("averaged",)),
     "Stochastic weight averaging": (nothing, ("averaged",)),
     "Schedule-free optimizers": (schedule_free, ()),
+    "Merged models": (merging, ("merged",)),
     "Did it help?": (lambda names, _: {"validation": names["loader"]}, ()),
     "Another domain": (lambda *_: {"new_domain": [3 * X]}, ()),
     "A checkpoint without its data": (checkpoint, ()),
@@ -151,6 +158,9 @@ def test_a_recipe_does_what_it_says(name, world, tmp_path, monkeypatch):
         assert worst_shift(world["model"], X) < 1 + 1e-5
     if name == "timm's train script":
         assert worst_shift(names["model_ema"].module, X) < 1 + 1e-5
+    if name == "Merged models":
+        last = [[n for n in names[m].modules() if isinstance(n, torch.nn.Linear)][-1] for m in ("merged", "model")]
+        assert not torch.equal(*(layer.weight for layer in last)), "the layer that no norm follows is matched, too"
     if name == "Did it help?":
         assert names["done"].kept is (names["done"].after.log_loss < names["done"].before.log_loss)
     if name == "A checkpoint without its data":

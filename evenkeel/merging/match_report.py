@@ -144,13 +144,13 @@ class MatchReport(Report[MatchRow]):
         scores = ""
         if self.before is not None and self.after is not None:
             scores = f"; {self.before.change_to(self.after)}" + ("" if self.kept else ", no better, so taken back")
-        points = f"{self.references} end point{'' if self.references == 1 else 's'}"
+        points = _counted(self.references, "end point")
         return f"{points}, {self.samples} samples in {self.batches} batches, {self.passes} passes{scores}"
 
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
-        norms = f", {len(self.norms)} norms" if self.norms else ""
-        return f"MatchReport({len(self)} layers{norms} matched to {self.summary}{untouched})"
+        norms = f", {_counted(len(self.norms), 'norm')}" if self.norms else ""
+        return f"MatchReport({_counted(len(self), 'layer')}{norms} matched to {self.summary}{untouched})"
 
     def _figures(self) -> dict[str, Any]:
         figures: dict[str, Any] = {"norms": [asdict(norm) for norm in self.norms], "references": self.references}
@@ -171,6 +171,11 @@ class MatchReport(Report[MatchRow]):
         ]
         columns = ("layer", "units", "deviation", "matched", "target", "ratio before")
         columns += ("mean", "mean matched", "mean target", "off")
-        norms = [f"{len(self.norms)} norms re-estimated on the same batches"] if self.norms else []
+        norms = [f"{_counted(len(self.norms), 'norm')} re-estimated on the same batches"] if self.norms else []
         caption = [f"matched to {self.summary}", *norms, *grouped(self.untouched, "untouched")]
         return Cells(columns, rows, [*caption, *grouped(self.unsure), *self.notes], words=columns[:1])
+
+
+def _counted(count: int, what: str) -> str:
+    """How many there are, in words."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

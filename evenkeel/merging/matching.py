@@ -41,7 +41,7 @@ _OFF = (
     "where a layer is called several times a pass"
 )
 _RANDOM = "the model draws at random in eval mode, too, as by dropout that stays on: it was matched to one draw"
-_STILL = "{} units, such as in {!r}, do not vary: they keep their scale"
+_STILL = "units that do not vary keep their scale: {}, the first in {!r}"
 _LONE = "every process matched its own replica to its own batches: what torch.distributed runs is not pooled here"
 
 

@@ -54,7 +54,7 @@ def test_it_writes_what_match_gives(merged, capsys, share):
     model, points, batches = merged
     code, out, err = run(capsys, *COMMAND, *BOTH, *share, "--out", "new.pt")
     assert (code, err) == (0, "") and "matched to 2 end points, 96 samples" in out and "written: new.pt" in out
-    assert "1 norms re-estimated" in out and "ratio before" in out
+    assert "1 norm re-estimated" in out and "ratio before" in out
     new = torch.load("new.pt", weights_only=True)
     done = ek.match_(model, points, batches, weights=[0.25, 0.75] if share else None)
     assert new["epoch"] == 5 and [row.path for row in done] == ["0", "5"]
