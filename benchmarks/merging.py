@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import time
 import warnings
@@ -30,6 +31,7 @@ from torch.optim.swa_utils import update_bn
 import evenkeel as ek
 from benchmarks.aligning import Order, aligned, interpolated
 from benchmarks.measuring import Part, run_parts
+from benchmarks.pages import put_into
 from evenkeel.model.evaluation import evaluate
 from evenkeel.papers.lab.images import Images, load_images
 
@@ -226,10 +228,8 @@ def table(results: Mapping[str, Any]) -> str:
     for name in (name for name in FAMILIES if name in results):
         seeds = list(results[name].values())
         ends = f"{mean(sum(one['end points']) / 2 for one in seeds):.1f}"
-        found = [
-            f"{mean(one[key.strip('`')] for one in seeds):.1f}" if key.strip("`") in seeds[0] else ""
-            for key in columns[1:]
-        ]
+        keys = [key.strip("`") for key in columns[1:]]
+        found = [f"{mean(one[key] for one in seeds):.1f}" if key in seeds[0] else "" for key in keys]
         parts = [removed(one, "match_") for one in seeds]
         share = f"{mean(parts):.0f} % ({min(parts):.0f} to {max(parts):.0f})"
         lines.append(f"| {name} | {' | '.join([ends, *found])} | {share} |")

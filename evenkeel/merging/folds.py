@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,10 +14,23 @@ _ROUNDING = 1e-6  # of a mean, or of what is asked for: a smaller deviation is n
 
 
 class Target(NamedTuple):
-    """What units are to have: mean and standard deviation, shape (units,), float64."""
+    """What units have, or are to have: mean and standard deviation, shape (units,), float64, on the CPU."""
 
     mean: Tensor
     deviation: Tensor
+
+    @classmethod
+    def of(cls, population: Population) -> Target:
+        """What a population has."""
+        return cls(population.mean.cpu(), population.variance.cpu().sqrt())
+
+    @classmethod
+    def between(cls, populations: Sequence[Population], shares: Sequence[float]) -> Target:
+        """What interpolating populations gives: means and deviations weighted by shares."""
+        found = [cls.of(population) for population in populations]
+        means, deviations = (torch.stack(values) for values in zip(*found, strict=True))
+        weights = torch.tensor(shares, dtype=torch.float64)[:, None]
+        return cls((weights * means).sum(0), (weights * deviations).sum(0))
 
 
 class Fold(NamedTuple):
@@ -31,8 +45,8 @@ class Fold(NamedTuple):
 
         Units that do not vary keep their scale.
         """
-        mean, live = population.mean, is_live(population, target)
-        scale = torch.where(live, target.deviation / population.variance.sqrt(), 1.0)
+        (mean, deviation), live = Target.of(population), is_live(population, target)
+        scale = torch.where(live, target.deviation / deviation, 1.0)
         return cls(scale, target.mean - scale * mean if has_bias else torch.zeros_like(mean))
 
     def after(self, other: Fold) -> Fold:
@@ -42,5 +56,5 @@ class Fold(NamedTuple):
 
 def is_live(population: Population, target: Target) -> Tensor:
     """Which units vary by more than rounding makes them, boolean."""
-    floor = _ROUNDING * torch.maximum(population.mean.abs(), target.deviation)
-    return population.variance.sqrt() > floor
+    mean, deviation = Target.of(population)
+    return deviation > _ROUNDING * torch.maximum(mean.abs(), target.deviation)

@@ -50,14 +50,15 @@ class MatchRow:
     @classmethod
     def of(cls, path: str, before: Population, after: Population, target: Target, *, has_bias: bool) -> MatchRow:
         """Of what was measured and asked for."""
+        found, left = Target.of(before), Target.of(after)
         return cls(
             path,
             len(target.mean),
-            mean_before=float(before.mean.mean()),
-            mean_after=float(after.mean.mean()),
+            mean_before=float(found.mean.mean()),
+            mean_after=float(left.mean.mean()),
             mean_target=float(target.mean.mean()),
-            deviation_before=float(before.variance.sqrt().mean()),
-            deviation_after=float(after.variance.sqrt().mean()),
+            deviation_before=float(found.deviation.mean()),
+            deviation_after=float(left.deviation.mean()),
             deviation_target=float(target.deviation.mean()),
             off_before=distance(before, target, has_bias=has_bias),
             off_after=distance(after, target, has_bias=has_bias),
@@ -79,10 +80,10 @@ def distance(population: Population, target: Target, *, has_bias: bool) -> float
     live = is_live(population, target) & (target.deviation > 0)
     if not live.any():
         return 0.0
-    wanted = target.deviation[live]
-    off = (population.variance.sqrt()[live] / wanted - 1).abs()
+    mean, deviation = Target.of(population)
+    off = (deviation / target.deviation - 1).abs()[live]
     if has_bias:
-        off = torch.maximum(off, (population.mean[live] - target.mean[live]).abs() / wanted)
+        off = torch.maximum(off, ((mean - target.mean).abs() / target.deviation)[live])
     return float(off.max())
 
 

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
 from evenkeel.graph.tracing import record
@@ -18,10 +17,10 @@ from evenkeel.merging.match_report import MatchReport, MatchRow
 from evenkeel.merging.passes import Matched, Passes, settled_norms
 from evenkeel.merging.units import Units, units_of, unlike
 from evenkeel.model.batches import Forward, call, each
-from evenkeel.model.buffers import write_, write_buffers_
+from evenkeel.model.buffers import Held, write_, write_buffers_
 from evenkeel.model.evaluation import Scorer, evaluate
 from evenkeel.model.flags import FROZEN, frozen_in
-from evenkeel.model.norms import foreign_norms, has_running_statistics
+from evenkeel.model.norms import Norm, foreign_norms, has_running_statistics
 from evenkeel.model.restoring import restored
 from evenkeel.model.sharding import own_parameter
 from evenkeel.model.wrappers import unwrapped
@@ -174,12 +173,9 @@ def _matched(model: nn.Module, points: Sequence[nn.Module], shares: Sequence[flo
     untouched |= dict.fromkeys(missed, _NOT_CALLED)
     _require_variance({path: one[path] for one in (before.populations, *found) for path in reached})
     units = {path: units[path] for path in reached}
-    targets = {path: _target([one[path] for one in found], shares) for path in reached}
+    targets = {path: Target.between([one[path] for one in found], shares) for path in reached}
     matched = passes.matched(model, units, targets)
-    held = write_buffers_(matched.statistics(norms))
-    old = {parameter: parameter.detach().clone() for parameter in matched.weights}
-    for parameter, value in matched.weights.items():
-        write_(parameter, value)
+    old, held = _write(matched, norms)
     rows = [
         MatchRow.of(path, before.populations[path], matched.after[path], targets[path], has_bias=one.has_bias)
         for path, one in units.items()
@@ -197,6 +193,19 @@ def _matched(model: nn.Module, points: Sequence[nn.Module], shares: Sequence[flo
         weights=old,
         held=held,
     )
+
+
+def _write(matched: Matched, norms: Mapping[str, Norm]) -> tuple[dict[nn.Parameter, Tensor], Held]:
+    """Write new weights and statistics, all or none of them; return what was there before."""
+    old = {parameter: parameter.detach().clone() for parameter in matched.weights}
+    try:
+        for parameter, value in matched.weights.items():
+            write_(parameter, value)
+        return old, write_buffers_(matched.statistics(norms))
+    except BaseException:
+        for parameter, value in old.items():
+            write_(parameter, value)
+        raise
 
 
 def _require_whole(model: nn.Module) -> None:
@@ -224,14 +233,6 @@ def _require_variance(populations: Mapping[str, Population]) -> None:
     for path, population in populations.items():
         if population.count < 2:
             raise BatchError(f"layer {path!r} returned one value a unit, which has no deviation: take more samples")
-
-
-def _target(populations: Sequence[Population], shares: Sequence[float]) -> Target:
-    """What interpolating the units of end points gives."""
-    pairs = list(zip(shares, populations, strict=True))
-    means = torch.stack([share * population.mean.cpu() for share, population in pairs])
-    deviations = torch.stack([share * population.variance.sqrt().cpu() for share, population in pairs])
-    return Target(means.sum(0), deviations.sum(0))
 
 
 def _unsure(rows: Iterable[MatchRow]) -> dict[str, str]:

@@ -46,7 +46,7 @@ class UnitNorm(nn.BatchNorm1d):
         """Do to outputs of this population what a fold says."""
         write_(self.running_mean, population.mean)  # type: ignore[arg-type]
         write_(self.scale, fold.scale)
-        write_(self.shift, fold.scale * population.mean + fold.shift)
+        write_(self.shift, fold.scale * population.mean.cpu() + fold.shift)
 
     def forward(self, input: Tensor) -> Tensor:
         """The outputs of the layer, rescaled and shifted, in their own shape."""
