@@ -6,7 +6,7 @@ Two networks of each kind are trained a seed, on the same images, from other ini
 are put into the order of the first (`benchmarks.aligning`), and the weights averaged half and half. The barrier is by
 how much the merged network's test error is above the mean of the two; what a repair removes of it is in percent, beside
 what Jordan et al. (ICLR 2023) give for theirs. Digits are scikit-learn's, CIFAR-10 (4,000 images to train on, 2,000 to
-test) is read from --data-dir. One core takes twenty minutes; use one thread.
+test) is read from --data-dir. One core takes seven minutes; use one thread.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_the_claims_hold(name):
         ends = sum(one["end points"]) / 2
         assert ends < one["match_"] < one["merged"] < one["not aligned"]
         if "reestimate_" in one:
-            assert one["match_"] == pytest.approx(one["reestimate_"], abs=0.5)
+            assert one["match_"] == pytest.approx(one["reestimate_"], abs=1.5)
             assert one["update_bn"] == pytest.approx(one["reestimate_"], abs=0.5)
     ratios = mean(next(reversed(one["ratios"].values())) for one in seeds)
     assert ratios < 0.9, "variance is lost on the way to the output"

@@ -106,6 +106,7 @@ def match_(
 
     On any error the model is exactly as it was.
 
+    >>> import torch
     >>> a, b, merged = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(3))
     >>> state = {name: (value + b.state_dict()[name]) / 2 for name, value in a.state_dict().items()}
     >>> _ = merged.load_state_dict(state)

@@ -362,7 +362,7 @@ def test_units_that_do_not_vary_keep_their_scale():
         model[0].weight[3] = 0
     done = ek.match_(model, nets, batches())
     mean, _ = target(nets, "0", torch.cat(batches()), [0.5, 0.5])
-    assert not model[0].weight[3].any() and float(model[0].bias[3]) == pytest.approx(float(mean[3]), abs=1e-5)
+    assert not model[0].weight[3].any() and model[0].bias[3].item() == pytest.approx(float(mean[3]), abs=1e-5)
     assert "units that do not vary keep their scale: 1, the first in '0'" in done.notes
 
 
