@@ -45,6 +45,9 @@ from .linting.explanation import explain as explain
 from .linting.findings import Finding as Finding
 from .linting.linter import lint as lint
 from .linting.rule import Guideline as Guideline
+from .merging.match_report import MatchReport as MatchReport
+from .merging.match_report import MatchRow as MatchRow
+from .merging.matching import match_ as match_
 from .model.batches import Forward as Forward
 from .model.buffers import undo_ as undo_
 from .model.domains import domains_of as domains_of

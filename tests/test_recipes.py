@@ -128,6 +128,14 @@ def sites(names, folder):
     return {"sites": batches, "path": folder / "sites.pt", "x": X[::2]}
 
 
+def merging(names, folder):
+    nets = [torch.nn.Sequential(Net(), torch.nn.ReLU(), torch.nn.Linear(8, 8)) for _ in range(2)]
+    for net in nets:
+        train(net, torch.optim.SGD(net.parameters(), 0.2), names["loader"])
+        net.eval()
+    return dict(zip(("model", "other"), nets, strict=True))
+
+
 def nothing(names, folder):
     return {}
 
@@ -142,6 +150,7 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "An exponential moving average of the weights": (nothing, ("averaged",)),
     "Stochastic weight averaging": (nothing, ("averaged",)),
     "Schedule-free optimizers": (schedule_free, ()),
+    "Merged models": (merging, ("merged",)),
     "Did it help?": (lambda names, _: {"validation": names["loader"]}, ()),
     "Log the shift while training": (nothing, ()),
     "A quiet end": (lambda *_: {"epochs": 25, "steps": 150}, ()),
@@ -220,10 +229,16 @@ def is_of_a_site(names, folder):
         assert worst_shift(names["model"], X[::2]) < 1 + 1e-5
 
 
+def is_between(names, folder):
+    merged, *ends = (names[name](X).detach().std(0) for name in ("merged", "model", "other"))
+    torch.testing.assert_close(merged, sum(ends) / 2, rtol=1e-4, atol=1e-5)
+
+
 # what holds afterwards, beside that
 CHECKS: dict[str, Callable[..., object]] = {
     "timm's train script": is_averaged,
     "Schedule-free optimizers": is_taken_back,
+    "Merged models": is_between,
     "Did it help?": is_kept_if_better,
     "Log the shift while training": is_logged,
     "A quiet end": is_quiet,

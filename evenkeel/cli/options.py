@@ -74,6 +74,26 @@ Transform = Annotated[
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="Checkpoint: .safetensors, or a state dict that torch.load reads.")
 ]
+ToRepair = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Checkpoint to repair: .safetensors, or a state dict that torch.load reads; left out where TARGET "
+        "makes a trained model, as one that returns torch.load of a whole one: OUT is then its state dict.",
+    ),
+]
+References = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reference",
+        help="Checkpoint that --weights was merged from, aligned; repeat it for each. Units of layers without stored "
+        "statistics are rescaled to what interpolating those of the references gives.",
+    ),
+]
+Shares = Annotated[
+    list[float] | None,
+    typer.Option("--share", help="Of a --reference in the merged weights, in order, of sum 1; equal if left out."),
+]
 Key = Annotated[
     str | None,
     typer.Option("--key", help="Which state dict of --weights, where it holds several, such as state_dict or ema."),
@@ -121,6 +141,15 @@ class Matching(Enum):
 
     variance = "variance"
     mean = "mean"
+
+
+Match = Annotated[
+    Matching | None,
+    typer.Option(
+        help="What eval mode keeps of train mode: variances of norms' outputs, or their means over dropout masks. "
+        "If left out: what --held-out says, or else the mean for a regression, and the variance."
+    ),
+]
 
 
 class Format(Enum):

@@ -15,6 +15,7 @@ from evenkeel.cli.inputs import (
     NEEDS_INPUT,
     DataOptions,
     is_trained,
+    judging_by,
     load_example,
     load_function,
     load_model,
@@ -37,12 +38,15 @@ from evenkeel.cli.options import (
     Input,
     Json,
     Key,
-    Matching,
+    Match,
     MaxBatches,
     Mean,
+    References,
     Scale,
+    Shares,
     Std,
     Target,
+    ToRepair,
     Transform,
     Unsure,
     Weights,
@@ -161,13 +165,7 @@ def repair(
     context: typer.Context,
     target: Target,
     out: Annotated[Path, typer.Option(help="Where to write the repaired checkpoint.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Checkpoint to repair: .safetensors, or a state dict that torch.load reads; left out where TARGET "
-            "makes a trained model, as one that returns torch.load of a whole one: OUT is then its state dict."
-        ),
-    ] = None,
+    weights: ToRepair = None,
     data: DataName = None,
     input_shape: Input = None,
     arg: Arg = None,
@@ -179,13 +177,7 @@ def repair(
     std: Std = None,
     scale: Scale = None,
     transform: Transform = None,
-    match: Annotated[
-        Matching | None,
-        typer.Option(
-            help="What eval mode keeps of train mode: variances of norms' outputs, or their means over dropout masks. "
-            "If left out: what --held-out says, or else the mean for a regression, and the variance."
-        ),
-    ] = None,
+    match: Match = None,
     relative: Annotated[
         bool, typer.Option("--relative", help="With --match variance: take out dropout's part alone, on any data.")
     ] = False,
@@ -218,11 +210,14 @@ def repair(
     key: Key = None,
     forward: Forward = None,
     device: Device = None,
+    reference: References = None,
+    share: Shares = None,
 ) -> None:
     """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after.
 
     Without --data they are corrected by what is predicted from weights and statistics: for a checkpoint whose
-    statistics are those of its training, and have not been repaired before.
+    statistics are those of its training, and have not been repaired before. With --reference, once for each network
+    that a merged checkpoint is made of, weights and biases are matched, too.
 
     OUT says which norms were repaired, and what training had left there, beside the state dict, for shift, lint and
     repair, and for ek.load_, ek.noisy and ek.undo_; load_state_dict and safetensors load it as before.
@@ -232,7 +227,7 @@ def repair(
     """
     from rich.console import Group
 
-    from evenkeel.cli.repairing import Judging, corrected, reestimated
+    from evenkeel.cli.repairing import corrected, reestimated
     from evenkeel.io.checkpoints import Checkpoint
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
     from evenkeel.output.rendering import render
@@ -246,31 +241,34 @@ def repair(
     model = model if device is None else moved(model, device)
     over = weights is not None and is_same_file(out, weights)
     options = DataOptions(input_shape, data_dir, download, batch_size, mean, std, scale, transform)
-    judging = None
-    if held_out is not None:
-        found = options.load(held_out)
-        batches = found.train if found.test is None else found.test
-        judging = Judging(batches, load_function("--score", score), load_function("--forward", forward))
-    elif score is not None:
-        raise EvenkeelError("--score says how to judge held-out data, and there is no --held-out")
-    how: dict[str, Any] = {"match": match and match.value, "unsure": unsure.value}
-    if data is None:
+    judging = judging_by(options, held_out, score, forward)
+    how: dict[str, Any]
+    if reference or share:
+        from evenkeel.cli.merging import matched, require_reference_data
+
+        of_norms = {"--match": match, "--relative": relative or None, "--tolerance": tolerance, "--prior": prior}
+        require_reference_data(reference, data, of_norms)
+        points = [load_weighted(target, arg, path, key, device) for path in reference or ()]
+        how = {"weights": share, "max_batches": max_batches, "forward": load_function("--forward", forward)}
+        shown, result = matched(model, points, options.load(data or ""), how, judging)
+    elif data is None:
         unused = {"--max-batches": max_batches, "--tolerance": tolerance, "--prior": prior}
         unused |= {"--relative": relative or None}
         unused |= {} if held_out else {"--forward": forward, "--data-dir": data_dir, **options.preprocessing}
         refuse_unused(unused)
+        how = {"match": match and match.value, "unsure": unsure.value}
         shown, result = corrected(model, load_example(model, input_shape, example, NEEDS_INPUT), judging, **how)
     else:
+        how = {"match": match and match.value, "unsure": unsure.value, "forward": load_function("--forward", forward)}
         how |= {"relative": relative, "max_batches": max_batches, "tolerance": tolerance, "prior": parse_prior(prior)}
-        how |= {"forward": load_function("--forward", forward)}
         shown, result = reestimated(model, options.load(data), how, judging, other_data=other_data)
     if html is None:
-        checkpoint.write(out, model)
+        checkpoint.write(out, model, weights=bool(reference))
     else:
         page = pages.repair_page(shown.page, Call(context), out, is_plain=checkpoint.is_plain_for(model))
         with atomic_write(html) as temporary:  # both files, or neither
             temporary.write_text(render(page), encoding="utf-8")
-            checkpoint.write(out, model)
+            checkpoint.write(out, model, weights=bool(reference))
     where = f"written: {out}, over the checkpoint that was read" if over else f"written: {out}"
     if over and as_json:
         typer.echo(f"evenkeel: {where}", err=True)

@@ -1,4 +1,4 @@
-"""Weights files: read safely, loaded strictly, written back with nothing but the statistics changed."""
+"""Weights files: read safely, loaded strictly, written back with nothing but what a repair changed."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Checkpoint:
             ) from error
         self.marks.apply_(model)
 
-    def write(self, path: str | Path, model: nn.Module) -> None:
+    def write(self, path: str | Path, model: nn.Module, *, weights: bool = False) -> None:
         """Write the file again with the buffers that changed in the model since `apply_`, and all else as it was read.
 
         Keys, dtypes and, in files of torch.save, whatever lies beside the state dict are kept. The file appears at
@@ -135,13 +135,14 @@ class Checkpoint:
             path: where to; the suffix `.safetensors` asks for that format, which holds the state dict alone, any other
                 for that of torch.save.
             model: the model, after `apply_`.
+            weights: whether parameters that changed are written, too.
 
         Raises:
             EvenkeelError: the folder does not exist, writing failed, or the file was read for another model.
         """
         path = Path(path)
         state = copy.copy(self.state)  # keeps the type, and the attributes that torch puts on a state dict
-        cast("dict[str, Any]", state).update(self._changed(model))
+        cast("dict[str, Any]", state).update(self._changed(model, weights=weights))
         marks = Marks.of(model)
         try:
             with atomic_write(path) as temporary:
@@ -195,12 +196,16 @@ class Checkpoint:
         )
         return reason + several
 
-    def _changed(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's buffers that differ from the file's entries, by the file's keys and in the file's dtypes."""
+    def _changed(self, model: nn.Module, *, weights: bool) -> dict[str, Tensor]:
+        """The model's buffers that differ from the file's entries, by the file's keys and in the file's dtypes.
+
+        And parameters, where `weights` are asked for.
+        """
         ours: dict[str, Any] = model.state_dict()
         pairs, _ = self._match(ours)
         changed: dict[str, Tensor] = {}
-        for key, buffer in model.named_buffers(remove_duplicate=False):
+        parameters = model.named_parameters(remove_duplicate=False) if weights else ()
+        for key, buffer in (*model.named_buffers(remove_duplicate=False), *parameters):
             if key not in pairs:
                 if key in ours and key.endswith(_STATISTICS):
                     raise EvenkeelError(f"{self.path} has no entry for {key!r}: write what was read for this model")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from evenkeel.errors import BatchError, ModelError
-from evenkeel.model.evaluation import Score
+from evenkeel.errors import BatchError, EvenkeelError, ModelError
+from evenkeel.model.evaluation import Score, Scorer
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.statistics.attempt import Attempt
 from evenkeel.statistics.distributed import Ranks
@@ -23,6 +23,36 @@ _BY_OWN = (
     "judged by the targets of these data themselves, whose loss must fall by a twentieth: held_out= tells more, "
     "match='mean' does not ask"
 )
+
+
+class Judged(Protocol):
+    """What a repair returns, as far as it is judged by scores before and after."""
+
+    before: Score | None
+    after: Score | None
+    kept: bool
+
+    def undo(self) -> None:
+        """Take the repair back."""
+
+
+Done = TypeVar("Done", bound=Judged)
+
+
+def require_judging(held_out: Iterable[Any] | None, score: Scorer | None, choose: str) -> None:
+    """Refuse arguments that a repair cannot be judged by.
+
+    Raises:
+        EvenkeelError: they do not go together.
+        BatchError: the held-out data can be had only once.
+    """
+    if choose not in ("new", "best") or (choose == "best" and held_out is None):
+        raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
+    if score is not None and held_out is None:
+        raise EvenkeelError("score says how to judge held-out data, and there are none: pass held_out=")
+    if isinstance(held_out, Iterator):
+        what = type(held_out).__name__
+        raise BatchError(f"held_out is scored twice, and a {what} is used up by then: pass a list or a DataLoader")
 
 
 @dataclass(frozen=True)
@@ -60,7 +90,7 @@ class Judge:
         with unwrapped(self.model) as plain:
             return self.ranks.collectively(partial(self.evaluate, plain))
 
-    def judged(self, done: Reestimation, before: Score) -> Reestimation:
+    def judged(self, done: Done, before: Score) -> Done:
         """What was done, with the scores before and after; undone if it cannot be scored."""
         try:
             done.before, done.after = before, self.score()
@@ -105,7 +135,7 @@ class Judge:
         done.notes = (*done.notes, _BY_OWN)
         return done
 
-    def keep_better(self, done: Reestimation, part: float = 1.0) -> None:
+    def keep_better(self, done: Judged, part: float = 1.0) -> None:
         """Take new statistics back if the loss is not below this part of what it was with those found."""
         assert done.before is not None
         done.kept = self._is_better(done.after, replace(done.before, loss=part * done.before.loss))

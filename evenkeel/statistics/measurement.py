@@ -388,14 +388,15 @@ class Measurement:
     def _blame(self, path: str, number: int) -> str:
         """What is not finite: a batch, or the model, if what it is given is finite."""
         assert self._group is not None
+        what = getattr(self.norms[path], "stands_for", "norm")
         given = (t for piece in self._group.held for t in tensors(piece.batch) if t.is_floating_point())
         damage = damage_of(self.model) if all(bool(t.isfinite().all()) for t in given) else ""
         if damage:
-            return f"{damage} is not finite, as shows at norm {path!r}: the model is damaged, not the data"
+            return f"{damage} is not finite, as shows at {what} {path!r}: the model is damaged, not the data"
         if fault := unscalable(self.model):
-            return f"what reaches norm {path!r} is not finite: {fault}"
+            return f"what reaches {what} {path!r} is not finite: {fault}"
         untrained = _NEVER if all(map(is_untrained, self.norms.values())) else ""
-        return f"batch {number} is not finite at norm {path!r}: its mean or variance is NaN or infinite{untrained}"
+        return f"batch {number} is not finite at {what} {path!r}: its mean or variance is NaN or infinite{untrained}"
 
     def statistics_beside(self, frozen: Collection[nn.Module] = ()) -> dict[str, str]:
         """Modules with statistics that are no norms of torch's, by path, each with what it is."""

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from evenkeel.errors import BatchError, EvenkeelError
+from evenkeel.errors import EvenkeelError
 from evenkeel.model.batches import Forward
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.evaluation import Scorer, evaluate
 from evenkeel.statistics.attempt import Attempt
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.group_limits import MEMORY
-from evenkeel.statistics.judging import Beginning, Judge
+from evenkeel.statistics.judging import Beginning, Judge, require_judging
 from evenkeel.statistics.pairs import Match
 from evenkeel.statistics.prior import Weight
 from evenkeel.statistics.reestimation_report import Reestimation
@@ -138,15 +138,9 @@ def reestimate_(
         raise EvenkeelError(f"match must be 'variance', 'mean' or None, not {match!r}")
     if relative and match != "variance":
         raise EvenkeelError("relative=True is for match='variance'; match='mean' is relative to training as it is")
-    if choose not in ("new", "best") or (choose == "best" and held_out is None):
-        raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
     if unsure not in ("leave", "write"):
         raise EvenkeelError(f"unsure must be 'leave' or 'write', not {unsure!r}")
-    if score is not None and held_out is None:
-        raise EvenkeelError("score says how to judge held-out data, and there are none: pass held_out=")
-    if isinstance(held_out, Iterator):
-        what = type(held_out).__name__
-        raise BatchError(f"held_out is scored twice, and a {what} is used up by then: pass a list or a DataLoader")
+    require_judging(held_out, score, choose)
     attempt = Attempt(
         batches,
         forward=forward,

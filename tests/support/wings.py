@@ -16,7 +16,7 @@ WINGS = """
     cli  compat  hf  lightning
     rewriting
     papers  linting
-    demo  integrations  prediction  init
+    demo  integrations  prediction  init  merging
     layers  statistics  signals
     io  graph
     theory  output  model
