@@ -37,12 +37,14 @@ READ_ONLY: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     # without the predictions, which are those of predict_shift
     "lint": lambda model, batches: ek.lint(model, batches[0], ignore=["EK102", "EK103", "EK2", "EK40"]),
     "fix": lambda model, batches: fix(model, batches[0]),
+    "measure_part": ek.measure_part,
     "check_signals": lambda model, batches: ek.check_signals(model, batches[0], draws=1),
     "check_signals on batches": lambda model, batches: ek.check_signals(model, batches[0], batches),
 }
 # Verbs that change the model, and must not if they fail.
 CHANGING: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "reestimate_": ek.reestimate_,
+    "merge_parts_": lambda model, batches: ek.merge_parts_(model, [ek.measure_part(model, batches)], batches),
     "reestimate_ with tolerance": lambda model, batches: ek.reestimate_(model, batches, tolerance=0.5),
 }
 # Those among them that need no data, but an example.
