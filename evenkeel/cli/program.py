@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from evenkeel.cli import fixing, pages, papers
+from evenkeel.cli import fixing, pages, papers, parts
 from evenkeel.cli.inputs import (
     LINT_NEEDS_INPUT,
     NEEDS_INPUT,
@@ -69,6 +69,8 @@ app.command()(papers.reproduce)
 app.command()(papers.report)
 app.command()(fixing.fix)
 app.command()(pages.compare)
+app.command()(parts.reestimate_part)
+app.command()(parts.merge)
 
 
 @app.callback(invoke_without_command=True)
