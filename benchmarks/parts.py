@@ -1,6 +1,6 @@
 """Parts measured apart, round after round: how far off statistics are, and what is said of it, by what the probe is.
 
-    python -m benchmarks.parts [--rounds 5] [--nets NAME ...]
+    python -m benchmarks.parts [--rounds 4] [--nets NAME ...]
     python -m benchmarks.parts --page
 
 Data are cut into two sites that share no class (of the convolutions: no level of brightness). What is true is settled
@@ -43,7 +43,7 @@ def convolutions() -> tuple[nn.Module, SITES, Callable[[nn.Module], float | None
         (nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2)) for i in range(12)
     ]
     model = nn.Sequential(*(layer for block in layers for layer in block))
-    x = torch.randn(2048, 3, 1, 1) + torch.randn(2048, 3, 8, 8) / 2
+    x = torch.randn(1024, 3, 1, 1) + torch.randn(1024, 3, 8, 8) / 2
     for batch in x[torch.randperm(len(x))].split(BATCH):
         model(batch)
     is_bright = x.mean((1, 2, 3)) > 0
@@ -166,7 +166,7 @@ def _percent(value: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--page", action="store_true", help="only write the page's table, of the results there are")
     if not parser.parse_known_args()[0].page:

@@ -103,7 +103,8 @@ def write_start_(norms: Mapping[str, Norm], start: Start, weights: str) -> None:
     """
     if start.weights != weights:
         raise EvenkeelError(
-            "start= belongs to other weights than the model has: load the checkpoint that its parts were measured on"
+            "start= (--start) belongs to other weights than the model has: load the checkpoint that its parts were "
+            "measured on"
         )
     for path, values in start.values.items():
         if path in norms:

@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from evenkeel.errors import BatchError, EvenkeelError
-from evenkeel.model.batches import Forward, device_of
-from evenkeel.model.norms import Norm
+from evenkeel.model.batches import Forward
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.statistics.attempt import RANDOM, counter, graph_of_a_regression, has_shrunk
@@ -43,13 +42,14 @@ from evenkeel.statistics.sweeps import Doubt, Store, adjust
 
 _LEAST, _MOST = 256, 8192  # samples of the probe that run together
 _CHANCE = 0.1  # of a squared distance between the probe and all data: below, they are not alike
+_MARGIN = 2  # times as much may be left of a change as was left of the last one: rounds do not come nearer evenly
 _STALLED = 0.5  # of what it was, how far off the next start may be
 _SWEEPS, _STILL = 8, 1e-4  # over the probe, at most, and until what is left to change
 
 
 def merge_parts_(
     model: nn.Module,
-    parts: Iterable[Part | str | Path],
+    parts: Iterable[Part | str | Path] | Part | str | Path,
     probe: Iterable[Any] | None = None,
     *,
     forward: Forward | None = None,
@@ -70,7 +70,7 @@ def merge_parts_(
 
     Args:
         model: that the parts were measured on, changed in place: in a later round, too, as the checkpoint stores it.
-        parts: those of one round, or files of them, in any order.
+        parts: those of one round, or files of them, in any order; or the only one.
         probe: some hundred samples in four batches or more, which need not be among the parts' data: of one site, or
             noise of the right shape where there are none, which takes some rounds more.
         forward: how to run a batch of the probe, as for `reestimate_`.
@@ -104,44 +104,33 @@ def merge_parts_(
     if unsure not in ("leave", "write"):
         raise EvenkeelError(f"unsure must be 'leave' or 'write', not {unsure!r}")
     names = STORED[stats]
-    found = sorted((part if isinstance(part, Part) else load_part(part) for part in parts), key=_order)
+    listed = [parts] if isinstance(parts, (Part, str, Path)) else parts
+    found = sorted((part if isinstance(part, Part) else load_part(part) for part in listed), key=_order)
     with unwrapped(model) as plain:
         is_average = any(isinstance(module, AveragedModel) for module in model.modules())
         free, untouched = divide(plain, leave=unsure == "leave" and not is_average)
         _require_mergeable(found, of_weights(plain), of_statistics(plain))
         sums, start, total = _added(found), found[0].start, sum(part.samples for part in found)
-        blend, device = Prior(free, prior), device_of(plain)
+        blend = Prior(free, prior)
+
+        def blended(path: str, population: Population) -> Population:
+            return blend.blended(path, population, total)
+
         with restored(plain), torch.no_grad():
             require_cured(free, names)
-            set_usable_(free.values())
-            write_start_(free, start, start.weights)
-            base = {path: one.population(device) for path, one in sums.items() if path in free}
-            if not base:
-                raise BatchError(
-                    f"the parts reached none of the norms that are to be written, such as {next(iter(free))!r}"
-                )
-            changed = {p: _apart(blend.blended(p, base[p], total), free[p], names) for p in base}
-
-            def store(path: str, population: Population, _count: float) -> None:
-                population.pool()
-                store_(free[path], blend.blended(path, population, total), names)
-
             measurement = Measurement(plain, free, forward=forward, memory=memory, count=counter(samples))
-            settled, seen, unlike = base, dict[str, Doubt](), dict[str, float]()
-            if probe is not None:
-                settled, seen, unlike = _adjusted(measurement, probe, base, store)
-            doubts = _doubts(seen, changed, _factors(start, changed, unlike))
-        new = {path: blend.blended(path, population, total) for path, population in settled.items()}
+            round_ = _settled(measurement, sums, start, probe, blended, names)
+        settled = round_.populations
+        new = {path: blended(path, population) for path, population in settled.items()}
         graph = graph_of_a_regression(plain, measurement, forward) if has_shrunk(new, free) else None
-    if lone := [path for path, p in base.items() if p.pooled and p.count < 2]:
-        raise BatchError(f"norm {lone[0]!r} saw one value per channel, which has no variance: more samples are needed")
-    errors = {path: math.hypot(p.standard_error, doubts[path].mean) for path, p in settled.items()}
+    errors = {path: math.hypot(p.standard_error, round_.doubts[path].mean) for path, p in settled.items()}
     chances = {path: p.chance(*found_in(free[path])) for path, p in settled.items()}
     shares: dict[nn.Module, float] = {free[path]: blend.share_of_new(path, p, total) for path, p in settled.items()}
     held = write_populations_({free[path]: population for path, population in new.items()}, names, shares, False)
     changes = [NormChange.of(path, free[path], held, errors[path], chances[path]) for path in settled]
     stretch = "" if graph is None else stretched(graph, free, changes)
     written = {path: values_of(free[path]) for path in settled}
+    notes = [*_notes(found, sums), *_notes_of(round_, start)]
     done = MergedParts(
         changes,
         parts=[part.name for part in found],
@@ -149,15 +138,65 @@ def merge_parts_(
         samples=total,
         untouched=untouched | {path: _why_not(found, path) for path in free if path not in settled},
         entangled={path for part in found for path in part.entangled},
-        notes=[*_notes(found, sums, unlike), *_stalled(start, changed), *([stretch] if stretch else [])],
+        notes=[*notes, stretch] if stretch else notes,
         stretch=stretch,
         held=held,
-        changed=changed,
-        doubts={path: doubt.channels for path, doubt in doubts.items()},
-        start=Start(start.weights, start.round + 1, {**start.values, **written}, max(changed.values())),
+        changed=round_.changed,
+        doubts={path: doubt.channels for path, doubt in round_.doubts.items()},
+        start=Start(start.weights, start.round + 1, {**start.values, **written}, round_.off),
     )
     warn(stretch)
     return done
+
+
+class _Round(NamedTuple):
+    """What a round finds, by path.
+
+    Attributes:
+        populations: what norms are to store.
+        changed: how far what was measured is from what was stored meanwhile.
+        doubts: how far off the populations may be.
+        unlike: where the probe differs from all data by more than chance, how far.
+    """
+
+    populations: Mapping[str, Population]
+    changed: Mapping[str, float]
+    doubts: Mapping[str, Doubt]
+    unlike: Mapping[str, float]
+
+    @property
+    def off(self) -> float:
+        """The largest change."""
+        return max(self.changed.values())
+
+
+def _settled(
+    measurement: Measurement,
+    sums: Mapping[str, NormSums],
+    start: Start,
+    probe: Iterable[Any] | None,
+    blended: Callable[[str, Population], Population],
+    names: Sequence[str],
+) -> _Round:
+    """What the norms of a model are to store, by sums measured on a start; the model is the caller's to restore."""
+    norms = measurement.norms
+    set_usable_(norms.values())
+    write_start_(norms, start, start.weights)
+    base = {path: one.population(found_in(norms[path])[0].device) for path, one in sums.items() if path in norms}
+    if not base:
+        raise BatchError(f"the parts reached none of the norms that are to be written, such as {next(iter(norms))!r}")
+    if lone := [path for path, p in base.items() if p.pooled and p.count < 2]:
+        raise BatchError(f"norm {lone[0]!r} saw one value per channel, which has no variance: more samples are needed")
+    changed = {path: _between(blended(path, p), *found_in(norms[path]), names) for path, p in base.items()}
+
+    def store(path: str, population: Population, _count: float) -> None:
+        population.pool()
+        store_(norms[path], blended(path, population), names)
+
+    if probe is None:
+        return _Round(base, changed, _doubts({}, changed, {}), {})
+    populations, seen, unlike = _adjusted(measurement, probe, base, store)
+    return _Round(populations, changed, _doubts(seen, changed, _factors(start, changed, unlike)), unlike)
 
 
 def _order(part: Part) -> tuple[str, str]:
@@ -178,7 +217,7 @@ def _require_mergeable(parts: Sequence[Part], weights: str, found: str) -> None:
         if part.found != found:
             raise EvenkeelError(
                 f"{part.label} was measured on a checkpoint that stores other statistics than the model: merge into "
-                "the model as it was (undo() takes back an earlier merge), and hand on rounds by start="
+                "the model as it was (undo() takes back an earlier merge), and hand on rounds by start= (--start)"
             )
         if part.start.fingerprint != first.start.fingerprint:
             rounds = f"{part.label} in round {part.start.round + 1}, {first.label} in round {first.start.round + 1}"
@@ -251,12 +290,8 @@ def _factors(start: Start, changed: Mapping[str, float], unlike: Mapping[str, fl
     if start.off is None:
         worst = accumulate((unlike.get(path, 0.0) for path in changed), max)
         return dict(zip(changed, (min(one, 1.0) for one in worst), strict=True))
-    return dict.fromkeys(changed, min(max(changed.values()) / max(start.off, 1e-300), 1.0))
-
-
-def _apart(population: Population, norm: Norm, names: Sequence[str]) -> float:
-    """How far a population is from what a norm stores."""
-    return _between(population, *found_in(norm), names)
+    left = max(changed.values()) / max(start.off, 1e-300)
+    return dict.fromkeys(changed, min(_MARGIN * left, 1.0))
 
 
 def _between(population: Population, mean: Tensor, variance: Tensor, names: Sequence[str]) -> float:
@@ -270,28 +305,30 @@ def _between(population: Population, mean: Tensor, variance: Tensor, names: Sequ
     return math.sqrt(max(float(apart[name]) for name in names))
 
 
-def _stalled(start: Start, changed: Mapping[str, float]) -> list[str]:
-    """That rounds do not come nearer, if so."""
-    now = max(changed.values())
-    if start.off is None or now <= NEAR or now < _STALLED * start.off:
-        return []
-    return [
-        f"rounds do not come nearer: the last start was off by {now:.1%}, the one before by {start.off:.1%}: pass as "
-        "probe= (--data) samples that are more like the data, or more of them"
-    ]
+def _notes_of(found: _Round, start: Start) -> list[str]:
+    """What the reader must know of the probe, and of how rounds go on."""
+    notes = list[str]()
+    if found.unlike:
+        worst = max(found.unlike, key=found.unlike.__getitem__)
+        notes.append(
+            f"the probe is unlike the data, by {found.unlike[worst]:.0%} at {worst!r}: it may take more rounds"
+        )
+    if start.off is not None and found.off > NEAR and found.off >= _STALLED * start.off:
+        notes.append(
+            f"rounds do not come nearer: the last start was off by {found.off:.1%}, the one before by {start.off:.1%}: "
+            "pass as probe= (--data) samples that are more like the data, or more of them"
+        )
+    return notes
 
 
 def _why_not(parts: Sequence[Part], path: str) -> str:
     return next((part.untouched[path] for part in parts if path in part.untouched), "never reached by the batches")
 
 
-def _notes(parts: Sequence[Part], sums: Mapping[str, NormSums], unlike: Mapping[str, float]) -> list[str]:
-    """What the reader must know of the parts and the probe."""
+def _notes(parts: Sequence[Part], sums: Mapping[str, NormSums]) -> list[str]:
+    """What the reader must know of the parts."""
     notes = [RANDOM] if any(part.is_random for part in parts) else []
     for path in sums:
         if missing := [part.label for part in parts if path not in part.sums]:
             notes.append(f"{path!r} was not reached by {len(missing)} of {len(parts)} parts: {', '.join(missing[:3])}")
-    if unlike:
-        worst = max(unlike, key=unlike.__getitem__)
-        notes.append(f"the probe is unlike the data, by {unlike[worst]:.0%} at {worst!r}: it may take more rounds")
     return notes
