@@ -69,7 +69,7 @@ app.command()(papers.reproduce)
 app.command()(papers.report)
 app.command()(fixing.fix)
 app.command()(pages.compare)
-app.command()(parts.reestimate_part)
+app.command("reestimate-part")(parts.reestimate_part)
 app.command()(parts.merge)
 
 

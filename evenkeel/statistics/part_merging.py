@@ -42,7 +42,7 @@ from evenkeel.statistics.sweeps import Doubt, Store, adjust
 
 _LEAST, _MOST = 256, 8192  # samples of the probe that run together
 _CHANCE = 0.1  # of a squared distance between the probe and all data: below, they are not alike
-_MARGIN = 2  # times as much may be left of a change as was left of the last one: rounds do not come nearer evenly
+_MARGIN = 3  # times as much may be left of a change as was left of the last one: rounds do not come nearer evenly
 _STALLED = 0.5  # of what it was, how far off the next start may be
 _SWEEPS, _STILL = 8, 1e-4  # over the probe, at most, and until what is left to change
 
