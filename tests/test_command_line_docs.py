@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 COMMANDS = {name: {o for p in c.params for o in p.opts} for name, c in get_command(cli.app).commands.items()}
 
 
-@pytest.mark.parametrize("name", ["shift", "repair", "lint", "fix"])
+@pytest.mark.parametrize("name", ["shift", "repair", "lint", "fix", "reestimate-part", "merge"])
 def test_the_options_of_each_line_are_those_of_the_command(name):
     line = next(line for line in PAGE.splitlines() if re.match(rf"evenkeel {name} +TARGET", line))
     assert set(re.findall(r"--[\w-]+", line)) <= COMMANDS[name]

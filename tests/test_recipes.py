@@ -1,6 +1,9 @@
 """docs/integrations/recipes.md: every recipe runs as it is, in at most ten lines, and leaves statistics that hold."""
 
+import os
 import re
+import sys
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT, SUPPORT
 from smallnet import SmallNet, samples, worst_shift
 from torch.ao import quantization
 from torch.nn import functional as F
@@ -78,6 +82,31 @@ def torchrun(names, folder):
     return {}
 
 
+def read(shard):
+    """The batches of a tar file."""
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            yield torch.load(tar.extractfile(member), weights_only=True)
+
+
+def shards(names, folder):
+    paths = [str(folder / f"{letter}.tar") for letter in "abc"]
+    for path, batches in zip(paths, X.split(32), strict=True):
+        with tarfile.open(path, "w") as tar:
+            for number, batch in enumerate(batches.split(8)):
+                torch.save(batch, folder / f"{number}.pt")
+                tar.add(folder / f"{number}.pt", f"{number}.pt")
+    return {"shards": paths, "mine": paths, "read": read}
+
+
+def on_ray(names, folder):
+    ray = pytest.importorskip("ray")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(SUPPORT)])  # where workers find the net and `read`
+    variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    ray.init("local", num_cpus=1, include_dashboard=False, runtime_env={"env_vars": variables})
+    return shards(names, folder)
+
+
 def timm(names, folder):
     from timm.utils import ModelEmaV3
 
@@ -146,6 +175,8 @@ PLACES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "Hugging Face Trainer": (hugging_face, ("model",)),
     "accelerate": (accelerate, ("model",)),
     "torchrun and DistributedDataParallel": (torchrun, ("model", "replica")),
+    "Shards without a process group": (shards, ()),
+    "Ray": (on_ray, ()),
     "timm's train script": (timm, ("model",)),
     "An exponential moving average of the weights": (nothing, ("averaged",)),
     "Stochastic weight averaging": (nothing, ("averaged",)),
@@ -234,11 +265,21 @@ def is_between(names, folder):
     torch.testing.assert_close(merged, sum(ends) / 2, rtol=1e-4, atol=1e-5)
 
 
+def is_near(names, folder):
+    assert worst_shift(names["model"], X) < 1.05 and names["done"].samples == len(X)
+
+
+def is_settled(names, folder):
+    assert worst_shift(names["model"], X) < 1.01 and names["done"].is_settled
+
+
 # what holds afterwards, beside that
 CHECKS: dict[str, Callable[..., object]] = {
     "timm's train script": is_averaged,
     "Schedule-free optimizers": is_taken_back,
     "Merged models": is_between,
+    "Shards without a process group": is_near,
+    "Ray": is_settled,
     "Did it help?": is_kept_if_better,
     "Log the shift while training": is_logged,
     "A quiet end": is_quiet,
@@ -261,6 +302,8 @@ def world():
     loader = DataLoader(TensorDataset(X, Y), batch_size=16)
     train(model, optimizer, loader)
     yield {"model": model, "optimizer": optimizer, "loader": loader, "train": train, "torch": torch}
+    if (ray := sys.modules.get("ray")) is not None:
+        ray.shutdown()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -23,6 +23,11 @@ REPORTS = {
     "variance_shift": (lambda model: ek.variance_shift(model, [X]), ek.ShiftReport, ek.ShiftRow),
     "predict_shift": (lambda model: ek.predict_shift(model, X), ek.ShiftReport, ek.ShiftRow),
     "reestimate_": (lambda model: ek.reestimate_(model, [X, X + 1]), ek.Reestimation, ek.NormChange),
+    "merge_parts_": (
+        lambda model: ek.merge_parts_(model, [ek.measure_part(model, [X])]),
+        ek.MergedParts,
+        ek.NormChange,
+    ),
     "correct_": (lambda model: ek.correct_(model, X), ek.Correction, ek.NormChange),
     "init_": (lambda model: ek.init_(model, X, seed=0), ek.InitReport, ek.InitRow),
     "check_signals": (lambda model: ek.check_signals(model, X, draws=1), ek.SignalReport, ek.SignalRow),
@@ -44,7 +49,7 @@ def test_a_report_can_be_read_in_every_form(verb):
     assert report._repr_html_().count("<tr>") == 1 + len(report)
 
 
-@pytest.mark.parametrize("verb", ["reestimate_", "correct_", "init_"])
+@pytest.mark.parametrize("verb", ["reestimate_", "merge_parts_", "correct_", "init_"])
 def test_what_changes_the_model_has_undo(verb):
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -45,12 +45,14 @@ READ_ONLY: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "fix": lambda model, batches: fix(model, batches[0]),
     "adapted": adapt,
     "predict_adapted": lambda model, batches: list(ek.predict_adapted(model, batches, running=True)),
+    "measure_part": ek.measure_part,
     "check_signals": lambda model, batches: ek.check_signals(model, batches[0], draws=1),
     "check_signals on batches": lambda model, batches: ek.check_signals(model, batches[0], batches),
 }
 # Verbs that change the model, and must not if they fail.
 CHANGING: dict[str, Callable[[nn.Module, list[Any]], Any]] = {
     "reestimate_": ek.reestimate_,
+    "merge_parts_": lambda model, batches: ek.merge_parts_(model, [ek.measure_part(model, batches)], batches),
     "reestimate_ with tolerance": lambda model, batches: ek.reestimate_(model, batches, tolerance=0.5),
 }
 # Those among them that need no data, but an example.

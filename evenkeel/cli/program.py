@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from evenkeel.cli import completion, fixing, linting, pages, papers
+from evenkeel.cli import completion, fixing, linting, pages, papers, parts
 from evenkeel.cli.calls import Call
 from evenkeel.cli.inputs import (
     NEEDS_INPUT,
@@ -276,7 +276,17 @@ def repair(
 
 
 for command in (
-    *(shift, repair, linting.lint, fixing.fix, linting.explain, pages.compare, demo),
+    *(
+        shift,
+        repair,
+        parts.reestimate_part,
+        parts.merge,
+        linting.lint,
+        fixing.fix,
+        linting.explain,
+        pages.compare,
+        demo,
+    ),
     *(papers.reproduce, papers.report),
 ):
     app.command()(command)

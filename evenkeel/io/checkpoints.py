@@ -75,7 +75,7 @@ class Checkpoint:
             what = "is a pipe or a device, not a weights file" if path.exists() else "does not exist"
             what = "is a folder, not a weights file" if path.is_dir() else what
             raise EvenkeelError(f"{path} {what}: name a .safetensors file or one that torch.save wrote")
-        content, metadata = _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), None)
+        content, metadata = read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), None)
         return cls(path, content, _find_wrapper(path, content, key), metadata)
 
     @classmethod
@@ -268,7 +268,12 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix.lower() == ".safetensors"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors, by name, and the texts in its header.
+
+    Raises:
+        EvenkeelError: it is damaged, or no such file.
+    """
     from safetensors import safe_open
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +18,7 @@ from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, length
 from evenkeel.model.batches import samples as samples_in
-from evenkeel.model.buffers import Held, write_, write_buffers_
-from evenkeel.model.flags import FROZEN, frozen_in
-from evenkeel.model.norms import Norm, norms_of
+from evenkeel.model.norms import Norm
 from evenkeel.model.quantizers import outgrown_notes
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
@@ -29,6 +27,15 @@ from evenkeel.statistics.batch_merging import MOST_PARTS, Count
 from evenkeel.statistics.distributed import Ranks
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.noise import Noise
+from evenkeel.statistics.norm_buffers import (
+    STORED,
+    divide,
+    found_in,
+    require_cured,
+    set_usable_,
+    store_,
+    write_populations_,
+)
 from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairing import UNPAIRED, Pairing
 from evenkeel.statistics.pairs import Match, Pairs
@@ -36,7 +43,7 @@ from evenkeel.statistics.population import Population
 from evenkeel.statistics.prior import FEW, Prior, Weight
 from evenkeel.statistics.reestimation_report import Reestimation, largest
 from evenkeel.statistics.settling import Settled, settle, settle_paired
-from evenkeel.statistics.stored_values import NEVER_UPDATED, faults_in, is_never_updated
+from evenkeel.statistics.stored_values import is_never_updated
 from evenkeel.statistics.stretching import has_class_labels, stretched
 from evenkeel.statistics.sweeps import Store
 
@@ -54,6 +61,10 @@ _NO_SAY = (
 )
 _BY_SAMPLE = "standard errors are those of {} independent samples: there is one batch; alike ones are less sure"
 _KEPT = "prior=inf: kept as it was"
+RANDOM = (
+    "the model draws at random in eval mode, too, as by dropout that stays on: statistics are those of one draw, and "
+    "not settled any further"
+)
 _NO_NOISE = "no noise with the model in train mode: the statistics are those of the data, as match='variance' gives"
 _STILL = (
     "{} channels do not vary, {} of them in {!r}, as behind filters of zeros: they store variance 0, so that whatever "
@@ -61,7 +72,6 @@ _STILL = (
 )
 _ZERO = 1e-6  # of a norm's eps: a variance that is rounding alone
 _FAR = 1.5  # times what training left, noise on: more is worth telling
-STORED = {"both": ("running_mean", "running_var"), "var": ("running_var",), "mean": ("running_mean",)}
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ class Attempt:
         """Re-estimate a model's statistics in place; on any error it is as it was."""
         with unwrapped(model) as plain:
             is_average = any(isinstance(module, AveragedModel) for module in model.modules())
-            free, untouched = _divide(plain, leave=self.leave and not is_average)
+            free, untouched = divide(plain, leave=self.leave and not is_average)
             names, channels = STORED[self.stats], max(norm.num_features for norm in free.values())
             ranks = Ranks(self.group, channels=3 * channels, parts=MOST_PARTS)
             blend = Prior(free, self.prior, ranks)
@@ -118,16 +128,16 @@ class Attempt:
                     forward=self.forward,
                     ranks=ranks,
                     memory=self.memory,
-                    count=_count(self.samples),
+                    count=counter(self.samples),
                     pairing=self._pairing(plain, free, match, ranks),
                     by_sample=self._is_by_sample,
                 )
-                _require_cured(free, names)
-                _set_usable_(free.values())
+                require_cured(free, names)
+                set_usable_(free.values())
 
                 def store(path: str, population: Population, count: float) -> None:
                     population.pool()
-                    _store(free[path], blend.blended(path, _matched(population), count), names)
+                    store_(free[path], blend.blended(path, _matched(population), count), names)
 
                 with closing(Bar(self.batches, "re-estimating", total=self.max_batches)) as bar:
                     stream = bar if self.progress else self.batches
@@ -135,8 +145,8 @@ class Attempt:
             unpaired = _unpaired(measurement, free)
             found = {p: _matched(population) for p, population in settled.populations.items() if p not in unpaired}
             new = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
-            is_traced = self.is_traced and _has_shrunk(new, free)
-            graph = _graph_of_a_regression(plain, measurement, self.forward) if is_traced else None
+            is_traced = self.is_traced and has_shrunk(new, free)
+            graph = graph_of_a_regression(plain, measurement, self.forward) if is_traced else None
             untouched |= measurement.statistics_beside()
         for path, population in ((path, settled.populations[path]) for path in found):
             is_dead = isinstance(population, Pairs) and bool(population.slope.is_dead.all())
@@ -147,12 +157,12 @@ class Attempt:
                 )
         doubts = {path: settled.doubts[path].mean for path in found if path in settled.doubts}
         errors = {path: math.hypot(p.standard_error, doubts.get(path, 0.0)) for path, p in found.items()}
-        chances = {path: p.chance(*_found_in(free[path])) for path, p in found.items()}
+        chances = {path: p.chance(*found_in(free[path])) for path, p in found.items()}
         shares: dict[nn.Module, float] = {
             free[path]: blend.share_of_new(path, p, measurement.samples) for path, p in found.items()
         }
         is_mean = measurement.pairing is not None and not self.relative
-        held = _write({free[path]: population for path, population in new.items()}, names, shares, is_mean)
+        held = write_populations_({free[path]: population for path, population in new.items()}, names, shares, is_mean)
         pairs = {path: p for path, p in settled.populations.items() if isinstance(p, Pairs) and path in found}
         changes = [
             NormChange.of(path, free[path], held, errors[path], chances[path], _paired(pairs.get(path)))
@@ -262,7 +272,7 @@ def _unsure(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pair
     return found | {path: _RESTLESS.format(off) for path, off in settled.restless.items()}
 
 
-def _graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: Forward | None) -> LayerGraph | None:
+def graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: Forward | None) -> LayerGraph | None:
     """The graph of a model that may be no classifier, and has noise; None of others, and of what cannot be read."""
     batch, shapes = measurement.example, measurement.shapes
     has_classes = not shapes or any(len(shape) > 1 and max(shape[1:]) > 1 for shape in shapes)
@@ -274,14 +284,14 @@ def _graph_of_a_regression(model: nn.Module, measurement: Measurement, forward: 
         return None
 
 
-def _has_shrunk(populations: Mapping[str, Population], norms: Mapping[str, Norm]) -> bool:
+def has_shrunk(populations: Mapping[str, Population], norms: Mapping[str, Norm]) -> bool:
     """Whether any norm is to store a variance smaller by a tenth."""
     return any(
-        float(p.variance.mean()) < 0.9 * float(_found_in(norms[path])[1].mean()) for path, p in populations.items()
+        float(p.variance.mean()) < 0.9 * float(found_in(norms[path])[1].mean()) for path, p in populations.items()
     )
 
 
-def _count(samples: Callable[[Any], int] | int | None) -> Count:
+def counter(samples: Callable[[Any], int] | int | None) -> Count:
     """How many samples a batch holds, from what the caller says."""
     if samples is None:
         return samples_in
@@ -290,33 +300,6 @@ def _count(samples: Callable[[Any], int] | int | None) -> Count:
     if samples < 1:
         raise EvenkeelError(f"samples must be a number of at least 1, or a function of a batch, not {samples}")
     return lambda batch: samples
-
-
-def _found_in(norm: Norm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean, norm.running_var
-
-
-def _require_cured(norms: Mapping[str, Norm], names: Sequence[str]) -> None:
-    for path, norm in norms.items():
-        for name in faults_in(norm):
-            if name not in names:
-                raise ModelError(f"{name} of {path!r} is not usable, and stays so: pass stats='both'")
-
-
-def _set_usable_(norms: Iterable[Norm]) -> None:
-    """Give norms that store what is not finite, or negative variances, those of a new norm to begin with."""
-    for norm in norms:
-        if faults_in(norm):
-            mean, variance = _found_in(norm)
-            write_(mean, torch.zeros_like(mean))
-            write_(variance, torch.ones_like(variance))
-
-
-def _store(norm: Norm, population: Population, names: Sequence[str]) -> None:
-    values = {"running_mean": population.mean, "running_var": population.variance}
-    for name in names:
-        write_(getattr(norm, name), values[name])
 
 
 def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs]) -> list[str]:
@@ -340,10 +323,7 @@ def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs
             f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample, to {settled.left:.1%}"
         )
     if settled.is_random:
-        notes.append(
-            "the model draws at random in eval mode, too, as by dropout that stays on: statistics are those of one "
-            "draw, and not settled any further"
-        )
+        notes.append(RANDOM)
     far = {path: Paired.of(p).data for path, p in pairs.items()}
     worst = max(far, key=lambda path: abs(math.log(far[path])) if far[path] > 0 else 0.0, default="")
     if worst and not 1 / _FAR < far[worst] < _FAR:
@@ -359,36 +339,3 @@ def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs
     if measurement.limits.is_doubted:
         notes.append("batches had been merged before it was found that they must not be: pass memory=0")
     return notes
-
-
-def _write(
-    populations: Mapping[Norm, Population], names: Sequence[str], shares: Mapping[nn.Module, float], is_mean: bool
-) -> Held:
-    """Write the populations' statistics into the norms, all or none of them; return what was there before."""
-    values: dict[tuple[nn.Module, str], Tensor] = {
-        (norm, name): (population.mean if name == "running_mean" else population.variance).to(getattr(norm, name).dtype)
-        for norm, population in populations.items()
-        for name in names
-    }
-    for (norm, name), value in values.items():
-        if not value.isfinite().all():
-            raise BatchError(f"{name} of {norm} reaches {float(value.abs().max())}: it overflows {value.dtype}")
-    return write_buffers_(values, shares, mean_matched=is_mean)
-
-
-def _divide(model: nn.Module, *, leave: bool) -> tuple[dict[str, Norm], dict[str, str]]:
-    """The norms to re-estimate, and those that are frozen, or left as never updated, with the reason."""
-    norms, modules = norms_of(model), frozen_in(model)
-    untouched = {path: FROZEN for path, norm in norms.items() if norm in modules}
-    if len(untouched) == len(norms):
-        raise ModelError(f"all {len(norms)} norms are {FROZEN}: call model.eval() to have them count")
-    if leave:
-        untouched |= {p: NEVER_UPDATED for p, norm in norms.items() if p not in untouched and is_never_updated(norm)}
-    free = {path: norm for path, norm in norms.items() if path not in untouched}
-    if not free:
-        count = sum(reason == NEVER_UPDATED for reason in untouched.values())
-        raise ModelError(
-            f"{count} of {len(norms)} norms, such as {next(iter(norms))!r}: {NEVER_UPDATED}; pass unsure='write' "
-            "(--unsure write) to replace them, or held_out= and choose='best' (--held-out) to let a score decide"
-        )
-    return free, dict(sorted(untouched.items()))

@@ -57,6 +57,7 @@ class Population:
         self._between = torch.zeros(6, dtype=torch.float64)
         # The same per channel, with means m: sums of n^2 m, n^2 m^2, n^2 s, n^2 s^2.
         self._channels = torch.zeros(4, 1, dtype=torch.float64)
+        self._center: Tensor | float = 0.0  # what these means are taken from
 
     def add(self, parts: Iterable[tuple[int, Statistics]]) -> None:
         """Add one call's statistics, to be merged by `pool` or `merge`.
@@ -217,7 +218,8 @@ class Population:
             return self.mean * math.nan, self.mean * math.nan
         variance = self._squares / count
         mean_cross, mean_second, cross, second = self._channels
-        of_means = mean_second - 2 * self.mean * mean_cross + self.mean**2 * square
+        mean = self.mean - self._center
+        of_means = mean_second - 2 * mean * mean_cross + mean**2 * square
         of_variances = second - 2 * variance * cross + variance**2 * square
         scale = k / (k - 1) / count**2
         return scale * of_means.clamp_min(0), scale * of_variances.clamp_min(0)

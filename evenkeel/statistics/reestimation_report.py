@@ -133,7 +133,7 @@ class Reestimation(Repair):
 
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
-        return f"Reestimation({len(self)} norms from {self.summary}{untouched})"
+        return f"{type(self).__name__}({len(self)} norms from {self.summary}{untouched})"
 
     def _figures(self) -> dict[str, Any]:
         scores = {"before": self.before and asdict(self.before), "after": self.after and asdict(self.after)}

@@ -16,7 +16,7 @@ from evenkeel.statistics.pairs import Pairs
 from evenkeel.statistics.population import KNOWN, Population
 from evenkeel.statistics.reservoir import Reservoir
 from evenkeel.statistics.small_steps import step_by_step
-from evenkeel.statistics.sweeps import Doubt, Store, distance_between, doubt, is_repeated, settle_on, sweep
+from evenkeel.statistics.sweeps import Doubt, Store, adjust, distance_between, is_repeated, settle_on
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches
@@ -282,22 +282,14 @@ def _adjust(measurement: Measurement, held: Reservoir, store: Store, count: int)
         How far off that may be, by path, and how many samples these were.
     """
     groups, is_all = _sample(measurement, held, count)
-    base, old = measurement.populations, measurement.arrive(groups)
+    base = measurement.populations
+    measurement.arrive(groups)
     if is_all:
         settle_on(measurement, groups, store, _most_of_all(measurement), _STILL)
         return {}, measurement.samples
-    latest, result = old, base
-    in_parts, unrest = len(groups) > 1 or any(map(is_repeated, old.values())), 0.0
-    for _ in range(_MOST_SWEEPS if in_parts and not measurement.is_random else 1):
-        before, result = result, sweep(measurement, groups, base, (old, latest), store)
-        latest = measurement.arrivals
-        unrest = distance_between(result, before) if in_parts else 0.0
-        if unrest < _SETTLED:
-            break
-    measurement.populations = result
+    doubts, unrest = adjust(measurement, groups, base, store, _MOST_SWEEPS, _SETTLED)
     size = measurement.ranks.largest(sum(group.samples for group in groups if group)) * measurement.ranks.size
     left = math.sqrt(max(1 - size / max(measurement.samples, 1), 0))  # of the data, those that were not among them
-    doubts = {path: doubt(old.get(path, ()), latest.get(path, ())) for path in result}
     return {path: Doubt(max(left * d.channels, unrest), left * d.mean) for path, d in doubts.items()}, size
 
 

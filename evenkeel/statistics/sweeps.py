@@ -81,6 +81,40 @@ def sweep(
     return found
 
 
+def adjust(
+    measurement: Measurement,
+    groups: Sequence[Group | None],
+    base: Mapping[str, Population],
+    store: Store,
+    most: int,
+    near: float,
+) -> tuple[dict[str, Doubt], float]:
+    """Move a base by the change that storing it makes in groups that were just run, which stand for all the data.
+
+    Args:
+        measurement: of the model; its populations are the result.
+        groups: were just run, with norms as they were when the base was measured.
+        base: of all data.
+        store: as for `settle`.
+        most: sweeps, at most, until what is left to change is below `near`.
+        near: as for `settle_on`.
+
+    Returns:
+        How far off the change may be, by path, and what was left to change, as `distance_between`.
+    """
+    old = latest = measurement.arrivals
+    result, unrest = dict(base), 0.0
+    in_parts = len(groups) > 1 or any(map(is_repeated, old.values()))
+    for _ in range(most if in_parts and not measurement.is_random else 1):
+        before, result = result, sweep(measurement, groups, base, (old, latest), store)
+        latest = measurement.arrivals
+        unrest = distance_between(result, before) if in_parts else 0.0
+        if unrest < near:
+            break
+    measurement.populations = result
+    return {path: doubt(old.get(path, ()), latest.get(path, ())) for path in result}, unrest
+
+
 class Change:
     """A population changed as the calls of a norm have changed, so far, against the same calls earlier.
 
