@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,16 @@ def brief(error: BaseException, most: int = 200) -> str:
     """
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:most]}{'...' if len(message) > most else ''}"
+
+
+def listed(paths: Sequence[str]) -> str:
+    """The first of some layers' paths, and how many more there are.
+
+    >>> listed(["bn1"]), listed(["2", "5"])
+    ('bn1', 'layer 2 and 1 more')
+    """
+    first, *others = [f"layer {path}" if path.isdecimal() else path for path in paths]  # else "1 and 1 more"
+    return f"{first} and {len(others)} more" if others else first
 
 
 def is_out_of_memory(error: BaseException) -> bool:

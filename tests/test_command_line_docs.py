@@ -6,6 +6,7 @@ import pytest
 import torch
 from paths import ROOT
 from torch import nn
+from typer import Context
 from typer.main import get_command
 
 import evenkeel as ek
@@ -24,7 +25,9 @@ def test_the_options_of_each_line_are_those_of_the_command(name):
 
 
 def test_every_option_named_exists():
-    options = set().union(*COMMANDS.values())
+    program = get_command(cli.app)
+    own = {name for p in program.get_params(Context(program)) for name in p.opts}  # with --help
+    options = own.union(*COMMANDS.values())
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", PAGE)) <= options
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenkeel.cli.repairing import Judging
     from evenkeel.io.datasets import Data
 
 NEEDS_INPUT = (
@@ -171,19 +170,6 @@ def require_name(option: str, path: Path) -> None:
     """
     if str(path) == "-":
         raise EvenkeelError(f"{option} - is no file, and standard output holds what is printed: name a file")
-
-
-def judging_by(options: DataOptions, held_out: str | None, score: str | None, forward: str | None) -> Judging | None:
-    """By what it is told whether a repair helps, if that is asked for."""
-    from evenkeel.cli.repairing import Judging
-
-    if held_out is None:
-        if score is not None:
-            raise EvenkeelError("--score says how to judge held-out data, and there is no --held-out")
-        return None
-    found = options.load(held_out)
-    batches = found.train if found.test is None else found.test
-    return Judging(batches, load_function("--score", score), load_function("--forward", forward))
 
 
 def refuse_unused(options: dict[str, Any], *, without: str = "--data") -> None:

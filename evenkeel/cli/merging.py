@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from evenkeel.cli.judging import Judging
 from evenkeel.cli.pages import Shown
-from evenkeel.cli.repairing import Judging
 from evenkeel.cli.showing import worded
 from evenkeel.errors import EvenkeelError
 from evenkeel.io.datasets import Data

@@ -15,7 +15,6 @@ from evenkeel.cli.inputs import (
     NEEDS_INPUT,
     DataOptions,
     is_trained,
-    judging_by,
     load_example,
     load_function,
     load_model,
@@ -26,6 +25,7 @@ from evenkeel.cli.inputs import (
     require_name,
     trained,
 )
+from evenkeel.cli.judging import judging_by
 from evenkeel.cli.options import (
     Arg,
     BatchSize,

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rich.text import Text
 from torch import nn
 
+from evenkeel.cli.judging import Judging
 from evenkeel.cli.pages import Shown
 from evenkeel.cli.shifting import blamed, measured
 from evenkeel.cli.showing import worded
 from evenkeel.cli.wording import for_command_line
-from evenkeel.errors import EvenkeelError, StretchWarning
+from evenkeel.errors import EvenkeelError, StretchWarning, listed
 from evenkeel.graph.tracing import trace
 from evenkeel.io.datasets import Data
 from evenkeel.model.batches import Forward
-from evenkeel.model.evaluation import Score, Scorer, evaluate
+from evenkeel.model.evaluation import Score, evaluate
 from evenkeel.model.norms import norms_of
 from evenkeel.output.page import Page
 from evenkeel.output.progress import Bar
@@ -37,25 +38,6 @@ _CHECK = (
     "what training did to images from 0 to 1), or pass --other-data if they are meant to be others, "
     "or if weights have changed since, as by pruning or averaging"
 )
-
-
-@dataclass(frozen=True)
-class Judging:
-    """By what it is told whether a repair helps.
-
-    Attributes:
-        batches: held-out data with labels.
-        score: `score(outputs, targets)`, lower is better; as `evaluate` guesses if None.
-        forward: how a batch is run, if not by what it is.
-    """
-
-    batches: Iterable[Any]
-    score: Scorer | None = None
-    forward: Forward | None = None
-
-    def evaluate(self, model: nn.Module) -> Score:
-        """How the model does."""
-        return evaluate(model, self.batches, score=self.score, forward=self.forward)
 
 
 def reestimated(
@@ -135,8 +117,7 @@ def corrected(
 def _repaired_before(model: nn.Module) -> list[str]:
     """That norms had been repaired before, if so."""
     paths = [path for path, norm in norms_of(model).items() if is_repaired(norm)]
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return [f"{paths[0]}{more}: repaired before; what training had left stays beside it"] if paths else []
+    return [f"{listed(paths)}: repaired before; what training had left stays beside it"] if paths else []
 
 
 def _require_better(before: Score | None, after: Score | None, what: str) -> None:

@@ -59,8 +59,8 @@ _WORDS = (
     (r", in Python key='[^']*'", ""),
     (r"^score (raised|must return|must be called)", r"--score \1"),
     (
-        r"^prior must be a number of samples, at least 0 and finite, one for every norm",
-        "--prior must be a number of samples, at least 0 and finite",
+        r"^prior must be a number of samples, at least 0, one for every norm",
+        "--prior must be a number of samples, at least 0",
     ),
     (r"^(tolerance|score|prior|match|unsure|forward) (must|says|is|has)\b", r"--\1 \2"),
     (r"^(mean|std|scale) has (\d+) numbers", r"--\1 has \2 numbers"),
@@ -71,7 +71,7 @@ _WORDS = (
     ),
     (
         r"the loader is empty: it yielded no batch",
-        "what --data or --held-out names is empty: it yielded no batch",
+        "the data are empty: they yielded no batch",
     ),
     (
         r"check that the example has the shape and dtype that the model takes",

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, listed
 from evenkeel.output.cells import Cells, fitted
 from evenkeel.output.files import finite
 from evenkeel.output.page import Grid, Node, Page
@@ -150,11 +150,8 @@ def grouped(reasons: Mapping[str, str], what: str = "") -> list[str]:
     """
     paths: dict[str, list[str]] = {}
     for path, reason in reasons.items():
-        paths.setdefault(reason, []).append(f"layer {path}" if path.isdecimal() else path)  # else "1 and 1 more"
-    return [
-        ": ".join(filter(None, (f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}", what, reason)))
-        for reason, found in paths.items()
-    ]
+        paths.setdefault(reason, []).append(path)
+    return [": ".join(filter(None, (listed(found), what, reason))) for reason, found in paths.items()]
 
 
 def grid_of(cells: Cells, title: str = "All layers") -> Grid:

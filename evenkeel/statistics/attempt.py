@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError
+from evenkeel.errors import BatchError, EvenkeelError, ModelError, TraceError, listed
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.tracing import record
 from evenkeel.model.batches import Forward, call, length
@@ -150,7 +150,7 @@ class Attempt:
             untouched |= measurement.statistics_beside()
         for path, population in ((path, settled.populations[path]) for path in found):
             is_dead = isinstance(population, Pairs) and bool(population.slope.is_dead.all())
-            is_blend = blend.share_of_new(path, population, measurement.samples) < 1
+            is_blend = blend.share_of_new(path, found[path], measurement.samples) < 1
             if population.pooled and not is_blend and (population.count < 2 or (measurement.samples < 2 and is_dead)):
                 raise BatchError(
                     f"norm {path!r} saw one value per channel, which has no variance: more samples are needed"
@@ -318,9 +318,8 @@ def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs
         )
     if settled.entangled:
         paths = sorted(settled.entangled)
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         notes.append(
-            f"{paths[0]}{more}: read by other layers too, so settled by small steps on a sample, to {settled.left:.1%}"
+            f"{listed(paths)}: read by other layers too, so settled by small steps on a sample, to {settled.left:.1%}"
         )
     if settled.is_random:
         notes.append(RANDOM)

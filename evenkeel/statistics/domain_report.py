@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from evenkeel.errors import listed
 from evenkeel.model.domains import Label, Statistics
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.statistics.norm_change import NormChange
@@ -113,8 +114,7 @@ def _too_few(rows: Iterable[DomainRow]) -> list[str]:
     labels = [str(row.label) for row in rows if any(norm.chance > _CHANCE for norm in row.norms)]
     if not labels:
         return []
-    more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
     return [
-        f"domain {labels[0]}{more}: some norms differ from the pool by less than two standard errors: take more "
+        f"domain {listed(labels)}: some norms differ from the pool by less than two standard errors: take more "
         "samples, or prior='auto', which leaves such norms near the pool"
     ]

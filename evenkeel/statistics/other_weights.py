@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.prune import BasePruningMethod
 from torch.optim.swa_utils import AveragedModel
 
+from evenkeel.errors import listed
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.model.buffers import is_as_written
@@ -94,8 +95,7 @@ def changes_of(model: nn.Module) -> list[str]:
             f"the weights are averages over {averages[0]} updates (AveragedModel), which never ran in training"
         )
     if masked:
-        more = f" and {len(masked) - 1} more" if len(masked) > 1 else ""
-        found.append(f"weights of {masked[0]!r}{more} are masked (torch.nn.utils.prune)")
+        found.append(f"weights of {listed(masked)} are masked (torch.nn.utils.prune)")
     return found
 
 

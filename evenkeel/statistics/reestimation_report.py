@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from evenkeel.errors import listed
 from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.evaluation import Score
 from evenkeel.output.tables import Cells, grouped
@@ -175,8 +176,7 @@ def _too_few(rows: Sequence[NormChange]) -> list[str]:
     paths = [row.path for row in apart if row.chance > _CHANCE]
     if not paths:
         return []
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return [
-        f"{paths[0]}{more}: new and old statistics differ by less than two standard errors: too few samples to tell "
+        f"{listed(paths)}: new and old statistics differ by less than two standard errors: too few samples to tell "
         "which are better; take more, or prior='auto', which weighs both"
     ]

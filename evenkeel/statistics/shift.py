@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evenkeel.errors import BatchError, TraceError
+from evenkeel.errors import BatchError, TraceError, listed
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.outline import outline
 from evenkeel.graph.tracing import record
@@ -118,11 +118,9 @@ def variance_shift(
     if passes.failure:
         notes.append(f"which part of a shift is dropout is not known: in train mode, {passes.failure}")
     if matched := [path for path in populations if is_mean_matched(norms[path])]:
-        more = f" and {len(matched) - 1} more" if len(matched) > 1 else ""
-        notes.append(f"{matched[0]}{more}: their means were matched, and their ratios need not be 1")
+        notes.append(f"{listed(matched)}: their means were matched, and their ratios need not be 1")
     if written := [path for path in populations if is_as_written(norms[path], "running_var") and path not in matched]:
-        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
-        notes.append(f"{written[0]}{more}: repaired: they store what reestimate_ or correct_ wrote since training")
+        notes.append(f"{listed(written)}: repaired: they store what reestimate_ or correct_ wrote since training")
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in beside.items()]
     notes += measurement.quantizers.notes

@@ -6,6 +6,12 @@ import torch
 from commands import NETS
 
 
+@pytest.fixture(autouse=True)
+def _width(monkeypatch):
+    """Tables as wide as where no terminal says how wide it is; pytest-xdist sets this for its workers."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
     """A working directory with a module of a text and a graph net, and checkpoints of both, trained."""

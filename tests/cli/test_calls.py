@@ -29,6 +29,8 @@ GIVEN = {
     "--unsure": "write",
     "--html": "page.html",
     "--key": "ema",
+    "--reference": "one.pt",
+    "--share": "1.0",
     "--forward": "my.nets:run",
     "--device": "cpu",
 }

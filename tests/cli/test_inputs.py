@@ -158,9 +158,9 @@ UNCLEAR = {
     "a score that raises": ((*REPAIR, *HELD_OUT, "--score", "anynets:bad_score"), "--score raised ValueError"),
     "a score of text": ((*REPAIR, *HELD_OUT, "--score", "anynets:text_score"), "--score must return a number"),
     "no such score": ((*REPAIR, *HELD_OUT, "--score", "anynets:gone"), "--score 'anynets:gone': anynets has no 'gone'"),
-    "a prior below 0": ((*REPAIR, "--prior", "-3"), "--prior must be a number of samples, at least 0 and finite, or"),
+    "a prior below 0": ((*REPAIR, "--prior", "-3"), "--prior must be a number of samples, at least 0, or"),
     "no tolerance": ((*REPAIR, "--tolerance", "0"), "--tolerance must be above 0"),
-    "no batches": (("shift", *TEXT, "--data", "anynets:empty"), "what --data or --held-out names is empty"),
+    "no batches": (("shift", *TEXT, "--data", "anynets:empty"), "the data are empty"),
     "pairs of inputs": (
         ("shift", *TEXT, "--data", "anynets:pairs"),
         "yield mappings of arguments by name, or name what",

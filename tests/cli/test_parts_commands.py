@@ -118,7 +118,7 @@ def test_what_may_be_off_is_told_by_the_exit_code(shards, capsys):
         (("merge", *WEIGHTS, "left", "--out", "new.pt", "--next", "no/next"), "there is no folder"),
         (("merge", *WEIGHTS, "left", "--out", "new.pt", "--max-batches", "2"), "there is no --data"),
         (("merge", *WEIGHTS, "--out", "new.pt"), "Missing argument"),
-        (("reestimate-part", *WEIGHTS, "--data", "shardnets:none", "--out", "new.pt"), "the loader is empty"),
+        (("reestimate-part", *WEIGHTS, "--data", "shardnets:none", "--out", "new.pt"), "the data are empty"),
         (
             ("reestimate-part", *WEIGHTS, "--data", "shardnets:left", "--out", "new.pt", "--start", "left"),
             "it is a part",
