@@ -99,7 +99,8 @@ def oracle(model, batches, prior):
         variance, mean = torch.var_mean(torch.cat(met), 0)
         count = sum(map(len, met))
         total, moved = prior + count, norm.running_mean - mean
-        squares = (count - 1) * variance + max(prior - 1, 0) * norm.running_var + prior * count / total * moved**2
+        # Equal statistics blend to themselves: what is stored counts in full, as its own variance is unbiased already.
+        squares = (count - 1) * variance + prior * norm.running_var + prior * count / total * moved**2
         norm.running_mean.copy_(mean + prior / total * moved)
         norm.running_var.copy_(squares / (total - 1))
     return model
