@@ -28,10 +28,10 @@ from evenkeel.output.tables import Cells, FittedTable, grouped
 from evenkeel.prediction.anchors import is_repaired
 from evenkeel.prediction.correction import Correction, correct_
 from evenkeel.prediction.shift_prediction import predict_shift
+from evenkeel.reestimation.reestimation import reestimate_
+from evenkeel.reestimation.reestimation_report import Reestimation
+from evenkeel.shift.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.pairs import Match
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.reestimation_report import Reestimation
-from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 
 _CHECK = (
     "check scaling and normalization (named sets are standardized, unless --mean, --std, --scale or --transform say "

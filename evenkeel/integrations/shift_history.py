@@ -15,7 +15,7 @@ from evenkeel.errors import EvenkeelError, brief
 from evenkeel.integrations.frameworks import importing
 from evenkeel.output.files import atomic_write
 from evenkeel.output.tables import Cells, Report
-from evenkeel.statistics.shift_rows import ShiftRow
+from evenkeel.shift.shift_rows import ShiftRow
 
 _PARTS = ("inherited", "dropout", "initial", "stored")
 _NAMED = 8  # norms that a picture names: those that were off the most

@@ -24,10 +24,10 @@ from evenkeel.prediction.doubts import departure
 from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.settled_prediction import settle
 from evenkeel.prediction.shift_prediction import prediction_inputs
+from evenkeel.shift.shift_page import Repair
 from evenkeel.statistics.noise import STATISTICS
 from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairs import Match
-from evenkeel.statistics.shift_page import Repair
 from evenkeel.statistics.stretching import stretched, warn
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}

@@ -23,6 +23,10 @@ from evenkeel.model.quantizers import outgrown_notes
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
+from evenkeel.reestimation.prior import FEW, Prior, Weight
+from evenkeel.reestimation.reestimation_report import Reestimation, largest
+from evenkeel.reestimation.settling import Settled, settle, settle_paired
+from evenkeel.reestimation.sweeps import Store
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count
 from evenkeel.statistics.distributed import Ranks
 from evenkeel.statistics.measurement import Measurement
@@ -40,12 +44,8 @@ from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairing import UNPAIRED, Pairing
 from evenkeel.statistics.pairs import Match, Pairs
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.prior import FEW, Prior, Weight
-from evenkeel.statistics.reestimation_report import Reestimation, largest
-from evenkeel.statistics.settling import Settled, settle, settle_paired
 from evenkeel.statistics.stored_values import is_never_updated
 from evenkeel.statistics.stretching import has_class_labels, stretched
-from evenkeel.statistics.sweeps import Store
 
 _HELD = (
     "settled on {} of {} samples, held from all over the stream: the first were not like the others, and all can be "

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from evenkeel.statistics.fingerprints import fingerprint, of_statistics, of_weights
+from evenkeel.parts.fingerprints import fingerprint, of_statistics, of_weights
 
 
 def build():

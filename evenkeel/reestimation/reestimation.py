@@ -12,13 +12,13 @@ from evenkeel.errors import EvenkeelError
 from evenkeel.model.batches import Forward
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.evaluation import Scorer, evaluate
-from evenkeel.statistics.attempt import Attempt
+from evenkeel.reestimation.attempt import Attempt
+from evenkeel.reestimation.judging import Beginning, Judge, require_judging
+from evenkeel.reestimation.prior import Weight
+from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.group_limits import MEMORY
-from evenkeel.statistics.judging import Beginning, Judge, require_judging
 from evenkeel.statistics.pairs import Match
-from evenkeel.statistics.prior import Weight
-from evenkeel.statistics.reestimation_report import Reestimation
 from evenkeel.statistics.stretching import warn
 
 _ONCE = "only match={!r} was tried: the batches can be iterated over only once; pass a list or a DataLoader"

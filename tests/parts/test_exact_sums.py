@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenkeel.statistics.exact_sums import ExactSum
+from evenkeel.parts.exact_sums import ExactSum
 
 NUMBERS = st.floats(-1e100, 1e100, allow_nan=False)
 

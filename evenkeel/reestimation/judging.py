@@ -13,9 +13,9 @@ from torch import nn
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
 from evenkeel.model.evaluation import Score, Scorer
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.statistics.attempt import Attempt
+from evenkeel.reestimation.attempt import Attempt
+from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.statistics.distributed import Ranks
-from evenkeel.statistics.reestimation_report import Reestimation
 
 _ENOUGH = 8192  # samples
 _OWN = 0.95  # of the loss as found, on data that a model was fitted to: a smaller gain there often is none on others

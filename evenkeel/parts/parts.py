@@ -14,8 +14,8 @@ from torch import Tensor
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.io.checkpoints import read_safetensors
 from evenkeel.output.files import atomic_write
-from evenkeel.statistics.fingerprints import fingerprint
-from evenkeel.statistics.norm_sums import NormSums
+from evenkeel.parts.fingerprints import fingerprint
+from evenkeel.parts.norm_sums import NormSums
 
 _PAIR = ("mean", "var")
 _PART, _START, _VERSION = "evenkeel.part", "evenkeel.start", 1

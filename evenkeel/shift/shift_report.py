@@ -8,8 +8,8 @@ from typing import Any
 
 from evenkeel.output.page import Page
 from evenkeel.output.tables import Cells, grouped
-from evenkeel.statistics.shift_page import shift_page
-from evenkeel.statistics.shift_rows import ShiftRow, ShiftRows
+from evenkeel.shift.shift_page import shift_page
+from evenkeel.shift.shift_rows import ShiftRow, ShiftRows
 
 _COLUMNS = ("norm", "running var", "eval var", "eval/train")
 _MEASURED = (*_COLUMNS, "channels", "mean off", "made of")

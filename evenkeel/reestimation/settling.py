@@ -10,13 +10,13 @@ from typing import Any
 
 from evenkeel.model.batches import length
 from evenkeel.model.buffers import write_
+from evenkeel.reestimation.reservoir import Reservoir
+from evenkeel.reestimation.small_steps import step_by_step
+from evenkeel.reestimation.sweeps import Doubt, Store, adjust, distance_between, is_repeated, settle_on
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.pairs import Pairs
 from evenkeel.statistics.population import KNOWN, Population
-from evenkeel.statistics.reservoir import Reservoir
-from evenkeel.statistics.small_steps import step_by_step
-from evenkeel.statistics.sweeps import Doubt, Store, adjust, distance_between, is_repeated, settle_on
 
 _FIRST, _GROWTH = 256, 8  # samples to settle on first; if to stop early, part of those seen that may be too many
 _MOST = 8192  # samples of a group: more gain nothing, and leave a processor's caches

@@ -17,13 +17,13 @@ from evenkeel.model.norms import Norm, pools_batch
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.progress import Bar
-from evenkeel.statistics.attempt import counter
+from evenkeel.parts.fingerprints import of_statistics, of_weights
+from evenkeel.parts.norm_sums import NormSums
+from evenkeel.parts.parts import Part, Start
+from evenkeel.reestimation.attempt import counter
 from evenkeel.statistics.batch_merging import Group
-from evenkeel.statistics.fingerprints import of_statistics, of_weights
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.norm_buffers import divide, found_in, set_usable_, values_of
-from evenkeel.statistics.norm_sums import NormSums
-from evenkeel.statistics.parts import Part, Start
 
 
 def measure_part(

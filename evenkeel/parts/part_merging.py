@@ -16,11 +16,16 @@ from evenkeel.errors import BatchError, EvenkeelError
 from evenkeel.model.batches import Forward
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.statistics.attempt import RANDOM, counter, graph_of_a_regression, has_shrunk
-from evenkeel.statistics.fingerprints import of_statistics, of_weights
+from evenkeel.parts.fingerprints import of_statistics, of_weights
+from evenkeel.parts.merged_parts import NEAR, MergedParts
+from evenkeel.parts.norm_sums import NormSums
+from evenkeel.parts.part_measuring import write_start_
+from evenkeel.parts.parts import Part, Start, load_part
+from evenkeel.reestimation.attempt import RANDOM, counter, graph_of_a_regression, has_shrunk
+from evenkeel.reestimation.prior import Prior, Weight
+from evenkeel.reestimation.sweeps import Doubt, Store, adjust
 from evenkeel.statistics.group_limits import MEMORY
 from evenkeel.statistics.measurement import Measurement
-from evenkeel.statistics.merged_parts import NEAR, MergedParts
 from evenkeel.statistics.norm_buffers import (
     STORED,
     divide,
@@ -32,13 +37,8 @@ from evenkeel.statistics.norm_buffers import (
     write_populations_,
 )
 from evenkeel.statistics.norm_change import NormChange
-from evenkeel.statistics.norm_sums import NormSums
-from evenkeel.statistics.part_measuring import write_start_
-from evenkeel.statistics.parts import Part, Start, load_part
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.prior import Prior, Weight
 from evenkeel.statistics.stretching import stretched, warn
-from evenkeel.statistics.sweeps import Doubt, Store, adjust
 
 _LEAST, _MOST = 256, 8192  # samples of the probe that run together
 _CHANCE = 0.1  # of a squared distance between the probe and all data: below, they are not alike

@@ -13,10 +13,10 @@ from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.queries import feeding
 from evenkeel.model.flags import FROZEN
 from evenkeel.model.norms import Norm
-from evenkeel.statistics.channel_ratios import histogram_of
+from evenkeel.shift.channel_ratios import histogram_of
+from evenkeel.shift.shift_passes import Met, Passes
+from evenkeel.shift.shift_rows import ShiftRow
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.shift_passes import Met, Passes
-from evenkeel.statistics.shift_rows import ShiftRow
 from evenkeel.statistics.stored_values import (
     MUCH,
     NEVER_UPDATED,

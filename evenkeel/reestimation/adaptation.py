@@ -15,10 +15,10 @@ from evenkeel.model.batches import Forward, each, forward_pass
 from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.flags import flagged
 from evenkeel.model.restoring import restored
-from evenkeel.statistics.attempt import Attempt
-from evenkeel.statistics.prior import Weight
-from evenkeel.statistics.reestimation_report import Reestimation
-from evenkeel.statistics.stream_mix import StreamMix, classes_of
+from evenkeel.reestimation.attempt import Attempt
+from evenkeel.reestimation.prior import Weight
+from evenkeel.reestimation.reestimation_report import Reestimation
+from evenkeel.reestimation.stream_mix import StreamMix, classes_of
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from evenkeel.statistics.exact_sums import ExactSum
+from evenkeel.parts.exact_sums import ExactSum
 from evenkeel.statistics.population import Population, Statistics, by_batch
 
 _CHANNELS = 6  # rows of sums by channel

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evenkeel.statistics.norm_sums import NormSums
+from evenkeel.parts.norm_sums import NormSums
 from evenkeel.statistics.population import Population, Statistics
 
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evenkeel.reestimation.reservoir import Reservoir
 from evenkeel.statistics.batch_merging import Piece
-from evenkeel.statistics.reservoir import Reservoir
 
 
 def filled(count, size, budget, divisible):

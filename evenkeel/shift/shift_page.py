@@ -12,8 +12,8 @@ from evenkeel.output.page import Chart, Grid, Mark, Page, tone_of
 from evenkeel.output.ratios import ratio_text
 from evenkeel.output.rendering import with_facts, write_page
 from evenkeel.output.tables import Report, grid_of
+from evenkeel.shift.shift_rows import ShiftRow, ShiftRows
 from evenkeel.statistics.norm_change import NormChange
-from evenkeel.statistics.shift_rows import ShiftRow, ShiftRows
 
 _TITLE = "The shift of every norm, in execution order"
 _ABOUT = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from evenkeel.reestimation.sweeps import Change, Store
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Arrivals, Measurement
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.sweeps import Change, Store
 
 _STEPS = 60  # at most, and one more for every norm
 _STEP, _LEAST = 0.5, 0.01  # of the way to what is measured, at first and at last

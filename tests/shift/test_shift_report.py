@@ -9,7 +9,7 @@ from smallnet import TwoDrops
 
 import evenkeel as ek
 from evenkeel.graph.layer_graph import Kind, Layer
-from evenkeel.statistics.shift_rows import ShiftRow
+from evenkeel.shift.shift_rows import ShiftRow
 
 
 def test_the_report_prints_as_a_table_and_gives_plain_data():

@@ -22,13 +22,13 @@ from evenkeel.model.flags import frozen_in
 from evenkeel.model.norms import Norm, norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
+from evenkeel.shift.shift_causes import ShiftCauses
+from evenkeel.shift.shift_passes import compare
+from evenkeel.shift.shift_report import LARGEST, ShiftReport
+from evenkeel.shift.shift_rows import ShiftRow
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.other_weights import changes_of, left_behind, of_other_weights
-from evenkeel.statistics.shift_causes import ShiftCauses
-from evenkeel.statistics.shift_passes import compare
-from evenkeel.statistics.shift_report import LARGEST, ShiftReport
-from evenkeel.statistics.shift_rows import ShiftRow
 from evenkeel.statistics.stored_values import fault_of, is_never_updated, is_untrained
 
 _UNTRAINED = (

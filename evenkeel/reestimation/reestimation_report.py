@@ -11,10 +11,10 @@ from evenkeel.errors import listed
 from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.evaluation import Score
 from evenkeel.output.tables import Cells, grouped
+from evenkeel.shift.shift_page import Repair
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.pairs import Match, Slope
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.shift_page import Repair
 
 _ALIKE = 0.03  # relative, or in deviations: statistics that differ by less are the same to all that follows
 _PART_OF_ALL = "one of every {:.3g} samples was run, noise on and off: these tell slopes well enough"

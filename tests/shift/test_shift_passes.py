@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import evenkeel as ek
+from evenkeel.shift.shift_passes import compare
 from evenkeel.statistics.measurement import Measurement
-from evenkeel.statistics.shift_passes import compare
 
 
 class Counting(nn.Module):

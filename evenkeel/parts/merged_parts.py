@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evenkeel.model.buffers import Held
+from evenkeel.parts.parts import Start
+from evenkeel.reestimation.reestimation_report import Reestimation, largest
 from evenkeel.statistics.norm_change import NormChange
-from evenkeel.statistics.parts import Start
-from evenkeel.statistics.reestimation_report import Reestimation, largest
 
 NEAR = 0.01
 _OFF = "off by about {:.1%}: measure parts once more, on done.start (--start), and merge those"

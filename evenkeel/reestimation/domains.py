@@ -14,14 +14,14 @@ from evenkeel.model.buffers import keep_domains_
 from evenkeel.model.domains import Label, as_label
 from evenkeel.model.norms import Norm, norms_of
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.statistics.attempt import Attempt
+from evenkeel.reestimation.attempt import Attempt
+from evenkeel.reestimation.domain_report import DomainReport, DomainRow
+from evenkeel.reestimation.prior import Weight
+from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.statistics.batch_merging import Piece, copied, form_of
 from evenkeel.statistics.distributed import default_group
-from evenkeel.statistics.domain_report import DomainReport, DomainRow
 from evenkeel.statistics.group_limits import MEMORY
 from evenkeel.statistics.norm_change import NormChange
-from evenkeel.statistics.prior import Weight
-from evenkeel.statistics.reestimation_report import Reestimation
 
 By = Callable[[Any], Any] | str | int
 Values = dict[str, dict[str, Tensor]]  # by path of the norm and buffer

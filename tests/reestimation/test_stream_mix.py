@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evenkeel.statistics.stream_mix import StreamMix, chi_squared
+from evenkeel.reestimation.stream_mix import StreamMix, chi_squared
 
 SCORES = torch.eye(10)
 

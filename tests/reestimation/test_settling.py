@@ -10,7 +10,7 @@ from papernets import DenseNet, ResNet
 from torch import nn
 
 import evenkeel as ek
-from evenkeel.statistics.reservoir import Reservoir
+from evenkeel.reestimation.reservoir import Reservoir
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from evenkeel.errors import listed
 from evenkeel.model.domains import Label, Statistics
 from evenkeel.output.tables import Cells, Report, grouped
+from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.statistics.norm_change import NormChange
-from evenkeel.statistics.reestimation_report import Reestimation
 
 _CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
 
