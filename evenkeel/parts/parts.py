@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from evenkeel.errors import EvenkeelError, brief
-from evenkeel.io.checkpoints import read_safetensors
+from evenkeel.io.weight_files import read_safetensors
 from evenkeel.output.files import atomic_write
 from evenkeel.parts.fingerprints import fingerprint
 from evenkeel.parts.norm_sums import NormSums
