@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from evenkeel.errors import count_text
 from evenkeel.model.buffers import Held
 from evenkeel.parts.parts import Start
 from evenkeel.reestimation.reestimation_report import Reestimation, largest
@@ -84,8 +85,7 @@ class MergedParts(Reestimation):
 
     @property
     def _said_of_rounds(self) -> str:
-        count = len(self.parts)
-        said = f"round {self.round}, from {count} part{'' if count == 1 else 's'}"
+        said = f"round {self.round}, from {count_text(len(self.parts), 'part')}"
         worst = max(self.changed, key=self.changed.__getitem__)
         said += f": what was stored was off by up to {self.changed[worst]:.1%}, at {worst!r}"
         return f"{said}; what is stored now by about {self.doubt:.1%}" if math.isfinite(self.doubt) else said

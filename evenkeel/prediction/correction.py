@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from evenkeel.errors import EvenkeelError, ModelError
+from evenkeel.errors import EvenkeelError, ModelError, count_text
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.outline import outline
@@ -68,7 +68,7 @@ class Correction(Repair):
         """How many norms were corrected, and how many not, in words."""
         left = f", {len(self.untouched)} left as they were" if self.untouched else ""
         how = "" if self.match == "variance" else ", their mean matched"
-        return f"{len(self)} norm{'' if len(self) == 1 else 's'} corrected without data{how}{left}"
+        return f"{count_text(len(self), 'norm')} corrected without data{how}{left}"
 
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())

@@ -16,8 +16,6 @@ from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.statistics.norm_change import NormChange
 
-_CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
-
 
 @dataclass(frozen=True)
 class DomainRow:
@@ -111,7 +109,7 @@ def _distance(norm: NormChange) -> float:
 
 def _too_few(rows: Iterable[DomainRow]) -> list[str]:
     """Domains whose samples do not tell them from the pool."""
-    labels = [str(row.label) for row in rows if any(norm.chance > _CHANCE for norm in row.norms)]
+    labels = [str(row.label) for row in rows if any(norm.is_within_error for norm in row.norms)]
     if not labels:
         return []
     return [

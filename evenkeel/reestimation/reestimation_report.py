@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from evenkeel.errors import listed
+from evenkeel.errors import count_text, listed
 from evenkeel.model.buffers import Held, put_back_
-from evenkeel.model.evaluation import Score
+from evenkeel.model.evaluation import Score, outcome
 from evenkeel.output.tables import Cells, grouped
 from evenkeel.shift.shift_page import Repair
 from evenkeel.statistics.norm_change import NormChange
@@ -18,7 +18,6 @@ from evenkeel.statistics.population import Population
 
 _ALIKE = 0.03  # relative, or in deviations: statistics that differ by less are the same to all that follows
 _PART_OF_ALL = "one of every {:.3g} samples was run, noise on and off: these tell slopes well enough"
-_CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
 
 
 class Reestimation(Repair):
@@ -124,9 +123,8 @@ class Reestimation(Repair):
         """What it was made from, and how sure it is, in words."""
         error = "not known" if math.isnan(self.standard_error) else f"at most {self.standard_error:.2%}"
         short = "" if self.converged else ", the tolerance was not reached"
-        scores = ""
-        if self.before is not None and self.after is not None:
-            scores = f"; {self.before.change_to(self.after)}" + ("" if self.kept else ", no better, so taken back")
+        found = outcome(self.before, self.after, kept=self.kept)
+        scores = f"; {found}" if found else ""
         if len(self.scores) > 1:
             scores += f" (match={self.match!r}; " + ", ".join(f"{m} {s.loss:.3g}" for m, s in self.scores.items() if s)
             scores += ")"
@@ -145,7 +143,7 @@ class Reestimation(Repair):
 
     @property
     def _said(self) -> str:
-        return f"{len(self)} norm{'' if len(self) == 1 else 's'} re-estimated from {self.summary}"
+        return f"{count_text(len(self), 'norm')} re-estimated from {self.summary}"
 
     def _cells(self) -> Cells:
         rows = [
@@ -173,7 +171,7 @@ def largest(values: Iterable[float]) -> float:
 def _too_few(rows: Sequence[NormChange]) -> list[str]:
     """That the data do not tell the new statistics from the old ones, if so."""
     apart = [row for row in rows if abs(row.ratio - 1) > _ALIKE or row.moved > _ALIKE]
-    paths = [row.path for row in apart if row.chance > _CHANCE]
+    paths = [row.path for row in apart if row.is_within_error]
     if not paths:
         return []
     return [
