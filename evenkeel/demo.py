@@ -17,9 +17,9 @@ from torch.optim.swa_utils import update_bn
 from evenkeel.io.datasets import Data, load_data
 from evenkeel.model.evaluation import Score, evaluate
 from evenkeel.output.progress import Bar
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.shift import variance_shift
-from evenkeel.statistics.shift_report import ShiftReport
+from evenkeel.reestimation.reestimation import reestimate_
+from evenkeel.shift.shift import variance_shift
+from evenkeel.shift.shift_report import ShiftReport
 
 if TYPE_CHECKING:
     from rich.console import Group

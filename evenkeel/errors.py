@@ -79,6 +79,15 @@ def listed(paths: Sequence[str]) -> str:
     return f"{first} and {len(others)} more" if others else first
 
 
+def count_text(count: int, what: str) -> str:
+    """How many there are of something, in words.
+
+    >>> count_text(1, "norm"), count_text(2, "norm")
+    ('1 norm', '2 norms')
+    """
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of others says that there is not enough memory: torch has several for that.
 

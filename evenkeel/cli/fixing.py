@@ -13,6 +13,7 @@ from evenkeel.cli import completion
 from evenkeel.cli.inputs import LINT_NEEDS_INPUT, codes_in, load_example, load_weighted
 from evenkeel.cli.options import Arg, Codes, Device, Example, Input, Json, Key, Target, Weights
 from evenkeel.cli.wording import for_command_line
+from evenkeel.errors import count_text
 
 if TYPE_CHECKING:
     from evenkeel.linting.rule import Guideline
@@ -86,7 +87,7 @@ def fix(
 
 def _as_text(patch: Patch, guideline: str) -> str:
     done = len(patch.rows) - len(patch.left)
-    count = f"{len(patch.rows)} finding{'' if len(patch.rows) == 1 else 's'}"
+    count = count_text(len(patch.rows), "finding")
     lines = [f"# {guideline}: {count}, {done} in this patch, {len(patch.left)} in words"]
     alike: dict[str, list[FixRow]] = {}
     for row in patch.left:

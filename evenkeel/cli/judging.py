@@ -12,6 +12,7 @@ from evenkeel.errors import EvenkeelError
 if TYPE_CHECKING:
     from torch import nn
 
+    from evenkeel.io.datasets import Data
     from evenkeel.model.batches import Forward
     from evenkeel.model.evaluation import Score, Scorer
 
@@ -35,6 +36,33 @@ class Judging:
         from evenkeel.model.evaluation import evaluate
 
         return evaluate(model, self.batches, score=self.score, forward=self.forward)
+
+
+def judged_by(judging: Judging | None) -> dict[str, Any]:
+    """What a repair is told of it: it takes back what does not help."""
+    if judging is None:
+        return {}
+    return {"held_out": judging.batches, "score": judging.score, "choose": "best"}
+
+
+def require_better(before: Score | None, after: Score | None, what: str = "held-out loss") -> None:
+    """Refuse a repair that does not lower the loss, where that is known.
+
+    Raises:
+        EvenkeelError: it gets no lower.
+    """
+    if before is not None and after is not None and not after.is_better_than(before):
+        raise EvenkeelError(f"nothing is written: the {what} gets no lower: {before.change_to(after)}")
+
+
+def score_of_test(model: nn.Module, data: Data, forward: Forward | None) -> Score | None:
+    """How a model does on the data's own test images, if there are any with labels."""
+    from evenkeel.model.evaluation import evaluate
+    from evenkeel.output.progress import Bar
+
+    if data.test is None or data.classes is None:
+        return None
+    return evaluate(model, Bar(data.test, "scoring"), forward=forward)
 
 
 def judging_by(options: DataOptions, held_out: str | None, score: str | None, forward: str | None) -> Judging | None:

@@ -9,14 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from evenkeel.cli.judging import Judging
+from evenkeel.cli.judging import Judging, judged_by, require_better, score_of_test
 from evenkeel.cli.pages import Shown
 from evenkeel.cli.showing import worded
 from evenkeel.errors import EvenkeelError
 from evenkeel.io.datasets import Data
 from evenkeel.merging.matching import match_
-from evenkeel.model.evaluation import Score, evaluate
-from evenkeel.output.progress import Bar
 from evenkeel.output.tables import FittedTable
 
 
@@ -52,22 +50,11 @@ def matched(
     Raises:
         EvenkeelError: the model cannot be matched, or that does not help.
     """
-    held_out: dict[str, Any] = (
-        {"held_out": judging.batches, "score": judging.score, "choose": "best"} if judging else {}
-    )
-    before = _scored(model, given, options)
-    done = match_(model, points, given.train, **options, **held_out)
-    if done.before is not None and done.after is not None and not done.kept:
-        raise EvenkeelError(f"nothing is written: the held-out loss gets no lower: {done.before.change_to(done.after)}")
-    after = _scored(model, given, options)
+    before = score_of_test(model, given, options["forward"])
+    done = match_(model, points, given.train, **options, **judged_by(judging))
+    require_better(done.before, done.after)
+    after = score_of_test(model, given, options["forward"])
     if before is not None and after is not None:
         done.notes = (*done.notes, f"{before.samples} test samples: {before.change_to(after)}")
     scores = {"test before": before and asdict(before), "test after": after and asdict(after)}
     return Shown(done.page(), FittedTable(worded(done._cells()))), {**done.to_dict(), **scores}
-
-
-def _scored(model: nn.Module, given: Data, options: dict[str, Any]) -> Score | None:
-    """How a model does on the data's own test images, if there are any with labels."""
-    if given.test is None or given.classes is None:
-        return None
-    return evaluate(model, Bar(given.test, "scoring"), forward=options["forward"])

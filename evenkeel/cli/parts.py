@@ -73,8 +73,8 @@ def reestimate_part(
     batches the data were cut.
     """
     from evenkeel.output.files import require_folder
-    from evenkeel.statistics.part_measuring import measure_part
-    from evenkeel.statistics.parts import load_start
+    from evenkeel.parts.part_measuring import measure_part
+    from evenkeel.parts.parts import load_start
 
     require_folder(out)
     _refuse_same(out, [weights, start])
@@ -149,7 +149,7 @@ def merge(
     """
     from evenkeel.io.checkpoints import Checkpoint
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
-    from evenkeel.statistics.part_merging import merge_parts_
+    from evenkeel.parts.part_merging import merge_parts_
 
     for path in (out, following):
         if path is not None:

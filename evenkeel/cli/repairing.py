@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.text import Text
 from torch import nn
 
-from evenkeel.cli.judging import Judging
+from evenkeel.cli.judging import Judging, judged_by, require_better, score_of_test
 from evenkeel.cli.pages import Shown
 from evenkeel.cli.shifting import blamed, measured
 from evenkeel.cli.showing import worded
@@ -20,7 +20,7 @@ from evenkeel.errors import EvenkeelError, StretchWarning, listed
 from evenkeel.graph.tracing import trace
 from evenkeel.io.datasets import Data
 from evenkeel.model.batches import Forward
-from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.model.evaluation import Score
 from evenkeel.model.norms import norms_of
 from evenkeel.output.page import Page
 from evenkeel.output.progress import Bar
@@ -28,10 +28,10 @@ from evenkeel.output.tables import Cells, FittedTable, grouped
 from evenkeel.prediction.anchors import is_repaired
 from evenkeel.prediction.correction import Correction, correct_
 from evenkeel.prediction.shift_prediction import predict_shift
+from evenkeel.reestimation.reestimation import reestimate_
+from evenkeel.reestimation.reestimation_report import Reestimation
+from evenkeel.shift.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.pairs import Match
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.reestimation_report import Reestimation
-from evenkeel.statistics.shift_report import ShiftReport, ShiftRow
 
 _CHECK = (
     "check scaling and normalization (named sets are standardized, unless --mean, --std, --scale or --transform say "
@@ -62,13 +62,10 @@ def reestimated(
     if before.shift.other_data and not other_data and not is_relative:
         raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {_CHECK}")
     bar = Bar(given.train, "re-estimating", total=max_batches)
-    held_out: dict[str, Any] = (
-        {"held_out": judging.batches, "score": judging.score, "choose": "best"} if judging else {}
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)  # it is in the notes
-        done = reestimate_(model, bar, **options, **held_out)
-    _require_better(done.before, done.after, "held-out loss" if judging else "loss on these data")
+        done = reestimate_(model, bar, **options, **judged_by(judging))
+    require_better(done.before, done.after, "held-out loss" if judging else "loss on these data")
     after = _judge(model, given, max_batches, forward, "measuring after")
     done.notes = (*done.notes, *again)
     return _measured_change(before, after, done), {
@@ -108,7 +105,7 @@ def corrected(
         reasons = "; ".join(grouped(done.untouched))
         raise EvenkeelError(f"nothing can be corrected without data, so nothing is written: {reasons}")
     scores.append(None if judging is None else judging.evaluate(model))
-    _require_better(scores[0], scores[1], "held-out loss")
+    require_better(scores[0], scores[1])
     after = predict_shift(model, graph)
     found = {"before": _Judgement(before, None).to_dict(), "after": _Judgement(after, None).to_dict()}
     return _predicted_change(before, after, done), {**found, **done.to_dict()}
@@ -118,11 +115,6 @@ def _repaired_before(model: nn.Module) -> list[str]:
     """That norms had been repaired before, if so."""
     paths = [path for path, norm in norms_of(model).items() if is_repaired(norm)]
     return [f"{listed(paths)}: repaired before; what training had left stays beside it"] if paths else []
-
-
-def _require_better(before: Score | None, after: Score | None, what: str) -> None:
-    if before is not None and after is not None and not after.is_better_than(before):
-        raise EvenkeelError(f"nothing is written: the {what} gets no lower: {before.change_to(after)}")
 
 
 @dataclass(frozen=True)
@@ -140,9 +132,7 @@ def _judge(
     model: nn.Module, data: Data, max_batches: int | None, forward: Forward | None, description: str
 ) -> _Judgement:
     report = measured(model, data.train, max_batches=max_batches, forward=forward, description=description)
-    if data.test is None or data.classes is None:
-        return _Judgement(report, None)
-    return _Judgement(report, evaluate(model, Bar(data.test, "scoring"), forward=forward))
+    return _Judgement(report, score_of_test(model, data, forward))
 
 
 def _measured_change(before: _Judgement, after: _Judgement, done: Reestimation) -> Shown:

@@ -17,9 +17,9 @@ from evenkeel.model.batches import Forward, inputs, samples
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.output.progress import Bar
 from evenkeel.prediction.shift_prediction import predict_shift
-from evenkeel.statistics.shift import variance_shift
-from evenkeel.statistics.shift_report import ShiftReport
-from evenkeel.statistics.shift_rows import ShiftRow
+from evenkeel.shift.shift import variance_shift
+from evenkeel.shift.shift_report import ShiftReport
+from evenkeel.shift.shift_rows import ShiftRow
 
 _ENOUGH = 16  # samples of an example
 _NAMED = 3  # dropouts

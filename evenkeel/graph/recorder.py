@@ -7,10 +7,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import islice
 from operator import attrgetter
 from traceback import extract_tb
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -22,15 +20,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from evenkeel.errors import PACKAGE, brief
 from evenkeel.graph import unseen_calls
+from evenkeel.graph.call_kinds import kind_of_call
+from evenkeel.graph.call_sites import TORCH, location_of_call
 from evenkeel.graph.extents import Extent, base_of
 from evenkeel.graph.kinds import (
-    ADDING,
-    AFFINE,
     ENTERING,
     HIDDEN_DROPOUT,
     LEAVING,
     LIKE_SECOND,
-    PRODUCTS,
     RANDOM,
     REPLACING,
     SAMPLES,
@@ -48,7 +45,6 @@ from evenkeel.model import hooks
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.nested import map_tensors, tensors
 
-_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _NO_SIGNAL = SHAPE_ONLY | RANDOM
 
 
@@ -136,7 +132,7 @@ class Recorder(TorchFunctionMode):
         """What the pass raised, where, and what to do."""
         seen, path = self.failure
         layer = f"in layer {path!r}" if seen is failure and path else "in the model's forward"
-        frames = [f for f in extract_tb(failure.__traceback__) if not f.filename.startswith((_TORCH, PACKAGE))]
+        frames = [f for f in extract_tb(failure.__traceback__) if not f.filename.startswith((TORCH, PACKAGE))]
         where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames and seen is failure else ""
         return (
             f"the forward pass raised {brief(failure)} {layer}{where}, after {len(self.layers)} layers: "
@@ -180,7 +176,7 @@ class Recorder(TorchFunctionMode):
         values = self._signals([tensor for tensor in operands if tensor.is_floating_point()])
         data = tuple(layer for layer in signals if layer not in self.rootless)
         factor = self._factor(name, args, noise)
-        kind = Kind.NOISE if drawn else _kind(name, data or signals, len(values), len(operands), factor)
+        kind = Kind.NOISE if drawn else kind_of_call(name, data or signals, len(values), len(operands), factor)
         location = self._location()
         dropped = self._drop_probability(name, args, kwargs, factor) if kind is Kind.DROPOUT else None
         self._add(
@@ -388,43 +384,4 @@ class Recorder(TorchFunctionMode):
         return p if isinstance(p, float) and not (off and self.training) else None
 
     def _location(self) -> dict[str, Any]:
-        """File, line and end of the model's source that makes the call: the innermost frame outside of torch."""
-        frame = sys._getframe(1) if self.stack else None
-        while frame is not None:
-            code = frame.f_code
-            if code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is self.stack[0][0]:
-                break  # what lies above is the caller's code, not the model's
-            if code.co_filename not in self.files and not code.co_filename.startswith(_TORCH):
-                return {"file": code.co_filename, "line": frame.f_lineno, "end": _end(frame)}
-            frame = frame.f_back
-        return {}
-
-
-def _end(frame: FrameType) -> tuple[int, int] | None:
-    """Line and column where the call that a frame makes ends."""
-    if sys.version_info < (3, 11):
-        return None
-    _, line, _, column = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
-    return None if line is None or column is None else (line, column)
-
-
-def _kind(name: str, signals: tuple[Layer, ...], values: int, operands: int, factor: Law | None) -> Kind:
-    """The kind of one call, by its name and by which of its operands are signals, constants or noise."""
-    kind = kind_of_function(name)
-    if name in PRODUCTS:
-        return Kind.WEIGHT if len(signals) == 1 and operands > 1 else Kind.GATE if values > 1 else Kind.OPAQUE
-    if factor is not None:
-        return _kind_of_noise(name, factor)
-    if (kind in (Kind.JOIN, Kind.GATE) or name in AFFINE) and len(signals) == 1:
-        return Kind.PASS  # a constant added or multiplied
-    if kind is Kind.ACTIVATION and values > 1:  # one signal to the power of the other
-        return Kind.OPAQUE
-    return kind
-
-
-def _kind_of_noise(name: str, factor: Law) -> Kind:
-    """The kind of a call that is given noise: it multiplies a signal, is added to it, or takes its place."""
-    kind = kind_of_function(name)
-    if kind is Kind.GATE or name in REPLACING:
-        return Kind.NOISE if factor.is_centered else Kind.DROPOUT
-    return Kind.NOISE if kind is Kind.JOIN or name in ADDING else Kind.OPAQUE
+        return location_of_call(self.stack[0][0], self.files) if self.stack else {}

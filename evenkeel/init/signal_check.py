@@ -26,7 +26,7 @@ from evenkeel.model.norms import has_running_statistics
 from evenkeel.model.opacity import opaque_parts
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.output.files import atomic_write
+from evenkeel.output.figures import save_figure
 from evenkeel.output.page import Chart, Mark, Page, Tone, tone_of
 from evenkeel.output.ratios import ratio_text
 from evenkeel.output.tables import Cells, Report
@@ -138,11 +138,7 @@ class SignalReport(Report[SignalRow]):
             axes.set(title=title, xlabel="weight layer", yscale="log")
             axes.axhline(1, color="0.8", zorder=0)
             axes.legend()
-        file_format = Path(path).suffix.lstrip(".") or "png"
-        if file_format not in (known := figure.canvas.get_supported_filetypes()):
-            raise EvenkeelError(f"{path} has an unknown format: end its name in one of .{', .'.join(sorted(known))}")
-        with atomic_write(Path(path)) as temporary:
-            figure.savefig(temporary, format=file_format)
+        save_figure(figure, path)
 
     def __repr__(self) -> str:
         return f"SignalReport({len(self)} weight layers, {self.samples} samples)"

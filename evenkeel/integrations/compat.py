@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evenkeel.model.norms import has_running_statistics
-from evenkeel.statistics.reestimation import reestimate_
+from evenkeel.reestimation.reestimation import reestimate_
 
 
 def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | str | int | None = None) -> None:

@@ -19,8 +19,8 @@ from evenkeel.integrations.norm_freezing import FrozenNorms, freeze_norms_
 from evenkeel.integrations.shift_log import ShiftLog
 from evenkeel.model.batches import length
 from evenkeel.model.flags import flagged
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.reestimation_report import Reestimation
+from evenkeel.reestimation.reestimation import reestimate_
+from evenkeel.reestimation.reestimation_report import Reestimation
 
 with importing("transformers", extra="hf"):
     import_module("transformers.trainer")  # whose callbacks these are: it may fail where the parts below do not

@@ -20,8 +20,8 @@ from evenkeel.integrations.norm_freezing import FrozenNorms, freeze_norms_
 from evenkeel.integrations.shift_log import ShiftLog
 from evenkeel.model.batches import Forward, call, inputs
 from evenkeel.model.flags import flagged
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.reestimation_report import Reestimation
+from evenkeel.reestimation.reestimation import reestimate_
+from evenkeel.reestimation.reestimation_report import Reestimation
 
 with importing("lightning", extra="lightning"):
     from lightning.pytorch import LightningModule, Trainer

@@ -12,8 +12,8 @@ from evenkeel.errors import EvenkeelError, ModelError, StretchWarning
 from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import norms_of
 from evenkeel.model.wrappers import unwrapped
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.reestimation_report import Reestimation
+from evenkeel.reestimation.reestimation import reestimate_
+from evenkeel.reestimation.reestimation_report import Reestimation
 
 if TYPE_CHECKING:
     from typing_extensions import Self

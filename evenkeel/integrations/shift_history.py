@@ -13,9 +13,9 @@ from typing import Any
 
 from evenkeel.errors import EvenkeelError, brief
 from evenkeel.integrations.frameworks import importing
-from evenkeel.output.files import atomic_write
+from evenkeel.output.figures import save_figure
 from evenkeel.output.tables import Cells, Report
-from evenkeel.statistics.shift_rows import ShiftRow
+from evenkeel.shift.shift_rows import ShiftRow
 
 _PARTS = ("inherited", "dropout", "initial", "stored")
 _NAMED = 8  # norms that a picture names: those that were off the most
@@ -166,11 +166,7 @@ class ShiftHistory(Report[ShiftRecord]):
         title = f"{len(curves)} norms" + (f", {missing} values not finite" if missing else "")
         axes.set(xlabel="step of training", ylabel="eval over stored variance", yscale="log", title=title)
         axes.legend(fontsize="small", frameon=False)
-        file_format = Path(path).suffix.lstrip(".") or "png"
-        if file_format not in (known := figure.canvas.get_supported_filetypes()):
-            raise EvenkeelError(f"{path} has an unknown format: end its name in one of .{', .'.join(sorted(known))}")
-        with atomic_write(Path(path)) as temporary:
-            figure.savefig(temporary, format=file_format)
+        save_figure(figure, path)
 
     def _curves(self) -> dict[str, list[tuple[int, float]]]:
         """By norm, steps and ratios as far as these can be drawn."""

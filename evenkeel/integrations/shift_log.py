@@ -21,7 +21,7 @@ from evenkeel.model.norms import norms_of
 from evenkeel.model.restoring import restored
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.files import atomic_write, require_folder
-from evenkeel.statistics.shift import variance_shift
+from evenkeel.shift.shift import variance_shift
 
 _SCALARS = {"shift": "ratio", "mean_off": "moved"}  # of TensorBoard, by the first part of their names
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
-import re
-import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,17 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError, brief
-from evenkeel.io.formats import foreign_format
 from evenkeel.io.marks import Marks, layouts_of, without_marks
+from evenkeel.io.state_dicts import AVERAGED, find_wrapper, first_few, without_prefixes
+from evenkeel.io.weight_files import is_safetensors, read_safetensors, read_torch, write_safetensors
 from evenkeel.model.opacity import require_module
 from evenkeel.output.files import atomic_write
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict, most usual first
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # what DDP, torch.compile and Lightning put before every key
-_AVERAGED = "n_averaged"  # the one key that AveragedModel adds without a prefix
 _STATISTICS = ("running_mean", "running_var")
 _MASKED = ("orig", "mask")  # the parts of a weight that torch.nn.utils.prune masks, as keys end
-_FEW = 3  # keys named in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +69,8 @@ class Checkpoint:
             what = "is a pipe or a device, not a weights file" if path.exists() else "does not exist"
             what = "is a folder, not a weights file" if path.is_dir() else what
             raise EvenkeelError(f"{path} {what}: name a .safetensors file or one that torch.save wrote")
-        content, metadata = read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), None)
-        return cls(path, content, _find_wrapper(path, content, key), metadata)
+        content, metadata = read_safetensors(path) if is_safetensors(path) else (read_torch(path), None)
+        return cls(path, content, find_wrapper(path, content, key), metadata)
 
     @classmethod
     def of(cls, model: nn.Module, name: str = "TARGET") -> Checkpoint:
@@ -103,7 +97,7 @@ class Checkpoint:
         """
         ours: dict[str, Any] = model.state_dict()
         pairs, rest = self._match(ours)
-        rest.pop(_AVERAGED, None)
+        rest.pop(AVERAGED, None)
         masked = [name for name in ours if name not in pairs and all(f"{name}_{part}" in rest for part in _MASKED)]
         products = {name: math.prod(self.state[rest.pop(f"{name}_{part}")] for part in _MASKED) for name in masked}
         state: Any = OrderedDict((name, self.state[key]) for name, key in (pairs | rest).items())
@@ -146,9 +140,9 @@ class Checkpoint:
         marks = Marks.of(model)
         try:
             with atomic_write(path) as temporary:
-                if _is_safetensors(path):
+                if is_safetensors(path):
                     header = {"format": "pt"} if self.metadata is None else without_marks(self.metadata)
-                    _write_safetensors(temporary, state, header | marks.header())
+                    write_safetensors(temporary, state, header | marks.header())
                 else:
                     state = marks.beside(state)
                     torch.save(state if self.wrapper is None else _with(self.content, self.wrapper, state), temporary)
@@ -168,9 +162,9 @@ class Checkpoint:
 
     def _match(self, ours: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         """The file's keys by the model's, tied weights sharing one, and the rest of the file's keys by their names."""
-        bare = _without_prefixes(self.state)
+        bare = without_prefixes(self.state)
         direct = {key: key for key in ours if key in self.state}
-        pairs = {key: bare[name] for name, key in _without_prefixes(ours).items() if name in bare}
+        pairs = {key: bare[name] for name, key in without_prefixes(ours).items() if name in bare}
         if len(pairs) <= len(direct):
             pairs, bare = direct, {key: key for key in self.state}
         paired = set(pairs.values())
@@ -188,7 +182,7 @@ class Checkpoint:
             if theirs and _shape(self.state[theirs]) != _shape(ours[key])
         ]
         found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-        reason = ", ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in found.items() if keys)
+        reason = ", ".join(f"{len(keys)} {kind} ({first_few(keys)})" for kind, keys in found.items() if keys)
         counts = Counter(key.partition(".")[0] for key in unexpected)
         nets = [f"{name} ({count})" for name, count in counts.items() if count >= len(missing) > 1]
         several = (
@@ -264,125 +258,6 @@ def save(model: nn.Module, path: str | Path) -> None:
     Checkpoint.of(require_module(model)).write(path, model)
 
 
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix.lower() == ".safetensors"
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A safetensors file's tensors, by name, and the texts in its header.
-
-    Raises:
-        EvenkeelError: it is damaged, or no such file.
-    """
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            names: list[str] = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except Exception as error:
-        raise EvenkeelError(
-            f"{path} of {path.stat().st_size:,} bytes is damaged or no safetensors file ({brief(error)}): "
-            "download or save it again"
-        ) from error
-
-
-def _write_safetensors(path: Path, state: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{key!r} is a {type(value).__name__}, and safetensors holds tensors only")
-        tensor = value.detach().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        tensors[key] = tensor.clone() if memory in seen else tensor  # the format refuses shared memory
-        seen.add(memory)
-    save_file(tensors, path, metadata or None)
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on old protocols and TorchScript, which the errors below speak of
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if asked:
-            raise EvenkeelError(f"{path} holds more than tensors ({asked[1]}), {_allowing(path, asked[1])}") from error
-        if what := foreign_format(path):
-            raise EvenkeelError(f"{path} is {what}") from error
-        raise EvenkeelError(
-            f"{path} of {path.stat().st_size:,} bytes is damaged or no weights file ({brief(error)}): "
-            "download it again, or save model.state_dict() with torch.save"
-        ) from error
-
-
-def _allowing(path: Path, name: str) -> str:
-    """What to do about a class in a file, and what that risks."""
-    module = name.rpartition(".")[0]
-    trusted = f"torch.serialization.add_safe_globals([{name}])"
-    return (
-        "and loading that may run code: save model.state_dict() alone where the file comes from; if you trust it, let "
-        f"the module of TARGET import {module or name} and call {trusted}; a whole model is no weights file: name as "
-        f"TARGET a function of yours that returns torch.load({path.name!r}, weights_only=False), without --weights"
-    )
-
-
-def _find_wrapper(path: Path, content: Any, asked: str | None) -> str | None:
-    """Under which key of a file's content the state dict lies."""
-    entries = cast("Mapping[Any, Any]", content) if isinstance(content, Mapping) and not _is_state(content) else {}
-    found = [key for key, value in entries.items() if isinstance(key, str) and _is_state(value)]
-    if asked is not None:
-        if asked not in found:
-            what = f"its state dicts are {_sized(found, entries)}" if found else "it is a state dict itself"
-            what = what if found or _is_state(content) else "it holds none"
-            raise EvenkeelError(f"{path} has no state dict {asked!r}: {what}")
-        return asked
-    if _is_state(content):
-        return None
-    usual = next((key for key in _WRAPPERS if key in found), None)
-    alike = found if usual is None else [key for key in found if _is_alike(entries[key], entries[usual])]
-    if len(alike) == 1:
-        return alike[0]
-    if found:
-        raise EvenkeelError(
-            f"{path} holds {len(alike)} state dicts: {_sized(alike, entries)}: name the one that counts: "
-            f"--key {alike[0]}, in Python key={alike[0]!r}"
-        )
-    what = f" with {len(entries)} entries ({_first(entries)})" if entries else ""
-    raise EvenkeelError(f"{path} holds a {type(content).__name__}{what}, no state dict: save model.state_dict()")
-
-
-def _sized(keys: Iterable[str], entries: Mapping[Any, Any]) -> str:
-    return ", ".join(f"{key} ({len(entries[key])} entries)" for key in keys)
-
-
-def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two state dicts may be of one net: they have half of their names in common."""
-    names, others = set(_without_prefixes(one)), set(_without_prefixes(other))
-    return 2 * len(names & others) >= max(len(names), len(others))
-
-
-def _is_state(value: Any) -> bool:
-    if not isinstance(value, Mapping) or not value:
-        return False
-    items = cast("Mapping[Any, Any]", value).items()
-    return all(isinstance(k, str) and (isinstance(v, Tensor) or k.endswith("_extra_state")) for k, v in items)
-
-
-def _without_prefixes(keys: Iterable[str]) -> dict[str, str]:
-    """The keys by the names that they have in the bare model."""
-    names = {key: key for key in keys}
-    bare = [name for name in names if name != _AVERAGED]
-    while bare and (prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in bare)), None)):
-        names = {name.removeprefix(prefix): key for name, key in names.items()}
-        bare = [name.removeprefix(prefix) for name in bare]
-    whole = {name.replace("_orig_mod.", ""): key for name, key in names.items()}  # parts may be compiled too
-    return whole if len(whole) == len(names) else names
-
-
 def _place(value: Any) -> tuple[object, ...] | None:
     """What two tensors have in common exactly if they are one: their place in memory and their layout."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or not value.numel():
@@ -415,8 +290,3 @@ def _restore(model: nn.Module, before: Mapping[str, Any]) -> None:
 
 def _shape(value: Any) -> list[int] | None:
     return list(value.shape) if isinstance(value, Tensor) else None
-
-
-def _first(keys: Iterable[Any]) -> str:
-    names = [str(key) for key in keys]
-    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, count_text
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.edits import Edit
 from evenkeel.output.page import Chart, Mark, Node, Notice, Page
@@ -187,7 +187,7 @@ def _verdict(findings: Sequence[Finding]) -> str:
     known = [finding for finding in findings if finding.shift is not None and finding.shift > 0]
     worst = max(known, key=lambda finding: abs(math.log(finding.shift or 1.0)), default=None)
     shown = f" The largest shift predicted is {ratio_text(worst.shift)}, at {worst.norm}." if worst else ""
-    return f"{len(findings)} finding{'' if len(findings) == 1 else 's'}: {of_each}.{shown}"
+    return f"{count_text(len(findings), 'finding')}: {of_each}.{shown}"
 
 
 def _commands(findings: Sequence[Finding]) -> list[tuple[str, str]]:
@@ -230,6 +230,6 @@ def summary(findings: Sequence[Finding]) -> str:
     """
     counts = Counter(finding.guideline for finding in findings)
     of_each = ", ".join(f"{count} of {guideline}" for guideline, count in counts.items())
-    total = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}" if findings else "no findings"
+    total = count_text(len(findings), "finding") if findings else "no findings"
     notes = [f"note: {note}" for note in getattr(findings, "notes", ())]
     return "\n".join([*map(str, findings), f"{total}: {of_each}" if findings else total, *notes])

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evenkeel.errors import count_text
 from evenkeel.merging.folds import Target, is_live
 from evenkeel.model.buffers import Held, put_back_, write_
-from evenkeel.model.evaluation import Score
+from evenkeel.model.evaluation import Score, outcome
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.population import Population
@@ -142,16 +143,15 @@ class MatchReport(Report[MatchRow]):
     @property
     def summary(self) -> str:
         """What it was made from, and whether it helped, in words."""
-        scores = ""
-        if self.before is not None and self.after is not None:
-            scores = f"; {self.before.change_to(self.after)}" + ("" if self.kept else ", no better, so taken back")
-        points = _counted(self.references, "end point")
+        found = outcome(self.before, self.after, kept=self.kept)
+        scores = f"; {found}" if found else ""
+        points = count_text(self.references, "end point")
         return f"{points}, {self.samples} samples in {self.batches} batches, {self.passes} passes{scores}"
 
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())
-        norms = f", {_counted(len(self.norms), 'norm')}" if self.norms else ""
-        return f"MatchReport({_counted(len(self), 'layer')}{norms} matched to {self.summary}{untouched})"
+        norms = f", {count_text(len(self.norms), 'norm')}" if self.norms else ""
+        return f"MatchReport({count_text(len(self), 'layer')}{norms} matched to {self.summary}{untouched})"
 
     def _figures(self) -> dict[str, Any]:
         figures: dict[str, Any] = {"norms": [asdict(norm) for norm in self.norms], "references": self.references}
@@ -172,11 +172,6 @@ class MatchReport(Report[MatchRow]):
         ]
         columns = ("layer", "units", "deviation", "matched", "target", "ratio before")
         columns += ("mean", "mean matched", "mean target", "off")
-        norms = [f"{_counted(len(self.norms), 'norm')} re-estimated on the same batches"] if self.norms else []
+        norms = [f"{count_text(len(self.norms), 'norm')} re-estimated on the same batches"] if self.norms else []
         caption = [f"matched to {self.summary}", *norms, *grouped(self.untouched, "untouched")]
         return Cells(columns, rows, [*caption, *grouped(self.unsure), *self.notes], words=columns[:1])
-
-
-def _counted(count: int, what: str) -> str:
-    """How many there are, in words."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

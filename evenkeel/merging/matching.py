@@ -25,9 +25,9 @@ from evenkeel.model.restoring import restored
 from evenkeel.model.sharding import own_parameter
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import grouped
+from evenkeel.reestimation.judging import Judge, require_judging
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.group_limits import MEMORY
-from evenkeel.statistics.judging import Judge, require_judging
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.population import Population

@@ -19,10 +19,10 @@ from evenkeel.model.buffers import write_
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.norms import Norm, has_running_statistics
 from evenkeel.model.restoring import restored
+from evenkeel.reestimation.settling import Settled, settle
+from evenkeel.reestimation.sweeps import distance_between
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.settling import Settled, settle
-from evenkeel.statistics.sweeps import distance_between
 
 _NEAR = 1e-4  # deviations: a unit that is no further from its target is there
 _MOST = 6  # times that what was found is corrected by what is then measured

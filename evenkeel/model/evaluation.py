@@ -66,6 +66,17 @@ class Score:
         return f"error {self.error:.2%} to {after.error:.2%}, {words}"
 
 
+def outcome(before: Score | None, after: Score | None, *, kept: bool) -> str:
+    """What a repair has made of a model's score, in words; empty if it was not scored.
+
+    >>> outcome(Score(0.3, "squared error", 100), Score(0.4, "squared error", 100), kept=False)
+    'squared error 0.3 to 0.4, no better, so taken back'
+    """
+    if before is None or after is None:
+        return ""
+    return before.change_to(after) + ("" if kept else ", no better, so taken back")
+
+
 def evaluate(
     model: nn.Module, batches: Iterable[Any], *, score: Scorer | None = None, forward: Forward | None = None
 ) -> Score:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -116,3 +117,14 @@ def _tensors_in(mapping: Mapping[Any, Any]) -> list[Tensor]:
     for item in mapping.values():
         found += [item] if isinstance(item, Tensor) else _tensors_in(item) if isinstance(item, Mapping) else []
     return found
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """A batch of images or volumes with channels last in memory; any other tensor as it is.
+
+    >>> channels_last(torch.ones(1, 2, 3, 3)).stride()
+    (18, 1, 6, 2)
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    is_known = tensor.is_floating_point() and tensor.ndim in formats
+    return tensor.contiguous(memory_format=formats[tensor.ndim]) if is_known else tensor

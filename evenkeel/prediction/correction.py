@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from evenkeel.errors import EvenkeelError, ModelError
+from evenkeel.errors import EvenkeelError, ModelError, count_text
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.outline import outline
@@ -24,10 +24,10 @@ from evenkeel.prediction.doubts import departure
 from evenkeel.prediction.replica_recorder import SamplingPlan
 from evenkeel.prediction.settled_prediction import settle
 from evenkeel.prediction.shift_prediction import prediction_inputs
+from evenkeel.shift.shift_page import Repair
 from evenkeel.statistics.noise import STATISTICS
 from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairs import Match
-from evenkeel.statistics.shift_page import Repair
 from evenkeel.statistics.stretching import stretched, warn
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
@@ -68,7 +68,7 @@ class Correction(Repair):
         """How many norms were corrected, and how many not, in words."""
         left = f", {len(self.untouched)} left as they were" if self.untouched else ""
         how = "" if self.match == "variance" else ", their mean matched"
-        return f"{len(self)} norm{'' if len(self) == 1 else 's'} corrected without data{how}{left}"
+        return f"{count_text(len(self), 'norm')} corrected without data{how}{left}"
 
     def __repr__(self) -> str:
         untouched = "".join(f"; {path!r} untouched: {reason}" for path, reason in self.untouched.items())

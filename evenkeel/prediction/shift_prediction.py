@@ -32,9 +32,9 @@ from evenkeel.prediction.mode_agreement import agreement
 from evenkeel.prediction.replica_recorder import ReplicaRecorder, SamplingPlan
 from evenkeel.prediction.replicas import Channels, pooled
 from evenkeel.prediction.sampling import Sampled, sample
-from evenkeel.statistics.channel_ratios import histogram_of
-from evenkeel.statistics.shift_report import ShiftReport
-from evenkeel.statistics.shift_rows import ShiftRow
+from evenkeel.shift.channel_ratios import histogram_of
+from evenkeel.shift.shift_report import ShiftReport
+from evenkeel.shift.shift_rows import ShiftRow
 from evenkeel.statistics.stored_values import damage_of, fault_of, initial_left
 
 _EVEN = 0.005  # log ratio up to which a norm passes nothing on

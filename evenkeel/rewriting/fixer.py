@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evenkeel.errors import EvenkeelError, ModelError, TraceError, UnappliedWarning
+from evenkeel.errors import EvenkeelError, ModelError, TraceError, UnappliedWarning, count_text
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.linter import examine, wanted
@@ -243,7 +243,7 @@ def _warn_of(report: FixReport) -> None:
     if len(report.left) == len(report) and all(row.reason == _UNSAFE for row in report):
         more = f" and {len(report) - 1} more" if report.rows[1:] else ""
         raise EvenkeelError(f"{report[0].code} at {report[0].path}{more} cannot be fixed: {_UNSAFE}")
-    count = f"{len(report.left)} finding{'' if len(report.left) == 1 else 's'} left to do by hand:"
+    count = f"{count_text(len(report.left), 'finding')} left to do by hand:"
     warnings.warn(UnappliedWarning("\n".join([count, *map(str, report.left)])), stacklevel=3)
 
 

@@ -1,1 +1,1 @@
-"""Norm statistics measured on data: `variance_shift` and `reestimate_`."""
+"""What reaches norm layers, measured exactly over batches, and what these store."""

@@ -19,6 +19,14 @@ class RankError(BatchError):
     """Another rank reported that it failed, and sends nothing more."""
 
 
+class Retry(BatchError):
+    """A pass failed, on this rank or on another, and may be run again in a more careful way."""
+
+    def __init__(self, reason: str, *, own: bool) -> None:
+        super().__init__(f"a batch that had run before failed when it was run again: {reason}")
+        self.own = own
+
+
 class State(IntEnum):
     """The state of a rank in a pass."""
 

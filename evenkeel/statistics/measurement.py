@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.batches import Forward, device_of, each, forward_pass, inputs, length, samples
-from evenkeel.model.nested import map_tensors, tensors
+from evenkeel.model.nested import channels_last, map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls
 from evenkeel.model.norms import Norm, foreign_norms, pools_batch
-from evenkeel.model.quantizers import hold_quantizers_, unscalable
+from evenkeel.model.quantizers import hold_quantizers_
 from evenkeel.model.restoring import restored
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count, Group, Groups, Piece, copied
-from evenkeel.statistics.distributed import Message, RankError, Ranks, State
+from evenkeel.statistics.blame import blame
+from evenkeel.statistics.distributed import Message, RankError, Ranks, Retry, State
 from evenkeel.statistics.group_limits import MEMORY, GroupLimits
 from evenkeel.statistics.pairing import Pairing
 from evenkeel.statistics.population import Population, Statistics, batch_statistics
 from evenkeel.statistics.probes import FEW, Probes
-from evenkeel.statistics.stored_values import damage_of, is_untrained
 from evenkeel.statistics.thinning import thinned
 
 _END: Any = object()
@@ -35,7 +35,6 @@ Call = tuple[int, Parts]  # its rank
 Arrivals = dict[str, list[Call]]
 Seen = Callable[["Measurement", str, Norm], None]
 
-_NEVER = "; no norm was ever updated, so that none keeps signals small: load the weights first"
 NO_CALL = "its forward normalises by no call of torch's batch norm with statistics of its own"
 READ = "never called, but its statistics are read, as by a layer that is fused with it: out of reach"
 
@@ -122,7 +121,7 @@ class Measurement:
         self._count = count
         self._paths = list(norms)
         # On a CPU this layout makes statistics of images cheap.
-        self._layout: Layout | None = _channels_last if device_of(model).type == "cpu" else None
+        self._layout: Layout | None = channels_last if device_of(model).type == "cpu" else None
         self._group: Group | None = None  # the one that is running
         self._is_spoilt = False  # whether it has reached a norm that is
         model.eval()
@@ -137,15 +136,15 @@ class Measurement:
     @property
     def total(self) -> float:
         """How many samples all batches of all ranks hold, as far as is known."""
-        running = self._group.samples * self.ranks.size if self._group else 0
-        per_batch = self._group.samples / len(self._group.held) if self._group else 0
-        expected = self.limits.expected * per_batch * self.ranks.size if math.isfinite(self.limits.expected) else 0
-        return max(self.samples, running, expected if not self.samples else 0)
+        if self._group is None:
+            return self.samples
+        running = self._group.samples * self.ranks.size
+        return max(self.samples, running, 0 if self.samples else self._expected_of(self._group))
 
-    def _in_all(self, group: Group) -> float:
-        """How many samples there are in all, as far as a group tells."""
-        expected = self.limits.expected * group.samples / len(group.held) if math.isfinite(self.limits.expected) else 0
-        return max(expected * self.ranks.size, self.samples, group.samples)
+    def _expected_of(self, group: Group) -> float:
+        """How many samples all ranks are to have, if their batches are like those of a group; 0 if not known."""
+        expected = self.limits.expected * self.ranks.size
+        return expected * group.samples / len(group.held) if math.isfinite(expected) else 0
 
     def groups(
         self, batches: Iterable[Any], max_batches: int | None = None, *, again: bool = False
@@ -189,7 +188,7 @@ class Measurement:
         while True:
             try:
                 batches, count = self.run(group)
-            except _Retry as retry:
+            except Retry as retry:
                 if retry.own and group is not None:
                     if self._layout is None:
                         group = self.limits.split(group, f"merged, {retry.__cause__}")
@@ -306,7 +305,7 @@ class Measurement:
 
         Raises:
             BatchError: the group failed, here or on another rank.
-            _Retry: it did, but there is a more careful way.
+            Retry: it did, but there is a more careful way.
         """
         self._group, self._is_spoilt = group, False
         if group is not None:
@@ -314,18 +313,19 @@ class Measurement:
                 on_read = None if self.batches else self.entangled.add
                 run = partial(self._forwarded, group)
                 if self.pairing is not None:
-                    self.pairing.hold(run, group, self._in_all(group) if self.step == 1 else math.inf)
+                    in_all = max(self._expected_of(group), self.samples, group.samples)
+                    self.pairing.hold(run, group, in_all if self.step == 1 else math.inf)
                 with NormCalls(self.norms, self._arrive, on_read):
                     outputs = run()
                 self.shapes = [tensor.shape for tensor in tensors(outputs)]
-            except (_Retry, RankError):
+            except (Retry, RankError):
                 raise
             except BatchError as error:
                 last = self._layout is None and len(group.held) == 1
                 self.ranks.exchange(Message(State.FAILED if last else State.RETRY))
                 if last:
                     raise
-                raise _Retry(str(error), own=True) from error
+                raise Retry(str(error), own=True) from error
         done = Message(State.DONE, sizes=(len(group.held), group.samples) if group else (0, 0))
         messages = self._exchange(done)
         while any(message.state is not State.DONE for message in messages):
@@ -348,7 +348,7 @@ class Measurement:
         messages = self.ranks.exchange(message)
         self.ranks.require([message.state for message in messages])
         if any(message.state is State.RETRY for message in messages):
-            raise _Retry("it failed on another rank", own=False)
+            raise Retry("it failed on another rank", own=False)
         for rank, (state, place, parts, _) in enumerate(messages):
             if state is State.MEASURED:
                 path = self._paths[place]
@@ -381,22 +381,10 @@ class Measurement:
     def _require_finite(self, path: str, parts: Parts) -> None:
         for number, (_, mean, variance) in parts:
             if not (mean.isfinite() & variance.isfinite()).all():
-                first = number // MOST_PARTS if self.pairing else number
-                first = self._group.first if self._by_sample and self._group else first
-                raise BatchError(self._blame(path, first))
-
-    def _blame(self, path: str, number: int) -> str:
-        """What is not finite: a batch, or the model, if what it is given is finite."""
-        assert self._group is not None
-        what = getattr(self.norms[path], "stands_for", "norm")
-        given = (t for piece in self._group.held for t in tensors(piece.batch) if t.is_floating_point())
-        damage = damage_of(self.model) if all(bool(t.isfinite().all()) for t in given) else ""
-        if damage:
-            return f"{damage} is not finite, as shows at {what} {path!r}: the model is damaged, not the data"
-        if fault := unscalable(self.model):
-            return f"what reaches {what} {path!r} is not finite: {fault}"
-        untrained = _NEVER if all(map(is_untrained, self.norms.values())) else ""
-        return f"batch {number} is not finite at {what} {path!r}: its mean or variance is NaN or infinite{untrained}"
+                assert self._group is not None
+                batch = number // MOST_PARTS if self.pairing else number
+                first = self._group.first if self._by_sample else batch
+                raise BatchError(blame(self.model, self.norms, path, self._group, first))
 
     def statistics_beside(self, frozen: Collection[nn.Module] = ()) -> dict[str, str]:
         """Modules with statistics that are no norms of torch's, by path, each with what it is."""
@@ -409,17 +397,3 @@ class Measurement:
         if path in self.called:
             return NO_CALL
         return READ if path in self.entangled else "never reached by the batches"
-
-
-class _Retry(BatchError):
-    """A pass failed, on this rank or on another, and may be run again in a more careful way."""
-
-    def __init__(self, reason: str, *, own: bool) -> None:
-        super().__init__(f"a batch that had run before failed when it was run again: {reason}")
-        self.own = own
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    known = tensor.is_floating_point() and tensor.ndim in formats
-    return tensor.contiguous(memory_format=formats[tensor.ndim]) if known else tensor

@@ -14,6 +14,7 @@ from evenkeel.model.norms import Norm
 from evenkeel.statistics.pairs import Pairs
 
 _STATISTICS = ("running_mean", "running_var")
+_CHANCE = 0.25  # of a squared distance: below, it is more than twice its standard error
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class NormChange:
     def ratio(self) -> float:
         """The new variance over the old one."""
         return self.after / self.before if self.before else math.nan
+
+    @property
+    def is_within_error(self) -> bool:
+        """Whether the statistics differ by less than two standard errors: too few data to tell them apart."""
+        return self.chance > _CHANCE
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain numbers and strings."""

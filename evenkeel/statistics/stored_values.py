@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from evenkeel.errors import count_text
 from evenkeel.model.buffers import is_as_written
 from evenkeel.model.norms import Norm
 
@@ -150,7 +151,7 @@ def history_of(norm: Norm) -> str:
     ('0 updates at momentum 0.01', '0 updates, all averaged')
     """
     count = norm.num_batches_tracked
-    updates = "updates that were not counted" if count is None else f"{int(count)} update{'' if count == 1 else 's'}"
+    updates = "updates that were not counted" if count is None else count_text(int(count), "update")
     return f"{updates}, all averaged" if norm.momentum is None else f"{updates} at momentum {norm.momentum:g}"
 
 

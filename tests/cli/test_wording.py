@@ -8,7 +8,8 @@ from evenkeel.cli.wording import for_command_line
 from evenkeel.linting.rules import ek102_statistics_carry_dropout as ek102
 from evenkeel.model.losses import ADVICE
 from evenkeel.prediction.anchors import WRITTEN
-from evenkeel.statistics import attempt, judging, pairing
+from evenkeel.reestimation import attempt, judging
+from evenkeel.statistics import pairing
 
 PYTHON = re.compile(r"\b(held_out|choose|unsure|prior|match|forward|score|memory|relative|download|samples)=|undo\(\)")
 

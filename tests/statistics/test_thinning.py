@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenkeel as ek
-from evenkeel.statistics import settling
+from evenkeel.reestimation import settling
 from evenkeel.statistics.batch_merging import Piece
 from evenkeel.statistics.thinning import thinned
 

@@ -16,8 +16,10 @@ WINGS = """
     cli  compat  hf  lightning
     rewriting
     papers  linting
-    demo  integrations  prediction  init  merging
-    layers  statistics  signals
+    demo  integrations  prediction  init  merging  parts
+    reestimation
+    layers  shift  signals
+    statistics
     io  graph
     theory  output  model
     errors

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from evenkeel.papers.lab.specs import Scale
 from evenkeel.papers.lab.trials import Trial
 from evenkeel.prediction.shift_prediction import predict_shift
-from evenkeel.statistics.shift import variance_shift
+from evenkeel.shift.shift import variance_shift
 from evenkeel.theory.kim2023 import post_dropout_variance, pre_dropout_variance, residual_dilution
 
 WIDTH = 128

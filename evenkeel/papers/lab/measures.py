@@ -20,9 +20,9 @@ from evenkeel.papers.lab.specs import Precision
 from evenkeel.papers.lab.training import Trained, batches_of, score
 from evenkeel.papers.lab.trials import Trial
 from evenkeel.prediction.correction import correct_
+from evenkeel.reestimation.reestimation import reestimate_
+from evenkeel.shift.shift import variance_shift
 from evenkeel.statistics.noise import noisy
-from evenkeel.statistics.reestimation import reestimate_
-from evenkeel.statistics.shift import variance_shift
 from evenkeel.theory.li2018 import cos_squared
 
 Measure = Callable[[Trial], dict[str, Any]]

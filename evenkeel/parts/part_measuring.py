@@ -1,0 +1,130 @@
+"""measure_part: what reaches each norm on some of the data, to be merged with other parts elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from evenkeel.errors import EvenkeelError
+from evenkeel.model.batches import Forward
+from evenkeel.model.buffers import write_
+from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.model.restoring import restored
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.output.progress import Bar
+from evenkeel.parts.fingerprints import of_statistics, of_weights
+from evenkeel.parts.norm_sums import NormSums
+from evenkeel.parts.parts import Part, Start
+from evenkeel.reestimation.attempt import counter
+from evenkeel.statistics.batch_merging import Group
+from evenkeel.statistics.measurement import Measurement
+from evenkeel.statistics.norm_buffers import divide, found_in, set_usable_, values_of
+
+
+def measure_part(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    name: str = "",
+    start: Start | None = None,
+    forward: Forward | None = None,
+    max_batches: int | None = None,
+    samples: Callable[[Any], int] | int | None = None,
+    progress: bool = False,
+    memory: int = 0,
+) -> Part:
+    """Measure what reaches each norm on some of the data, dropout off, as sums that add up exactly to those of all.
+
+    Each process measures its own data, without a word to the others, and `merge_parts_` makes statistics of what they
+    found: the same bits in whatever order the parts are given, and wherever between two batches the data were cut, on
+    processors and versions that compute alike. The model is restored bit for bit.
+
+    Args:
+        model: the model, the same for all parts.
+        batches: an iterable, as for `reestimate_`.
+        name: of these data, to be named by in reports; two parts of one name are refused.
+        start: what norms store meanwhile: that of the last round's merge; what is found in the model if None.
+        forward: how to run a batch, as for `reestimate_`.
+        max_batches: how many batches to use; all if None.
+        samples: how many samples a batch holds, where its tensors do not tell.
+        progress: show a progress bar.
+        memory: as for `reestimate_`, but 0: each batch runs by itself, so that how batches are merged has no say. More
+            is faster with small batches, and bits then depend on where data were cut, about as float32 rounds.
+
+    Returns:
+        The part, to be saved or sent: sums by channel, no samples. Of very few samples they tell much about each.
+
+    Raises:
+        EvenkeelError: the start belongs to other weights.
+        ModelError: the model has no norm with running statistics, or all of them are frozen.
+        BatchError: the batches raised, ran short, were empty, not finite, or reached no norm; says which.
+
+    >>> model, data = nn.BatchNorm1d(2), torch.randn(64, 2)
+    >>> left, right = (measure_part(model, [half]) for half in data.split(32))
+    >>> left.samples, left.fingerprint == right.fingerprint
+    (32, False)
+    """
+    with unwrapped(model) as plain:
+        free, untouched = divide(plain, leave=False)
+        weights, found = of_weights(plain), of_statistics(plain)
+        with restored(plain), torch.no_grad():
+            count = counter(samples)
+            measurement = Measurement(plain, free, forward=forward, memory=memory, count=count)
+            set_usable_(free.values())
+            if start is not None:
+                write_start_(free, start, weights)
+            stored = {path: values_of(norm) for path, norm in free.items()}
+            with closing(Bar(batches, "measuring", total=max_batches)) as bar:
+                sums = _sums(measurement, bar if progress else batches, max_batches)
+        reasons = {path: measurement.why_not(path) for path in free if path not in sums}
+    return Part(
+        name=name,
+        batches=measurement.batches,
+        samples=measurement.samples,
+        start=Start(weights, 0, stored) if start is None else replace(start, values=stored),
+        found=found,
+        sums=sums,
+        untouched=untouched | reasons,
+        entangled=tuple(sorted(measurement.entangled & sums.keys())),
+        is_random=measurement.is_random,
+    )
+
+
+def write_start_(norms: Mapping[str, Norm], start: Start, weights: str) -> None:
+    """Write a start into a model's norms, in place.
+
+    Raises:
+        EvenkeelError: it belongs to a model of other weights.
+    """
+    if start.weights != weights:
+        raise EvenkeelError(
+            "start= (--start) belongs to other weights than the model has: load the checkpoint that its parts were "
+            "measured on"
+        )
+    for path, values in start.values.items():
+        if path in norms:
+            for buffer, value in zip(found_in(norms[path]), values, strict=True):
+                write_(buffer, value.to(buffer))
+
+
+def _sums(measurement: Measurement, batches: Iterable[Any], max_batches: int | None) -> dict[str, NormSums]:
+    """The sums of every norm reached."""
+    sums: dict[str, NormSums] = {}
+    first: Group | None = None
+    for group in measurement.groups(batches, max_batches):
+        measurement.arrivals = {}
+        ran = measurement.add(group)
+        if first is None and ran is not None:
+            first = ran
+            measurement.try_for_noise(ran.held[:1])
+        for path, calls in measurement.arrivals.items():
+            norm = measurement.norms[path]
+            if path not in sums:
+                sums[path] = NormSums(found_in(norm)[0], pooled=pools_batch(norm))
+            sums[path].add(part for _, parts in calls for part in parts)
+    return sums

@@ -1,0 +1,1 @@
+"""Norm statistics replaced by measured ones: `reestimate_`, `reestimate_domains_`, `adapted`."""

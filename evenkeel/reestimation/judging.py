@@ -1,0 +1,147 @@
+"""Judge: which statistics a model does best with, by its score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from evenkeel.errors import BatchError, EvenkeelError, ModelError
+from evenkeel.model.evaluation import Score, Scorer
+from evenkeel.model.wrappers import unwrapped
+from evenkeel.reestimation.attempt import Attempt
+from evenkeel.reestimation.reestimation_report import Reestimation
+from evenkeel.statistics.distributed import Ranks
+
+_ENOUGH = 8192  # samples
+_OWN = 0.95  # of the loss as found, on data that a model was fitted to: a smaller gain there often is none on others
+_BY_OWN = (
+    "judged by the targets of these data themselves, whose loss must fall by a twentieth: held_out= tells more, "
+    "match='mean' does not ask"
+)
+
+
+class Judged(Protocol):
+    """What a repair returns, as far as it is judged by scores before and after."""
+
+    before: Score | None
+    after: Score | None
+    kept: bool
+
+    def undo(self) -> None:
+        """Take the repair back."""
+
+
+Done = TypeVar("Done", bound=Judged)
+
+
+def require_judging(held_out: Iterable[Any] | None, score: Scorer | None, choose: str) -> None:
+    """Refuse arguments that a repair cannot be judged by.
+
+    Raises:
+        EvenkeelError: they do not go together.
+        BatchError: the held-out data can be had only once.
+    """
+    if choose not in ("new", "best") or (choose == "best" and held_out is None):
+        raise EvenkeelError(f"choose must be 'new', or, with held_out data to judge by, 'best', not {choose!r}")
+    if score is not None and held_out is None:
+        raise EvenkeelError("score says how to judge held-out data, and there are none: pass held_out=")
+    if isinstance(held_out, Iterator):
+        what = type(held_out).__name__
+        raise BatchError(f"held_out is scored twice, and a {what} is used up by then: pass a list or a DataLoader")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first of some batches, as many as hold enough samples to judge by; can be iterated over again if they can."""
+
+    batches: Iterable[Any]
+    count: Callable[[Any], int]
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = 0
+        for batch in self.batches:
+            yield batch
+            samples += self.count(batch)
+            if samples >= _ENOUGH:
+                return
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores a model, on all ranks together, and keeps what it does best with.
+
+    Attributes:
+        model: the model.
+        evaluate: scores it.
+        ranks: of which the first decides.
+    """
+
+    model: nn.Module
+    evaluate: Callable[[nn.Module], Score]
+    ranks: Ranks
+
+    def score(self) -> Score:
+        """The model's score as it is."""
+        with unwrapped(self.model) as plain:
+            return self.ranks.collectively(partial(self.evaluate, plain))
+
+    def judged(self, done: Done, before: Score) -> Done:
+        """What was done, with the scores before and after; undone if it cannot be scored."""
+        try:
+            done.before, done.after = before, self.score()
+        except BaseException:
+            done.undo()
+            raise
+        return done
+
+    def best(self, attempt: Attempt, before: Score) -> Reestimation:
+        """The better of matching the mean and matching the variance, kept if it is better than the model as found."""
+        try:
+            done = self.judged(attempt.reestimated(self.model, "mean"), before)
+        except (ModelError, BatchError) as error:
+            done = self.judged(attempt.reestimated(self.model, "variance"), before)
+            done.notes = (*done.notes, f"match='mean' was not tried: {error}")
+        if done.match == "mean":
+            done.undo()
+            other = self.judged(attempt.reestimated(self.model, "variance"), before)
+            scores = {"mean": done.after, "variance": other.after}
+            if self._is_better(other.after, done.after):
+                done = other
+            else:
+                other.undo()
+                done.redo()
+            done.scores = scores
+        self.keep_better(done)
+        return done
+
+    def better_by_own_targets(self, done: Reestimation) -> Reestimation:
+        """What was done, unless the loss by the targets of the data themselves falls by less than a twentieth.
+
+        Matching variances is not tried: a net that fits its own data too well looks better with larger outputs.
+        """
+        done.undo()
+        try:
+            before = self.score()
+        except BatchError:
+            done.redo()
+            return done
+        done.redo()
+        self.keep_better(self.judged(done, before), _OWN)
+        done.notes = (*done.notes, _BY_OWN)
+        return done
+
+    def keep_better(self, done: Judged, part: float = 1.0) -> None:
+        """Take new statistics back if the loss is not below this part of what it was with those found."""
+        assert done.before is not None
+        done.kept = self._is_better(done.after, replace(done.before, loss=part * done.before.loss))
+        if not done.kept:
+            done.undo()
+
+    def _is_better(self, one: Score | None, other: Score | None) -> bool:
+        assert one is not None and other is not None
+        return bool(self.ranks.first(torch.tensor([one.is_better_than(other)])))
