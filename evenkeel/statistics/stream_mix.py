@@ -154,7 +154,7 @@ def _append(rows: list[_Row], row: _Row, is_short: Callable[[_Row], bool] = lamb
 
 
 def _mean_and_error(population: Population) -> Tensor | None:
-    """What is to be added up over batches: the means by channel, their squared error, and 1; None of a single sample."""
+    """What is added up over batches: the means by channel, their squared error, and 1; None of a single sample."""
     squared = population.errors[0] ** 2 * float(population.variance.mean())
     if not math.isfinite(squared):
         return None

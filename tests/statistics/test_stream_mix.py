@@ -1,5 +1,7 @@
 """StreamMix: the moments of chi-squared over orders, and how rarely a shuffled stream is taken for a sorted one."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -79,7 +81,7 @@ def test_a_long_stream_takes_no_more_memory_and_is_still_compared(is_classifier)
     rows = mix._counts if is_classifier else mix._means["norm"]
     assert len(rows) <= 256
     assert (rows[0].first, rows[-1].last) == (1, 700)
-    assert all(left.last + 1 == right.first for left, right in zip(rows, rows[1:], strict=False))
+    assert all(left.last + 1 == right.first for left, right in pairwise(rows))
     assert sum(float(row.held[-1]) for row in rows) == 700 or is_classifier
     assert any(add(number, number // 70 % 10) for number in range(700, 2100))
 
