@@ -123,7 +123,7 @@ def _outputs(
 ) -> tuple[dict[str, list[Tensor]], dict[str, set[str]]]:
     """What modules return in a pass, tensor after tensor, and names of what they hold that is written meanwhile."""
     returned: dict[str, list[Tensor]] = {path: [] for path in modules}
-    before = {path: {n: (t, t._version, t.clone()) for n, t in _tensors_of(m).items()} for path, m in modules.items()}
+    before = {path: {n: (t, _version(t), t.clone()) for n, t in _tensors_of(m).items()} for path, m in modules.items()}
 
     def keep(path: str, _module: nn.Module, _inputs: object, output: object) -> None:
         returned[path] += [tensor.detach().clone() for tensor in tensors(output) if tensor.numel()]
@@ -142,9 +142,13 @@ def _outputs(
         written[path] = {
             name
             for name, (tensor, version, value) in found.items()
-            if now.get(name) is not tensor or tensor._version != version or not torch.equal(tensor, value)
+            if now.get(name) is not tensor or _version(tensor) != version or not torch.equal(tensor, value)
         }
     return returned, written
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # such tensors count no writes
 
 
 def _are_same(left: list[Tensor], right: list[Tensor]) -> bool:

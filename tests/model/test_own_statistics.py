@@ -162,6 +162,12 @@ def test_what_takes_no_other_value_is_read():
     assert "train mode updates its c" in statistics_beside(model, lambda: model(data()[0]))["2"]
 
 
+def test_one_made_in_inference_mode_is_named():
+    with torch.inference_mode():
+        model = net(Functional())
+    assert "train mode updates its m, v" in statistics_beside(model, lambda: model(data()[0]))["2"]
+
+
 def test_a_frozen_one_is_not_named_and_the_model_may_raise():
     model = net(Own()).train()
     model[2].eval()
