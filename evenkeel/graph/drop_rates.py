@@ -19,6 +19,10 @@ from evenkeel.model.wrappers import unwrapped
 Place = tuple[nn.Module, str]  # a module and the attribute in which it holds a rate
 
 _DROPS = re.compile(r"drop|stochastic_?depth", re.IGNORECASE)  # in the name of a class, or of an attribute
+# What an attribute named after dropping is that is no rate to drop: a rate to keep, a count, a point in time.
+_NO_RATE = re.compile(
+    r"keep|dropped|(^|_)(last|count|value|scale|threshold|temperature|start|end|every|step|epoch)s?(_|$)", re.IGNORECASE
+)
 # The rates that modules end training with, while a schedule sets them; copies of a model are under no schedule.
 _ENDING: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
 
@@ -28,8 +32,9 @@ class DropRates:
 
     These are `p` of torch's dropouts and of classes whose name says that they drop, `beta` of `Uout`, and numbers from
     0 to 1 in attributes named after dropping, such as `dropout` of `nn.LSTM` and `nn.MultiheadAttention`, `drop_prob`
-    or `attention_dropout`. With an example the model is traced twice, with rates as they are and all set to 0: what
-    holds the rate of a dropout seen is added, and what drops still is in `untouched`.
+    or `attention_dropout`, unless the name says something else, as `drop_keep_prob` does. With an example the model is
+    traced twice, with rates as they are and all set to 0: what holds the rate of a dropout seen is added, and what
+    drops still is in `untouched`.
 
     Args:
         model: the model.
@@ -50,6 +55,7 @@ class DropRates:
     """
 
     def __init__(self, model: nn.Module, example: Any = None) -> None:
+        unseen = "dropout called as a function was not looked for: pass example="
         with unwrapped(model) as plain:
             graph = None if example is None else graph_of(plain, example)
             self._places = _places_in(plain) | (_places_seen(plain, graph) if graph else {})
@@ -59,8 +65,8 @@ class DropRates:
             raise ModelError(
                 f"no module of {type(model).__name__} holds a drop rate that can be set: build it with dropout, such "
                 "as nn.Dropout(0.3); a rate written into the source of a forward pass is set there alone"
+                + ("" if graph else f"; {unseen}")
             )
-        unseen = "dropout called as a function was not looked for: pass example="
         self.notes = () if graph else (unseen,)
 
     def write(self, rates: Mapping[str, float]) -> None:
@@ -69,9 +75,7 @@ class DropRates:
         Raises:
             EvenkeelError: a rate is not within 0 and 1, or no number.
         """
-        for name, rate in rates.items():
-            if not 0 <= rate <= 1:  # not a number is neither
-                raise EvenkeelError(f"the rate of {name} would be {rate:g}: rates to drop are 0 to 1")
+        require_rates(rates)
         for name, rate in rates.items():
             setattr(*self._places[name], rate)
 
@@ -104,6 +108,19 @@ class DropRates:
             for layer in silent
             if layer.drops or (layer.kind is Kind.OPAQUE and layer.p)
         }
+
+
+def require_rates(rates: Mapping[str, float]) -> None:
+    """Refuse what is no rate to drop.
+
+    Raises:
+        EvenkeelError: a rate is not within 0 and 1, or no number.
+
+    >>> require_rates({"drop.p": 0.5})
+    """
+    for name, rate in rates.items():
+        if not _is_number(rate) or not 0 <= rate <= 1:  # not a number is neither
+            raise EvenkeelError(f"the rate of {name} would be {rate}: rates to drop are 0 to 1")
 
 
 @contextmanager
@@ -156,7 +173,7 @@ def _places_seen(model: nn.Module, graph: LayerGraph) -> dict[str, Place]:
 
 
 def _holds_rate(module: nn.Module, attribute: str, value: float) -> bool:
-    if not 0 <= value <= 1:
+    if not 0 <= value <= 1 or _NO_RATE.search(attribute):
         return False
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return attribute == "p"

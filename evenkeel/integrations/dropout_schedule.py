@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.graph.drop_rates import DropRates
+from evenkeel.graph.drop_rates import DropRates, require_rates
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +42,8 @@ class DropoutSchedule:
 
     Raises:
         ModelError: no module holds a rate.
-        EvenkeelError: steps is no positive number, another schedule is on, or a rate would not be within 0 and 1.
+        EvenkeelError: steps is no positive number, another schedule is on, or a rate would not be within 0 and 1 at the
+            first step or the last.
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2))
     >>> with DropoutSchedule.quiet_end(model, steps=4, last=2) as schedule:
@@ -60,12 +61,11 @@ class DropoutSchedule:
         self.rates = dict(self._held.found)
         self.untouched = dict(self._held.untouched)
         self.notes = self._held.notes
-        self._held.announce(self._rates_at(steps - 1))
-        try:
-            self._set()
-        except EvenkeelError:
-            self._held.withdraw()
-            raise
+        first, ending = self._rates_at(0), self._rates_at(steps - 1)
+        require_rates(first)
+        require_rates(ending)
+        self._held.announce(ending)
+        self._held.write(first)
         self._is_on = True
 
     @classmethod
@@ -119,16 +119,16 @@ class DropoutSchedule:
         """Set the rates for the next step, or for the one after so many; behind the last they stay.
 
         Raises:
-            EvenkeelError: the schedule was undone, or a rate would not be within 0 and 1; rates are as before.
+            EvenkeelError: the schedule was undone, the number is no whole one of at least 0, or a rate would not be
+                within 0 and 1; rates are as before.
         """
         if not self._is_on:
             raise EvenkeelError(_OVER)
-        before, self.now = self.now, self.now + 1 if to is None else to
-        try:
-            self._set()
-        except EvenkeelError:
-            self.now = before
-            raise
+        now = self.now + 1 if to is None else to
+        if now < 0 or now % 1:
+            raise EvenkeelError(f"{now} steps cannot be done: give a whole number, 0 or more")
+        self._held.write(self._rates_at(now))
+        self.now = now
 
     def undo(self) -> None:
         """Put the rates found back; the schedule is over."""
@@ -145,16 +145,25 @@ class DropoutSchedule:
         """Go on where another schedule was, of the same model.
 
         Raises:
-            EvenkeelError: it was of other rates, or the schedule was undone.
+            EvenkeelError: it was of other rates, or is none, or the schedule was undone; all is as before then.
         """
         if not self._is_on:
             raise EvenkeelError(_OVER)
+        if missing := [name for name in ("now", "rates") if name not in state]:
+            raise EvenkeelError(f"the state has no {missing[0]!r}: pass what state_dict() of a schedule gave")
         if other := sorted(set(state["rates"]) ^ set(self.rates)):
             raise EvenkeelError(f"the state is of another model: only one of both has the rate {other[0]}")
-        self.rates = dict(state["rates"])
+        require_rates(state["rates"])
+        before, self.rates = self.rates, dict(state["rates"])
+        try:
+            ending = self._rates_at(self.steps - 1)
+            require_rates(ending)
+            self.step(state["now"])
+        except BaseException:
+            self.rates = before
+            raise
         self._held.withdraw()
-        self._held.announce(self._rates_at(self.steps - 1))
-        self.step(state["now"])
+        self._held.announce(ending)
 
     def __enter__(self) -> Self:
         return self
@@ -164,9 +173,6 @@ class DropoutSchedule:
 
     def __repr__(self) -> str:
         return f"DropoutSchedule({len(self.rates)} rates, {self.now} of {self.steps} steps)"
-
-    def _set(self) -> None:
-        self._held.write(self._rates_at(self.now))
 
     def _rates_at(self, step: int) -> dict[str, float]:
         last = self.steps - 1

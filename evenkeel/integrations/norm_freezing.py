@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
+from weakref import WeakSet
 
 from torch import nn
 
 from evenkeel.errors import EvenkeelError, ModelError, StretchWarning
-from evenkeel.model.flags import FROZEN, frozen_in
+from evenkeel.model.flags import FROZEN, flagged, frozen_in
 from evenkeel.model.norms import norms_of
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.reestimation.reestimation import reestimate_
@@ -36,16 +37,19 @@ class FrozenNorms:
         self.untouched = untouched
         self._norms = norms
         self._owner = owner
-        for norm in norms.values():
-            norm.__dict__["train"] = _StaysInEval(norm)
+        self._stays = {path: _StaysInEval(norm) for path, norm in norms.items()}
+        for path, norm in norms.items():
+            norm.__dict__["train"] = self._stays[path]
             norm.training = False
+        _ON.add(self)
 
     def thaw(self) -> None:
         """Let the norms follow `train()` again, as their model does now; their statistics stay as they are."""
-        for norm in self._norms.values():
-            if isinstance(norm.__dict__.get("train"), _StaysInEval):
+        for path, norm in self._norms.items():
+            if norm.__dict__.get("train") is self._stays[path]:
                 del norm.__dict__["train"]
                 norm.training = self._owner.training
+        _ON.discard(self)
 
     def undo(self) -> None:
         """Thaw the norms, and put the statistics found before back."""
@@ -64,8 +68,11 @@ class FrozenNorms:
         return f"FrozenNorms({len(self.paths)} norms, {settled})"
 
 
+_ON: WeakSet[FrozenNorms] = WeakSet()  # those whose norms are not thawed
+
+
 class _StaysInEval:
-    """Stands in for the `train` of a norm, on the object itself: copied and pickled with it."""
+    """Stands in for the `train` of a norm, on the object itself: unheld and pickled with it."""
 
     def __init__(self, norm: nn.Module) -> None:
         self._norm = norm
@@ -84,7 +91,8 @@ def freeze_norms_(model: nn.Module, batches: Iterable[Any] | None = None, **opti
     batch changes their statistics; their scale and offset are trained as ever. They stay in eval mode whatever calls
     `model.train()`, until `thaw()`. Wu & Johnson (2021, arXiv 2105.07576) advise it for the last epochs. Set drop rates
     to 0 as well, by `DropoutSchedule.quiet_end`: with dropout on, norms are fed more variance than they store, and the
-    error grew (`benchmarks.quiet_end`).
+    error grew (`benchmarks.quiet_end`). A copy of the model, by `deepcopy` or pickle, is frozen, too: another call
+    returns what thaws it, as it does where what the first call returned is lost.
 
     Args:
         model: the model, changed in place.
@@ -112,14 +120,17 @@ def freeze_norms_(model: nn.Module, batches: Iterable[Any] | None = None, **opti
     True
     """
     with unwrapped(model) as plain:
-        norms, frozen = norms_of(plain), frozen_in(plain)
-        if again := [path for path, norm in norms.items() if isinstance(vars(norm).get("train"), _StaysInEval)]:
+        norms = norms_of(plain)
+        held = {norm for other in _ON for norm in other._norms.values()}
+        if again := [path for path, norm in norms.items() if norm in held]:
             raise EvenkeelError(f"the norm {again[0]!r} is frozen already: thaw() it first")
+        unheld = [norm for norm in norms.values() if isinstance(vars(norm).get("train"), _StaysInEval)]
+        frozen = frozen_in(plain) - {*unheld}
         chosen: dict[str, nn.Module] = {path: norm for path, norm in norms.items() if norm not in frozen}
         if not chosen:
             raise ModelError(f"all {len(norms)} norms are {FROZEN}: there is none left to freeze")
     settings: dict[str, Any] = {"match": "variance"} | options
-    with catch_warnings():
+    with catch_warnings(), flagged(dict.fromkeys(unheld, plain.training)):
         simplefilter("ignore", StretchWarning)  # training goes on, and adapts
         done = None if batches is None else reestimate_(model, batches, **settings)
     untouched = dict.fromkeys((path for path, norm in norms.items() if norm in frozen), FROZEN)

@@ -81,7 +81,7 @@ class ShiftLog:
         *,
         every: int | None = None,
         max_batches: int = 4,
-        norms: Collection[str] | None = None,
+        norms: Collection[str] | str | None = None,
         forward: Forward | None = None,
         writer: Any = None,
         resume: bool = False,
@@ -114,9 +114,9 @@ class ShiftLog:
 
         Raises:
             BatchError: nothing could be measured, at the first time; later that is a row, whose `why` says it.
-            EvenkeelError: the file cannot be written.
+            EvenkeelError: the file cannot be written, or the number is no whole one of at least 0.
         """
-        before, self.steps = self.steps, self.steps + 1 if to is None else to
+        before, self.steps = self.steps, self.steps + 1 if to is None else _done("steps", to)
         if self._every and self.steps // self._every > before // self._every:
             self.measure()
 
@@ -127,7 +127,7 @@ class ShiftLog:
             BatchError: as for `step`.
             EvenkeelError: as for `step`.
         """
-        self.epochs = self.epochs + 1 if to is None else to
+        self.epochs = self.epochs + 1 if to is None else _done("epochs", to)
         if self.steps != self._last:
             self.measure()
 
@@ -163,8 +163,15 @@ class ShiftLog:
         return {"steps": self.steps, "epochs": self.epochs}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on at the steps and epochs of a checkpoint."""
-        self.steps, self.epochs = state["steps"], state["epochs"]
+        """Go on at the steps and epochs of a checkpoint.
+
+        Raises:
+            EvenkeelError: it is no state of a log.
+        """
+        if missing := [name for name in ("steps", "epochs") if name not in state]:
+            raise EvenkeelError(f"the state has no {missing[0]!r}: pass what state_dict() of a log gave")
+        steps, epochs = (_done(name, state[name]) for name in ("steps", "epochs"))
+        self.steps, self.epochs = steps, epochs
 
     def __repr__(self) -> str:
         where = f", {self._path}" if self._path else ""
@@ -193,9 +200,18 @@ class ShiftLog:
                     self._writer.add_scalar(f"{name}/{record.path}", value, self.steps)
 
 
-def _chosen(model: nn.Module, norms: Collection[str] | None) -> frozenset[str] | None:
+def _done(name: str, value: int) -> int:
+    """A number of steps or epochs done, if it is one."""
+    if value < 0 or value % 1:
+        raise EvenkeelError(f"{value} {name} cannot be done: give a whole number, 0 or more")
+    return value
+
+
+def _chosen(model: nn.Module, norms: Collection[str] | str | None) -> frozenset[str] | None:
     with unwrapped(model) as plain:
         known = list(norms_of(plain))
+    if isinstance(norms, str):
+        norms = [norms]
     for path in norms or ():
         if path not in known:
             raise EvenkeelError(f"there is no norm {path!r}: {similar(path, known) or 'give some of ' + repr(known)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from evenkeel.model.buffers import write_
 
 _SLOW = "_enable_slow_path_for_better_numerical_stability"  # of torch.ao.nn.intrinsic.qat: reads statistics unseen
+_FLAGS = ("observer_enabled", "static_enabled", "fake_quant_enabled")  # tensors of a fake-quantizer
 _OUTGROWN_NOTE = (
     "{!r}: its weights, scaled by the new statistics, reach x{:.2f} of the range that its fake-quantizer holds, and "
     "are cut off there: repair with fake-quantizers off, reset the observers, run some batches, and repair with them on"
@@ -69,11 +71,36 @@ def hold_quantizers_(model: nn.Module) -> Quantizers:
         if path in found.watching:
             module.__dict__["forward"] = _as_given
             continue
-        names = ("observer_enabled", "static_enabled", *(["fake_quant_enabled"] if path in found.unobserved else []))
+        names = _FLAGS if path in found.unobserved else _FLAGS[:2]
         for flag in (getattr(module, name, None) for name in names):
             if isinstance(flag, Tensor):
                 write_(flag, torch.zeros_like(flag))
     return found
+
+
+@contextmanager
+def held_quantizers(model: nn.Module) -> Generator[Quantizers]:
+    """The same while entered; flags are put back on leaving, also after an exception.
+
+    >>> import torch.ao.quantization as tq
+    >>> net = nn.Sequential(nn.Linear(2, 2), tq.FakeQuantize())
+    >>> with held_quantizers(net):
+    ...     print(net[1].observer_enabled)
+    tensor([0], dtype=torch.uint8)
+    >>> net[1].observer_enabled
+    tensor([1], dtype=torch.uint8)
+    """
+    attributes = {m: {n: vars(m)[n] for n in ("forward", _SLOW) if n in vars(m)} for m in model.modules()}
+    flags = [flag for m in model.modules() for name in _FLAGS if isinstance(flag := getattr(m, name, None), Tensor)]
+    values = [flag.clone() for flag in flags]
+    try:
+        yield hold_quantizers_(model)
+    finally:
+        for module, found in attributes.items():
+            module.__dict__.pop("forward", None)
+            module.__dict__.update(found)
+        for flag, value in zip(flags, values, strict=True):
+            write_(flag, value)
 
 
 def quantizers_of(model: nn.Module) -> Quantizers:

@@ -14,6 +14,7 @@ from evenkeel.errors import BatchError, SortedStreamWarning
 from evenkeel.model.batches import Forward, each, forward_pass
 from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.flags import flagged
+from evenkeel.model.quantizers import held_quantizers, hold_quantizers_
 from evenkeel.model.restoring import restored
 from evenkeel.reestimation.attempt import Attempt
 from evenkeel.reestimation.prior import Weight
@@ -34,9 +35,9 @@ def adapted(
 
     The batch runs once, dropout off, each norm fed by norms that store the blend (a second and further times only in
     nets that call a norm twice in a pass). Inside, the model is in eval mode: run it on the batch, or on others of the
-    same domain. On leaving, also after an exception, statistics and flags are as found, bit for bit. Norms that are
-    frozen, or never updated, are left as `reestimate_` leaves them. Each process of torch.distributed adapts to its
-    own batch.
+    same domain. Observers of quantization are off meanwhile. On leaving, also after an exception, statistics and flags
+    are as found, bit for bit. Norms that are frozen, or never updated, are left as `reestimate_` leaves them. Each
+    process of torch.distributed adapts to its own batch.
 
     `prior=0` is batch statistics at test time (Nado et al. 2020), a number n the blend of Schneider et al. (2020),
     `n / (n + samples)` old and the rest new. "auto" weighs each norm by the standard errors of its new statistics,
@@ -64,7 +65,7 @@ def adapted(
     """
     done = _attempt(batch, prior, forward, samples).reestimated(model, "variance")
     try:
-        with _evaluating(model):
+        with _evaluating(model), held_quantizers(model):
             yield done
     finally:
         done.undo()
@@ -120,6 +121,7 @@ def predict_adapted(
     def predicted() -> Any:
         with restored(model, parameters=False), torch.no_grad():
             model.eval()
+            hold_quantizers_(model)
             return forward_pass(model, batch, number, forward)
 
     for number, batch in enumerate(each(batches, model, None), 1):
@@ -132,7 +134,8 @@ def predict_adapted(
             finally:
                 left = done.taken_back()
         except BatchError as error:
-            raise BatchError(f"batch {number} of the stream: {error}") from error
+            what = str(error).replace("batch 1 ", f"batch {number} ")  # to be measured it was the first
+            raise BatchError(f"in the stream: {what}") from error
         finally:
             put_back_(found)
         if mix is not None and (message := mix.add(classes_of(outputs) and predicted(), done.measured)):

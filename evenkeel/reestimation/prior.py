@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -100,6 +101,6 @@ def _by_path(norms: Mapping[str, Norm], weight: Weight) -> dict[str, float]:
         found = dict(zip(norms, weight, strict=True))
     else:
         found = dict.fromkeys(norms, weight)
-    if wrong := [n for n in found.values() if not isinstance(n, (int, float)) or not n >= 0]:
+    if wrong := [n for n in found.values() if not isinstance(n, Real) or not float(n) >= 0]:
         raise EvenkeelError(f"prior must be {rule}, not {wrong[0]!r}")
-    return found  # type: ignore[return-value]
+    return {path: float(n) for path, n in found.items()}

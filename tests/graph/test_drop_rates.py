@@ -52,6 +52,23 @@ def test_rates_are_found_by_what_classes_and_attributes_are_called(model, expect
     assert DropRates(model).found == expected
 
 
+@pytest.mark.parametrize("name", ["drop_keep_prob", "dropout_keep", "dropped", "drop_last_share", "dropout_start"])
+def test_a_rate_to_keep_and_other_numbers_named_after_dropping_are_none(name):
+    model = nn.Sequential(nn.Dropout(0.1), nn.Linear(2, 2))
+    setattr(model[1], name, 0.8)
+    assert DropRates(model).found == {"0.p": 0.1}
+
+
+def test_without_an_example_the_error_says_what_was_not_looked_for():
+    model = Functional()
+    del model.attention_dropout
+    with pytest.raises(ek.ModelError, match="pass example="):
+        DropRates(model)
+    with pytest.raises(ek.ModelError) as raised:
+        DropRates(nn.Linear(2, 2), torch.ones(2, 2))
+    assert "example=" not in str(raised.value)
+
+
 def test_an_example_shows_rates_of_any_name():
     assert DropRates(Functional(), torch.ones(2, 4)).found == {"attention_dropout": 0.2, "p": 0.4}
     assert DropRates(Numbers(), torch.ones(2, 4)).found == {"drop.p": 0.1}

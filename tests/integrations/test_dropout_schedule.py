@@ -81,6 +81,74 @@ def test_a_factor_that_makes_no_sense_leaves_everything_as_it_was():
     ek.DropoutSchedule.late(model, 8, 6).undo()
 
 
+def broken_at(where):
+    def factor(progress):
+        if progress == where:
+            raise ZeroDivisionError
+        return 1.0
+
+    return factor
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_factor_that_raises_at_either_end_leaves_no_schedule_behind(where):
+    model = net()
+    with pytest.raises(ZeroDivisionError):
+        ek.DropoutSchedule(model, 8, broken_at(where))
+    assert [model[0].p, model[2].p] == [0.5, 0.2]
+    ek.DropoutSchedule.early(model, 8, 4).undo()
+
+
+def test_a_factor_that_goes_too_far_in_the_end_is_refused_at_the_beginning():
+    model = net()
+    with pytest.raises(ek.EvenkeelError, match=r"would be 1\.5"):
+        ek.DropoutSchedule(model, 8, lambda progress: 1 + 2 * progress)
+    ek.DropoutSchedule.early(model, 8, 4).undo()
+
+
+def test_a_factor_that_raises_on_the_way_leaves_the_step_as_it_was():
+    model = net()
+    schedule = ek.DropoutSchedule(model, 5, broken_at(0.5))
+    schedule.step()
+    with pytest.raises(ZeroDivisionError):
+        schedule.step()
+    assert schedule.now == 1
+    schedule.step(3)
+    assert model[0].p == 0.5
+
+
+@pytest.mark.parametrize("to", [-1, 1.5, float("nan")])
+def test_a_step_that_there_is_not_is_refused(to):
+    model = net()
+    with ek.DropoutSchedule(model, 5, lambda progress: 1 - progress) as schedule:
+        schedule.step(2)
+        with pytest.raises(ek.EvenkeelError, match="whole number"):
+            schedule.step(to)
+        assert schedule.now == 2 and model[0].p == 0.25
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"now": 2},
+        {"now": -2, "rates": {"0.p": 0.5, "2.p": 0.2}},
+        {"now": 2, "rates": {"0.p": 2.0, "2.p": 0.2}},
+        {"now": 2, "rates": {"0.p": "0.5", "2.p": 0.2}},
+    ],
+)
+def test_a_state_that_makes_no_sense_leaves_everything_as_it_was(state):
+    model = net()
+    schedule = ek.DropoutSchedule(model, 5, lambda progress: 1 - progress)
+    schedule.step()
+    with pytest.raises(ek.EvenkeelError):
+        schedule.load_state_dict(state)
+    assert schedule.state_dict() == {"now": 1, "rates": {"0.p": 0.5, "2.p": 0.2}}
+    assert model[0].p == 0.375
+    schedule.undo()
+    assert [model[0].p, model[2].p] == [0.5, 0.2]
+
+
 def test_two_schedules_of_one_model_are_refused():
     model = net()
     first = ek.DropoutSchedule.late(model, 8, 6)

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from smallnet import SmallNet, TwoDrops, same, samples, worst_shift
+from snapshots import Snapshot
 from torch import nn
 from torch.nn import functional as F
 
@@ -148,3 +149,49 @@ def test_wrapped_models(wrap):
         assert all(torch.equal(buffer, settled[name]) for name, buffer in model.named_buffers())
     wrapped.train()(X)
     assert not torch.equal(model.norm.running_mean, settled["norm.running_mean"])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("batches", [None, [X]])
+def test_a_copy_can_be_thawed_and_does_not_thaw_the_model(copied, batches):
+    model = started()
+    first = ek.freeze_norms_(model, [X])
+    other = copied(model).train()
+    settled = buffers(other)
+    second = ek.freeze_norms_(other, batches)
+    assert second.paths == first.paths and not other[1].training and second.untouched == {}
+    second.thaw()
+    assert other.train()[1].training and not model.train()[1].training
+    second.undo()
+    assert all(torch.equal(buffer, settled[name]) for name, buffer in other.named_buffers())
+    first.thaw()
+    assert model[1].training
+
+
+def test_a_copy_is_as_it_was_where_its_batches_fail():
+    model = started()
+    first = ek.freeze_norms_(model, [X])
+    other = copy.deepcopy(model)
+    before = Snapshot(other)
+    with pytest.raises(ek.BatchError):
+        ek.freeze_norms_(other, [X * torch.nan])
+    assert before.changes() == [] and not other.train()[1].training
+    first.thaw()
+
+
+def test_norms_can_be_thawed_where_the_first_handle_is_lost():
+    model = started()
+    ek.freeze_norms_(model, [X])
+    ek.freeze_norms_(model).thaw()
+    assert model[1].training
+
+
+def test_what_is_over_thaws_nothing_that_was_frozen_later():
+    model = started()
+    with ek.freeze_norms_(model, [X]) as first:
+        first.thaw()
+        second = ek.freeze_norms_(model)
+    first.undo()
+    assert not model.train()[1].training
+    second.thaw()
+    assert model[1].training

@@ -272,3 +272,23 @@ def test_processes_measure_their_own_and_the_first_writes(tmp_path, resume):
     torch.multiprocessing.spawn(_rank, (str(tmp_path), resume), nprocs=2)
     history = ek.ShiftHistory.read(tmp_path / "shift.csv")
     assert history.steps == ((7, 8, 10) if resume else (2, 4)) and len(history) == 2 * len(history.steps)
+
+
+@pytest.mark.parametrize("to", [-1, 1.5, float("nan")])
+def test_steps_that_cannot_be_are_refused(to):
+    log = ek.ShiftLog(SmallNet(), [X], every=1)
+    log.step(4)
+    for call in (log.step, log.epoch, lambda to: log.load_state_dict({"steps": 2, "epochs": to})):
+        with pytest.raises(ek.EvenkeelError, match="whole number"):
+            call(to)
+    with pytest.raises(ek.EvenkeelError, match="no 'epochs'"):
+        log.load_state_dict({"steps": 2})
+    assert log.state_dict() == {"steps": 4, "epochs": 0} and log.history.steps == (4,)
+
+
+def test_one_norm_may_be_named_by_its_path_alone():
+    model = SmallNet()
+    path = next(iter(ek.ShiftLog(model, [X]).measure())).path
+    assert {row.path for row in ek.ShiftLog(model, [X], norms=path).measure()} == {path}
+    with pytest.raises(ek.EvenkeelError, match="no norm '15'"):
+        ek.ShiftLog(model, [X], norms="15")

@@ -90,6 +90,84 @@ def test_what_is_no_statistic_of_training_is_not_named(other):
     assert statistics_beside(model, lambda: model(batch)) == {}
 
 
+class Kept(nn.Module):
+    """Keeps something of each pass, or of those in train mode, that no pass reads."""
+
+    def __init__(self, what, only_in_training=False):
+        super().__init__()
+        self.what, self.only_in_training, self.kept = what, only_in_training, torch.zeros(8, 8)
+
+    def forward(self, x):
+        if self.training or not self.only_in_training:
+            self.kept = {"map": x.mT @ x, "mask": torch.bernoulli(torch.full((8, 8), 0.5))}[self.what].detach()
+        masked = self.training and self.what == "mask"
+        return x @ (self.kept if masked else torch.eye(8))
+
+
+class Random(Own):
+    """Draws in eval mode, too, and keeps an average that it does not read."""
+
+    def forward(self, x):
+        super().forward(x)
+        return F.dropout(x, 0.5, True)
+
+
+def used(model):
+    """After a pass in eval mode over the very samples that it is tried on."""
+    with torch.no_grad():
+        model.eval()(data()[0])
+    return model
+
+
+class Subclass(nn.Linear):
+    """Of another library."""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Kept("map"),
+        Kept("map", only_in_training=True),
+        Kept("mask", only_in_training=True),
+        Random(),
+        nn.utils.spectral_norm(Subclass(8, 8)),
+    ],
+    ids=["map", "training map", "mask", "random", "spectral norm"],
+)
+@pytest.mark.parametrize("prepare", [used, lambda model: model], ids=["used", "fresh"])
+def test_what_is_kept_to_be_looked_at_is_not_named(other, prepare):
+    model = prepare(net(other))
+    before = Snapshot(model)
+    assert statistics_beside(model, lambda: model(data()[0])) == {}
+    assert not before.changes()
+
+
+class Whitening(nn.Module):
+    """Refuses another matrix than a covariance."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("c", torch.eye(8))
+
+    def forward(self, x):
+        if self.training:
+            self.c.lerp_(x.mT @ x / len(x), 0.1)
+        if not torch.equal(self.c, self.c.mT) or bool((self.c.diagonal() > 2.5).any()):
+            raise ValueError
+        return x @ torch.linalg.inv(torch.linalg.cholesky(self.c)).mT
+
+
+def test_what_takes_no_other_value_is_read():
+    model = net(Whitening())
+    assert "train mode updates its c" in statistics_beside(model, lambda: model(data()[0]))["2"]
+
+
+def test_one_made_in_inference_mode_is_named():
+    with torch.inference_mode():
+        model = net(Functional())
+    assert "train mode updates its m, v" in statistics_beside(model, lambda: model(data()[0]))["2"]
+
+
 def test_a_frozen_one_is_not_named_and_the_model_may_raise():
     model = net(Own()).train()
     model[2].eval()

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.ao.quantization as tq
 from hypothesis import given, settings
 from models import specs
 from snapshots import Snapshot
@@ -235,6 +236,28 @@ def test_running_statistics_are_carried_from_batch_to_batch(digits):
 def test_a_bad_batch_of_a_stream_is_named_and_leaves_the_model(digits):
     model, x, _ = digits
     before = Snapshot(model)
-    with pytest.raises(ek.BatchError, match="batch 2 of the stream"):
+    with pytest.raises(ek.BatchError, match="in the stream: batch 2 is not finite"):
         list(ek.predict_adapted(model, [x[:8], x[:8] * torch.nan, x[:8]], running=True))
+    assert before.changes() == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*reduce_range:UserWarning")
+@pytest.mark.parametrize("fused", [True, False])
+def test_observers_of_quantization_do_not_see_the_other_domain(fused):
+    """Neither of these, nor of the flags that switch them off, is anything left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(tq.QuantStub(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).train()
+    model.qconfig = tq.get_default_qat_qconfig("x86")
+    model = tq.prepare_qat(tq.fuse_modules_qat(model, [["1", "2"]]) if fused else model)
+    for _ in range(40):
+        model(torch.randn(32, 6))
+    before = Snapshot(model)
+    with ek.adapted(model, BATCH + 9), torch.no_grad():
+        inside = model(BATCH + 9)
+    assert before.changes() == []
+    ((_, streamed),) = ek.predict_adapted(model, [BATCH + 9])
+    assert before.changes() == [] and torch.equal(inside, streamed)
+    with pytest.raises(KeyError), ek.adapted(model, BATCH):
+        raise KeyError
     assert before.changes() == []

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -27,6 +28,16 @@ def test_one_number_for_all_norms_or_one_a_norm_by_path_or_in_order():
     for model, prior in zip(models, (700, {"1": 700, "4": 700}, [700, 700]), strict=True):
         ek.reestimate_(model, data, prior=prior)
     assert all(torch.equal(a, b) for m in models[1:] for a, b in zip(means(m), means(models[0]), strict=True))
+
+
+@pytest.mark.parametrize("number", [np.float32(3), np.float64(3), np.int64(3)])
+def test_a_number_of_numpy_is_a_number(number):
+    results = []
+    for prior in (3, number, {"": number}, [number]):
+        norm = nn.BatchNorm1d(2)
+        ek.reestimate_(norm, [torch.arange(8.0).reshape(4, 2)], prior=prior, unsure="write")
+        results.append(norm.running_var)
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_a_norm_that_is_not_named_is_replaced():

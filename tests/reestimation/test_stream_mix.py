@@ -1,9 +1,12 @@
 """StreamMix: the moments of chi-squared over orders, and how rarely a shuffled stream is taken for a sorted one."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from evenkeel.reestimation.stream_mix import StreamMix, chi_squared
+from evenkeel.statistics.population import Population, batch_statistics
 
 SCORES = torch.eye(10)
 
@@ -46,6 +49,53 @@ def test_every_sorted_one_is(size):
         assert sum(map(bool, messages)) == 1
 
 
-def test_batches_of_one_sample_cannot_tell():
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_of_one_sample_eight_batches_are_compared_as_one(is_sorted):
+    torch.manual_seed(0)
+    labels = torch.randint(10, (320,))
     mix = StreamMix()
-    assert not any(mix.add(SCORES[[i // 10]], {}) for i in range(100))
+    messages = [mix.add(SCORES[label][None], {}) for label in (labels.sort().values if is_sorted else labels)]
+    assert any("of batches" in message for message in messages) is is_sorted
+
+
+def fed(seed, size, shift=0.0):
+    """What norms were fed by a batch whose mean is off by so many deviations."""
+    population, x = Population(), shift + torch.randn(size, 4, generator=torch.Generator().manual_seed(seed))
+    population.add([(i, batch_statistics(row[None])) for i, row in enumerate(x)])
+    population.merge()
+    return {"norm": population}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_classifier", [True, False])
+def test_a_long_stream_takes_no_more_memory_and_is_still_compared(is_classifier):
+    torch.manual_seed(0)
+    mix, generator = StreamMix(), torch.Generator().manual_seed(0)
+
+    def add(number, part):
+        if is_classifier:
+            return mix.add(SCORES[torch.randint(10, (16,), generator=generator) if part < 0 else [part] * 16], {})
+        return mix.add(torch.ones(2, 1), fed(number, 16, max(part, 0)))
+
+    assert not any(add(number, -1) for number in range(700))
+    rows = mix._counts if is_classifier else mix._means["norm"]
+    assert len(rows) <= 256
+    assert (rows[0].first, rows[-1].last) == (1, 700)
+    assert all(left.last + 1 == right.first for left, right in pairwise(rows))
+    assert sum(float(row.held[-1]) for row in rows) == 700 or is_classifier
+    assert any(add(number, number // 70 % 10) for number in range(700, 2100))
+
+
+def test_a_batch_of_one_sample_does_not_keep_others_from_being_compared():
+    mix = StreamMix()
+    sizes = [1, *[16] * 20]
+    assert any(mix.add(torch.ones(2, 1), fed(i, size, i % 5)) for i, size in enumerate(sizes))
+    assert not any(StreamMix().add(torch.ones(2, 1), fed(i, size)) for i, size in enumerate(sizes))
+
+
+def test_the_message_names_the_batch_by_its_place_in_the_stream():
+    """Outputs of another number of classes are not compared, and are counted."""
+    mix, messages = StreamMix(), []
+    for i in range(40):
+        messages.append(mix.add(torch.eye(3)[:2] if i % 2 else SCORES[[i // 2 % 10] * 16], {}))
+    assert any("of batch 1, 100% are predicted as class 0" in message for message in messages)
