@@ -90,7 +90,8 @@ class DomainReport(Report[DomainRow]):
 
     @property
     def _kept(self) -> str:
-        return f"{len(self)} domain{'' if len(self) == 1 else 's'}; the norms store the statistics of all, {self.pooled.summary}"
+        count = f"{len(self)} domain{'' if len(self) == 1 else 's'}"
+        return f"{count}; the norms store the statistics of all, {self.pooled.summary}"
 
     def __getstate__(self) -> dict[str, Any]:
         plain = {label: {path: dict(s) for path, s in of.items()} for label, of in self.domains.items()}

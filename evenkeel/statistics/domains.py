@@ -129,7 +129,7 @@ def _notes(label: Label, pooled: Reestimation, done: Reestimation) -> list[str]:
     """What the reader must know of one domain: norms that stay on the statistics of all, and doubts."""
     reached = {row.path for row in done}
     missed = [row.path for row in pooled if row.path not in reached]
-    notes = [f"domain {label!r}: {listed(missed)}: stays on the statistics of all"] if missed else []
+    notes = [f"domain {label!r} has no statistics of its own at {listed(missed)}: those of all hold"] if missed else []
     return notes + [f"domain {label!r}: {line}" for line in grouped(done.unsure)]
 
 

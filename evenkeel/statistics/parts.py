@@ -144,7 +144,7 @@ def load_part(path: str | Path) -> Part:
         start = Start(**about["start"], values=_values(tensors))
         about = {"repeated": [], "check": None} | about
         rest: dict[str, Any] = {key: about[key] for key in _ABOUT}
-        rest |= {key: tuple(about[key]) for key in ("entangled", "repeated")}
+        rest |= {"entangled": tuple(about["entangled"]), "repeated": tuple(about["repeated"] or ())}
         part = Part(**rest, start=start, sums=sums)
         _require_sound(part)
         if about["check"] not in (None, [part.fingerprint, start.fingerprint]):
