@@ -142,7 +142,8 @@ def match_(
 def _points(references: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
     if isinstance(references, nn.Module) and not isinstance(references, nn.ModuleList):
         return [references]
-    points: list[Any] = list(references) if isinstance(references, Iterable) else [references]
+    given: Any = references
+    points: list[Any] = list(given) if isinstance(given, Iterable) else [given]
     if not points or not all(isinstance(point, nn.Module) for point in points):
         found = ", ".join(type(point).__name__ for point in points) or "none"
         raise ModelError(f"references are the networks that the model was merged from, at least one, not {found}")

@@ -71,10 +71,8 @@ def measure_part(
     >>> left.samples, left.fingerprint == right.fingerprint
     (32, False)
     """
-    if not isinstance(start, (Start, type(None))):
-        raise EvenkeelError(
-            f"start= is the start that a merge made, done.start, or what load_start reads, not {type(start).__name__}"
-        )
+    if (kind := type(start)) not in (Start, type(None)):
+        raise EvenkeelError(f"start= is what a merge made, done.start, or what load_start reads, not {kind.__name__}")
     with unwrapped(model) as plain:
         free, untouched = divide(plain, leave=False)
         weights, found = of_weights(plain), of_statistics(plain)

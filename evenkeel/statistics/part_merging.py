@@ -252,9 +252,9 @@ def _unlike_starts(part: Part, first: Part) -> str:
     return f"parts were measured while norms stored different statistics: {rounds}: use one start"
 
 
-def _read(parts: Iterable[Part | str | Path] | Part | str | Path) -> list[Part]:
+def _read(parts: Any) -> list[Part]:
     """Parts as they are given, or in files."""
-    listed = [parts] if isinstance(parts, (Part, str, Path)) else parts
+    listed: Any = [parts] if isinstance(parts, (Part, str, Path)) else parts
     if isinstance(listed, Mapping) or not isinstance(listed, Iterable):
         raise EvenkeelError(f"parts are a list of what measure_part returned, or of files of it, not {_kind(listed)}")
     found = list[Part]()

@@ -142,12 +142,12 @@ def load_part(path: str | Path) -> Part:
             for norm, pooled in about["sums"].items()
         }
         start = Start(**about["start"], values=_values(tensors))
-        about = {"repeated": [], "check": None} | about
+        about.setdefault("repeated", [])
         rest: dict[str, Any] = {key: about[key] for key in _ABOUT}
-        rest |= {"entangled": tuple(about["entangled"]), "repeated": tuple(about["repeated"] or ())}
+        rest |= {"entangled": tuple(about["entangled"]), "repeated": tuple(about["repeated"])}
         part = Part(**rest, start=start, sums=sums)
         _require_sound(part)
-        if about["check"] not in (None, [part.fingerprint, start.fingerprint]):
+        if about.get("check") not in (None, [part.fingerprint, start.fingerprint]):
             raise ValueError("its sums are not those that were written")
         return part
     except (KeyError, TypeError, ValueError, AttributeError) as error:
