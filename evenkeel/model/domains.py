@@ -24,10 +24,10 @@ def in_domain(model: nn.Module, label: Label, *, unknown: Literal["raise", "pool
     """Norms on the statistics of one domain while entered: domain-specific batch norm at test time.
 
     `reestimate_domains_` measures them, and files of `save` hold them; what `save` writes meanwhile has those of this
-    domain in place of those of all. Norms of which the domain has none stay on those
-    of all. On leaving, also after an exception, all is as found, bit for bit. Flags are left as they are: call
-    `model.eval()`. Statistics belong to the weights: that these were trained on is noticed where norms were, too, not
-    where norms were frozen meanwhile.
+    domain in place of those of all. Norms of which the domain has none stay on those of all. On leaving,
+    also after an exception, all is as found, bit for bit. Flags are left as they are: call `model.eval()`. Statistics
+    belong to the weights: that these were trained on is noticed where norms were, too, not where norms were frozen
+    meanwhile.
 
     Args:
         model: the model.
