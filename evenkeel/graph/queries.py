@@ -48,10 +48,10 @@ def stays_on(layer: Layer) -> bool:
 
 
 def right_before(graph: LayerGraph, norm: nn.Module) -> tuple[Layer, ...]:
-    """The dropouts that act on a norm's input with no weight layer in between."""
+    """The dropouts that act on a norm's input with no weight layer in between, but those that drop nothing."""
     calls = [layer for layer in graph.of(Kind.NORM) if layer.module is norm]
     found = [x for one in calls for x in graph.upstream(one, until=lambda x: x.kind is Kind.NORM or mixes(x))]
-    return tuple(dict.fromkeys(x for x in found if x.kind is Kind.DROPOUT or (x.p and x.kind is Kind.GATE)))
+    return tuple(dict.fromkeys(x for x in found if x.drops or (x.p and x.kind is Kind.GATE)))
 
 
 def norms_behind(graph: LayerGraph, layer: Layer, *, through_weights: bool = False) -> tuple[Layer, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evenkeel.model.buffers import write_
 from evenkeel.statistics.population import Population
 
-_ROUNDING = 1e-6  # of a mean, or of what is asked for: a smaller deviation is none, in single precision
+NOTHING = 1e-6  # of a mean, or of what is asked for: a smaller deviation is none, in single precision
 
 
 class Target(NamedTuple):
@@ -57,4 +58,11 @@ class Fold(NamedTuple):
 def is_live(population: Population, target: Target) -> Tensor:
     """Which units vary by more than rounding makes them, boolean."""
     mean, deviation = Target.of(population)
-    return deviation > _ROUNDING * torch.maximum(mean.abs(), target.deviation)
+    return deviation > NOTHING * torch.maximum(mean.abs(), target.deviation)
+
+
+def write_weights_(values: Mapping[nn.Parameter, Tensor]) -> None:
+    """Write parameters in place; no autocast that is entered goes on with casts of what they were."""
+    for parameter, value in values.items():
+        write_(parameter, value)
+    torch.clear_autocast_cache()

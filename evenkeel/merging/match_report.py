@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import count_text
-from evenkeel.merging.folds import Target, is_live
-from evenkeel.model.buffers import Held, put_back_, write_
+from evenkeel.merging.folds import NOTHING, Target, is_live, write_weights_
+from evenkeel.model.buffers import Held, put_back_
 from evenkeel.model.evaluation import Score, outcome
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.statistics.norm_change import NormChange
 from evenkeel.statistics.population import Population
+
+_LITTLE = 1e-4  # of the largest deviation asked for in a layer: less is none
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class MatchRow:
         off_before, off_after: how far the worst unit is from its target: its mean, in target deviations, or its
             deviation, relative, whichever is more; of units that vary.
         has_bias: whether there is a bias to shift the mean by; if not, `off_after` is of deviations alone.
+        dead: how many units do not vary, though their target does; they are not in `off_after`.
 
     >>> MatchRow("fc", 2, 0.0, 0.1, 0.1, 0.5, 1.0, 1.0, 0.6, 0.0, True).ratio
     0.5
@@ -47,6 +50,7 @@ class MatchRow:
     off_before: float
     off_after: float
     has_bias: bool
+    dead: int = 0
 
     @classmethod
     def of(cls, path: str, before: Population, after: Population, target: Target, *, has_bias: bool) -> MatchRow:
@@ -64,6 +68,7 @@ class MatchRow:
             off_before=distance(before, target, has_bias=has_bias),
             off_after=distance(after, target, has_bias=has_bias),
             has_bias=has_bias,
+            dead=_dead(before, target),
         )
 
     @property
@@ -86,6 +91,13 @@ def distance(population: Population, target: Target, *, has_bias: bool) -> float
     if has_bias:
         off = torch.maximum(off, ((mean - target.mean).abs() / target.deviation)[live])
     return float(off.max())
+
+
+def _dead(population: Population, target: Target) -> int:
+    """How many units do not vary, though they are to, by more than rounding makes those of the layer."""
+    mean, deviation = target
+    is_to = deviation > torch.maximum(NOTHING * mean.abs().max(), _LITTLE * deviation.max())
+    return int((~is_live(population, target) & is_to).sum())
 
 
 class MatchReport(Report[MatchRow]):
@@ -136,8 +148,7 @@ class MatchReport(Report[MatchRow]):
 
     def undo(self) -> None:
         """Put weights, biases and statistics found before back, in place."""
-        for parameter, value in self._weights.items():
-            write_(parameter, value)
+        write_weights_(self._weights)
         put_back_(self._held)
 
     @property

@@ -8,16 +8,17 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from evenkeel.errors import BatchError, EvenkeelError, ModelError
+from evenkeel.errors import BatchError, EvenkeelError, ModelError, brief
 from evenkeel.graph.tracing import record
-from evenkeel.merging.folds import Target, is_live
+from evenkeel.merging.folds import Target, is_live, write_weights_
 from evenkeel.merging.match_report import MatchReport, MatchRow
 from evenkeel.merging.passes import Matched, Passes, settled_norms
 from evenkeel.merging.units import Units, units_of, unlike
 from evenkeel.model.batches import Forward, call, each
-from evenkeel.model.buffers import Held, write_, write_buffers_
+from evenkeel.model.buffers import Held, write_buffers_
 from evenkeel.model.evaluation import Scorer, evaluate
 from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import Norm, foreign_norms, has_running_statistics
@@ -40,6 +41,10 @@ _OFF = (
     "where a layer is called several times a pass"
 )
 _RANDOM = "the model draws at random in eval mode, too, as by dropout that stays on: it was matched to one draw"
+_DEAD = (
+    "{} of {} units do not vary, and should: no scale can make them; their weights are zeros, or those of the units "
+    "that they read"
+)
 _STILL = "units that do not vary keep their scale: {}, the first in {!r}"
 _LONE = "every process matched its own replica to its own batches: what torch.distributed runs is not pooled here"
 
@@ -124,6 +129,7 @@ def match_(
     judge = Judge(model, partial(evaluate, batches=held_out or (), score=score, forward=forward), Ranks())
     before = judge.score() if held_out is not None else None
     with ExitStack() as stack:
+        stack.callback(torch.clear_autocast_cache)  # which may hold casts of weights that were tried
         plain, *plain_points = (stack.enter_context(unwrapped(net)) for net in (model, *points))
         done = _matched(plain, plain_points, shares, passes)
     if before is not None:
@@ -136,7 +142,8 @@ def match_(
 def _points(references: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
     if isinstance(references, nn.Module) and not isinstance(references, nn.ModuleList):
         return [references]
-    points: list[Any] = list(references)
+    given: Any = references
+    points: list[Any] = list(given) if isinstance(given, Iterable) else [given]
     if not points or not all(isinstance(point, nn.Module) for point in points):
         found = ", ".join(type(point).__name__ for point in points) or "none"
         raise ModelError(f"references are the networks that the model was merged from, at least one, not {found}")
@@ -146,7 +153,10 @@ def _points(references: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1 / count] * count
-    shares = [float(weight) for weight in weights]
+    try:
+        shares = [float(weight) for weight in weights]
+    except (TypeError, ValueError) as error:
+        raise EvenkeelError(f"weights are numbers, one for each of the {count} references: {brief(error)}") from error
     is_whole = math.isclose(sum(shares), 1, abs_tol=1e-6)
     if len(shares) != count or not is_whole or not all(share >= 0 for share in shares):
         raise EvenkeelError(
@@ -167,7 +177,7 @@ def _matched(model: nn.Module, points: Sequence[nn.Module], shares: Sequence[flo
     for number, point in enumerate(points, 1):
         if reason := unlike(point, units):
             raise ModelError(f"reference {number} is of another architecture: {reason}")
-    found = [passes.measured(point, units).populations for point in points] if units else []
+    found = [_measured(point, units, passes, number) for number, point in enumerate(points, 1)] if units else []
     before = passes.measured(model, units)
     reached = [path for path in before.populations if path in units and all(path in one for one in found)]
     missed = [path for path in (*units, *norms) if path not in reached and path not in before.populations]
@@ -196,16 +206,22 @@ def _matched(model: nn.Module, points: Sequence[nn.Module], shares: Sequence[flo
     )
 
 
+def _measured(point: nn.Module, units: Mapping[str, Units], passes: Passes, number: int) -> Mapping[str, Population]:
+    """What a reference's units are, by path."""
+    try:
+        return passes.measured(point, units).populations
+    except BatchError as error:
+        raise BatchError(f"reference {number}: {error}") from error
+
+
 def _write(matched: Matched, norms: Mapping[str, Norm]) -> tuple[dict[nn.Parameter, Tensor], Held]:
     """Write new weights and statistics, all or none of them; return what was there before."""
     old = {parameter: parameter.detach().clone() for parameter in matched.weights}
     try:
-        for parameter, value in matched.weights.items():
-            write_(parameter, value)
+        write_weights_(matched.weights)
         return old, write_buffers_(matched.statistics(norms))
     except BaseException:
-        for parameter, value in old.items():
-            write_(parameter, value)
+        write_weights_(old)
         raise
 
 
@@ -239,7 +255,8 @@ def _require_variance(populations: Mapping[str, Population]) -> None:
 def _unsure(rows: Iterable[MatchRow]) -> dict[str, str]:
     """Layers whose units are not where they should be."""
     without = {row.path: _NO_BIAS for row in rows if not row.has_bias}
-    return without | {row.path: _OFF.format(row.off_after) for row in rows if row.off_after > _FAR}
+    off = {row.path: _OFF.format(row.off_after) for row in rows if row.off_after > _FAR}
+    return without | off | {row.path: _DEAD.format(row.dead, row.units) for row in rows if row.dead}
 
 
 def _notes(before: Measurement, matched: Matched, targets: Mapping[str, Target]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import BatchError
-from evenkeel.merging.folds import Fold, Target
+from evenkeel.merging.folds import Fold, Target, write_weights_
 from evenkeel.merging.match_report import distance
 from evenkeel.merging.unit_norm import UnitNorm, watch_
 from evenkeel.merging.units import Units
@@ -119,7 +119,7 @@ class Passes:
         names = {parameter: name for name, parameter in model.named_parameters()}
         for parameter, value in new.weights.items():
             _require_finite(names[parameter], value)
-            write_(parameter, value)
+        write_weights_(new.weights)
         for (norm, name), value in new.statistics(norms).items():
             _require_finite(f"{name} of {norm}", value)
             write_(getattr(norm, name), value)

@@ -123,7 +123,7 @@ def _why_not(graph: LayerGraph, weights: Weights, layers: Sequence[Layer], *, ar
     """Why a layer cannot, or need not, be matched by its own weights; empty if it can."""
     if reason := _misread(graph, weights, layers):
         return reason
-    if are_some_free and not weights.parameter.requires_grad:
+    if are_some_free and not all(p.requires_grad for p in (weights.parameter, weights.bias) if p is not None):
         return _FROZEN
     return NORM_FOLLOWS if all(map(_meets_norm, layers)) else ""
 

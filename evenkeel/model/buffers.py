@@ -283,7 +283,9 @@ def undo_(model: nn.Module) -> tuple[str, ...]:
 
 
 def modules_in(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules by their paths in the model as it is without torch.compile."""
+    """The modules by their paths in the model as it is without torch.compile and parallel replicas."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     return {path.replace("_orig_mod.", ""): module for path, module in model.named_modules()}
 
 

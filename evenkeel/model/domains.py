@@ -23,10 +23,11 @@ _FEW = 8  # labels named in an error
 def in_domain(model: nn.Module, label: Label, *, unknown: Literal["raise", "pool"] = "raise") -> Generator[None]:
     """Norms on the statistics of one domain while entered: domain-specific batch norm at test time.
 
-    `reestimate_domains_` measures them, and files of `save` hold them. Norms of which the domain has none stay on those
-    of all. On leaving, also after an exception, all is as found, bit for bit. Flags are left as they are: call
-    `model.eval()`. Statistics belong to the weights: that these were trained on is noticed where norms were, too, not
-    where norms were frozen meanwhile.
+    `reestimate_domains_` measures them, and files of `save` hold them; what `save` writes meanwhile has those of this
+    domain in place of those of all. Norms of which the domain has none stay on those of all. On leaving,
+    also after an exception, all is as found, bit for bit. Flags are left as they are: call `model.eval()`. Statistics
+    belong to the weights: that these were trained on is noticed where norms were, too, not where norms were frozen
+    meanwhile.
 
     Args:
         model: the model.
@@ -34,7 +35,7 @@ def in_domain(model: nn.Module, label: Label, *, unknown: Literal["raise", "pool
         unknown: what to do with a label that has no statistics: raise, or stay on those of all, the pool.
 
     Raises:
-        EvenkeelError: there is no such domain; says which there are.
+        EvenkeelError: there is no such domain, and the error says which there are; or `unknown` is neither.
         ModelError: the model has no domains, or its norms have been changed since they were measured.
 
     >>> import evenkeel as ek, torch
@@ -44,6 +45,8 @@ def in_domain(model: nn.Module, label: Label, *, unknown: Literal["raise", "pool
     ...     bool((model[0].running_mean > 8).all())
     True
     """
+    if unknown not in ("raise", "pool"):
+        raise EvenkeelError(f"unknown must be 'raise' or 'pool', not {unknown!r}")
     domains, label = domains_of(model), as_label(label)
     if stale := stale_domains(model):
         raise ModelError(
@@ -89,11 +92,13 @@ def as_label(value: object) -> Label:
     Raises:
         EvenkeelError: it is neither.
     """
-    value = value.item() if hasattr(value, "item") else value  # type: ignore[attr-defined]
+    is_single = getattr(value, "size", None) == 1 or (isinstance(value, Tensor) and value.numel() == 1)
+    value = value.item() if is_single else value  # type: ignore[attr-defined]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise EvenkeelError(f"a domain's label is a text or a whole number, not {value!r}")
+        hint = ", bytes: decode() them" if isinstance(value, bytes) else ""
+        raise EvenkeelError(f"a domain's label is a text or a whole number, not {value!r}{hint}")
     return value
 
 

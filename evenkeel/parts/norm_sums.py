@@ -11,6 +11,7 @@ from evenkeel.parts.exact_sums import ExactSum
 from evenkeel.statistics.population import Population, Statistics, by_batch
 
 _CHANNELS = 6  # rows of sums by channel
+_SQUARES = [1, 3, 5]  # of them
 
 
 class NormSums:
@@ -91,6 +92,8 @@ class NormSums:
         found._by_channel, found._of_all = ExactSum(channels), ExactSum(of_all)
         if not float(found._of_all.value[1]) >= float(found._of_all.value[0]) >= 1:
             raise ValueError("sums are of no values")
+        if bool((found._by_channel.value[_SQUARES] < 0).any()):
+            raise ValueError("sums of squares are negative")
         return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,6 +71,8 @@ def measure_part(
     >>> left.samples, left.fingerprint == right.fingerprint
     (32, False)
     """
+    if (kind := type(start)) not in (Start, type(None)):
+        raise EvenkeelError(f"start= is what a merge made, done.start, or what load_start reads, not {kind.__name__}")
     with unwrapped(model) as plain:
         free, untouched = divide(plain, leave=False)
         weights, found = of_weights(plain), of_statistics(plain)
@@ -80,7 +84,7 @@ def measure_part(
                 write_start_(free, start, weights)
             stored = {path: values_of(norm) for path, norm in free.items()}
             with closing(Bar(batches, "measuring", total=max_batches)) as bar:
-                sums = _sums(measurement, bar if progress else batches, max_batches)
+                sums, repeated = _sums(measurement, bar if progress else batches, max_batches)
         reasons = {path: measurement.why_not(path) for path in free if path not in sums}
     return Part(
         name=name,
@@ -92,6 +96,7 @@ def measure_part(
         untouched=untouched | reasons,
         entangled=tuple(sorted(measurement.entangled & sums.keys())),
         is_random=measurement.is_random,
+        repeated=repeated,
     )
 
 
@@ -108,13 +113,38 @@ def write_start_(norms: Mapping[str, Norm], start: Start, weights: str) -> None:
         )
     for path, values in start.values.items():
         if path in norms:
-            for buffer, value in zip(found_in(norms[path]), values, strict=True):
+            buffers = found_in(norms[path])
+            if any(value.shape != buffer.shape for buffer, value in zip(buffers, values, strict=True)):
+                raise EvenkeelError(
+                    f"start= (--start) has {len(values[0])} channels of {path!r}, {len(buffers[0])} there"
+                )
+            for buffer, value in zip(buffers, values, strict=True):
                 write_(buffer, value.to(buffer))
 
 
-def _sums(measurement: Measurement, batches: Iterable[Any], max_batches: int | None) -> dict[str, NormSums]:
-    """The sums of every norm reached."""
+def in_order(passes: Iterable[Sequence[str]]) -> tuple[list[str], bool]:
+    """Norms in the order in which passes reached them, of which each may have left some out; whether all agree in it.
+
+    >>> in_order([("b", "c"), ("a", "b")]), in_order([("a", "b"), ("b", "a")])
+    ((['a', 'b', 'c'], True), (['a', 'b'], False))
+    """
+    listed = list(dict.fromkeys(map(tuple, passes)))
+    before: dict[str, dict[str, None]] = {path: {} for paths in listed for path in paths}
+    for paths in listed:
+        for first, second in pairwise(paths):
+            before[second][first] = None  # a dict: a set of texts has another order in every process
+    try:
+        return list(TopologicalSorter(before).static_order()), True
+    except CycleError:
+        return list(before), False
+
+
+def _sums(
+    measurement: Measurement, batches: Iterable[Any], max_batches: int | None
+) -> tuple[dict[str, NormSums], tuple[str, ...]]:
+    """The sums of every norm reached, in execution order, and norms that are called several times a pass."""
     sums: dict[str, NormSums] = {}
+    passes, repeated = dict[tuple[str, ...], None](), set[str]()
     first: Group | None = None
     for group in measurement.groups(batches, max_batches):
         measurement.arrivals = {}
@@ -122,9 +152,12 @@ def _sums(measurement: Measurement, batches: Iterable[Any], max_batches: int | N
         if first is None and ran is not None:
             first = ran
             measurement.try_for_noise(ran.held[:1])
+        passes[tuple(measurement.arrivals)] = None
         for path, calls in measurement.arrivals.items():
+            repeated |= {path} if len(calls) > 1 else set()
             norm = measurement.norms[path]
             if path not in sums:
                 sums[path] = NormSums(found_in(norm)[0], pooled=pools_batch(norm))
             sums[path].add(part for _, parts in calls for part in parts)
-    return sums
+    paths, is_agreed = in_order(passes)
+    return {path: sums[path] for path in paths}, tuple(sorted(repeated if is_agreed else sums))

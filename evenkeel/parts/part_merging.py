@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,9 +19,9 @@ from evenkeel.model.wrappers import unwrapped
 from evenkeel.parts.fingerprints import of_statistics, of_weights
 from evenkeel.parts.merged_parts import NEAR, MergedParts
 from evenkeel.parts.norm_sums import NormSums
-from evenkeel.parts.part_measuring import write_start_
+from evenkeel.parts.part_measuring import in_order, write_start_
 from evenkeel.parts.parts import Part, Start, load_part
-from evenkeel.reestimation.attempt import RANDOM, counter, graph_of_a_regression, has_shrunk
+from evenkeel.reestimation.attempt import KEPT, RANDOM, counter, graph_of_a_regression, has_shrunk
 from evenkeel.reestimation.prior import Prior, Weight
 from evenkeel.reestimation.sweeps import Doubt, Store, adjust
 from evenkeel.statistics.group_limits import MEMORY
@@ -104,14 +104,18 @@ def merge_parts_(
     if unsure not in ("leave", "write"):
         raise EvenkeelError(f"unsure must be 'leave' or 'write', not {unsure!r}")
     names = STORED[stats]
-    listed = [parts] if isinstance(parts, (Part, str, Path)) else parts
-    found = sorted((part if isinstance(part, Part) else load_part(part) for part in listed), key=_order)
+    found = sorted(_read(parts), key=_order)
     with unwrapped(model) as plain:
         is_average = any(isinstance(module, AveragedModel) for module in model.modules())
         free, untouched = divide(plain, leave=unsure == "leave" and not is_average)
         _require_mergeable(found, of_weights(plain), of_statistics(plain))
-        sums, start, total = _added(found), found[0].start, sum(part.samples for part in found)
+        sums, out_of_order = _added(found)
+        start, total = found[0].start, sum(part.samples for part in found)
         blend = Prior(free, prior)
+        kept = dict.fromkeys((path for path in free if blend.keeps(path)), KEPT)
+        free, untouched = {path: norm for path, norm in free.items() if path not in kept}, untouched | kept
+        if not free:
+            raise EvenkeelError("prior=inf keeps what every norm stores, so that parts change nothing: pass a number")
 
         def blended(path: str, population: Population) -> Population:
             return blend.blended(path, population, total)
@@ -119,7 +123,8 @@ def merge_parts_(
         with restored(plain), torch.no_grad():
             require_cured(free, names)
             measurement = Measurement(plain, free, forward=forward, memory=memory, count=counter(samples))
-            round_ = _settled(measurement, sums, start, probe, blended, names)
+            fed = {path for part in found for path in (*part.repeated, *part.entangled)} | out_of_order
+            round_ = _settled(measurement, sums, start, probe, blended, names, fed)
         settled = round_.populations
         new = {path: blended(path, population) for path, population in settled.items()}
         graph = graph_of_a_regression(plain, measurement, forward) if has_shrunk(new, free) else None
@@ -177,8 +182,12 @@ def _settled(
     probe: Iterable[Any] | None,
     blended: Callable[[str, Population], Population],
     names: Sequence[str],
+    fed: Collection[str],
 ) -> _Round:
-    """What the norms of a model are to store, by sums measured on a start; the model is the caller's to restore."""
+    """What the norms of a model are to store, by sums measured on a start; the model is the caller's to restore.
+
+    Norms are `fed` by what they or later ones store, too, as those called several times a pass.
+    """
     norms = measurement.norms
     set_usable_(norms.values())
     write_start_(norms, start, start.weights)
@@ -194,9 +203,9 @@ def _settled(
         store_(norms[path], blended(path, population), names)
 
     if probe is None:
-        return _Round(base, changed, _doubts({}, changed, {}), {})
+        return _Round(base, changed, _doubts({}, changed, {}, fed), {})
     populations, seen, unlike = _adjusted(measurement, probe, base, store)
-    return _Round(populations, changed, _doubts(seen, changed, _factors(start, changed, unlike)), unlike)
+    return _Round(populations, changed, _doubts(seen, changed, _factors(start, changed, unlike), fed), unlike)
 
 
 def _order(part: Part) -> tuple[str, str]:
@@ -220,8 +229,7 @@ def _require_mergeable(parts: Sequence[Part], weights: str, found: str) -> None:
                 "the model as it was (undo() takes back an earlier merge), and hand on rounds by start= (--start)"
             )
         if part.start.fingerprint != first.start.fingerprint:
-            rounds = f"{part.label} in round {part.start.round + 1}, {first.label} in round {first.start.round + 1}"
-            raise EvenkeelError(f"parts were measured while norms stored different statistics: {rounds}: use one start")
+            raise EvenkeelError(_unlike_starts(part, first))
     names, sums = dict[str, Part](), dict[str, Part]()
     for part in parts:
         if part.name and part.name in names:
@@ -231,15 +239,46 @@ def _require_mergeable(parts: Sequence[Part], weights: str, found: str) -> None:
         names[part.name] = sums[part.fingerprint] = part
 
 
-def _added(parts: Sequence[Part]) -> dict[str, NormSums]:
-    """The parts' sums, by path in the order in which they were reached."""
+def _unlike_starts(part: Part, first: Part) -> str:
+    """In what two parts' starts differ, in words."""
+    apart = sorted(part.start.values.keys() ^ first.start.values.keys())
+    if apart:
+        there, other = (part, first) if apart[0] in part.start.values else (first, part)
+        return (
+            f"norm {apart[0]!r} is measured in {there.label} and not in {other.label}, where it was frozen, in eval "
+            "mode while the model was in train mode: measure all parts on models whose norms are in one mode"
+        )
+    rounds = f"{part.label} in round {part.start.round + 1}, {first.label} in round {first.start.round + 1}"
+    return f"parts were measured while norms stored different statistics: {rounds}: use one start"
+
+
+def _read(parts: Any) -> list[Part]:
+    """Parts as they are given, or in files."""
+    listed: Any = [parts] if isinstance(parts, (Part, str, Path)) else parts
+    if isinstance(listed, Mapping) or not isinstance(listed, Iterable):
+        raise EvenkeelError(f"parts are a list of what measure_part returned, or of files of it, not {_kind(listed)}")
+    found = list[Part]()
+    for part in listed:
+        if not isinstance(part, (Part, str, Path)):
+            raise EvenkeelError(f"a part is what measure_part returned, or a file of it, not {_kind(part)}")
+        found.append(part if isinstance(part, Part) else load_part(part))
+    return found
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _added(parts: Sequence[Part]) -> tuple[dict[str, NormSums], set[str]]:
+    """The parts' sums, by path in the order in which passes reach them, and those in whose order parts differ."""
     sums: dict[str, NormSums] = {}
     for part in parts:
         for path, one in part.sums.items():
             if path not in sums:
                 sums[path] = NormSums(one.center, pooled=one.pooled)
             sums[path].add_all(one)
-    return sums
+    paths, is_agreed = in_order(tuple(part.sums) for part in parts)
+    return {path: sums[path] for path in paths}, set() if is_agreed else set(paths)
 
 
 def _adjusted(
@@ -264,7 +303,9 @@ def _adjusted(
     return measurement.populations, {p: Doubt(max(d.channels, unrest), d.mean) for p, d in doubts.items()}, unlike
 
 
-def _doubts(seen: Mapping[str, Doubt], changed: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, Doubt]:
+def _doubts(
+    seen: Mapping[str, Doubt], changed: Mapping[str, float], factors: Mapping[str, float], fed: Collection[str]
+) -> dict[str, Doubt]:
     """How far off norms may be, by path.
 
     As the probe tells, but no less than a part of what norms before have changed, and no more than that.
@@ -273,11 +314,13 @@ def _doubts(seen: Mapping[str, Doubt], changed: Mapping[str, float], factors: Ma
         seen: what the probe tells.
         changed: how far norms were off, in execution order.
         factors: the part.
+        fed: norms fed by any, themselves among them: all changes count as before.
     """
+    most = max(changed.values())
     found, before, nothing = dict[str, Doubt](), 0.0, Doubt(math.inf, math.inf)
     for path, off in changed.items():
-        told, part = seen.get(path, nothing), factors.get(path, 0.0)
-        found[path] = Doubt(*(min(max(doubt, part * before), before) for doubt in told))
+        told, part, cause = seen.get(path, nothing), factors.get(path, 0.0), most if path in fed else before
+        found[path] = Doubt(*(min(max(doubt, part * cause), cause) for doubt in told))
         before = max(before, off)
     return found
 
@@ -310,9 +353,8 @@ def _notes_of(found: _Round, start: Start) -> list[str]:
     notes = list[str]()
     if found.unlike:
         worst = max(found.unlike, key=found.unlike.__getitem__)
-        notes.append(
-            f"the probe is unlike the data, by {found.unlike[worst]:.0%} at {worst!r}: it may take more rounds"
-        )
+        far = "more than 1,000 %" if found.unlike[worst] > 10 else f"{found.unlike[worst]:.0%}"
+        notes.append(f"the probe is unlike the data, by {far} at {worst!r}: it may take more rounds")
     if start.off is not None and found.off > NEAR and found.off >= _STALLED * start.off:
         notes.append(
             f"rounds do not come nearer: the last start was off by {found.off:.1%}, the one before by {start.off:.1%}: "

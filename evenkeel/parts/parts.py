@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,7 +58,7 @@ class Start:
         Raises:
             EvenkeelError: the file cannot be written.
         """
-        _write(path, dict(_named(self.values)), _START, self.about)
+        _write(path, dict(_named(self.values)), _START, self.about | {"check": self.fingerprint})
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Part:
         untouched: norms not measured, by path, each with the reason.
         entangled: norms whose statistics are read by anything but their own normalising, by path.
         is_random: whether the model draws at random in eval mode, too, as far as the first batch tells.
+        repeated: norms called several times a pass, by path: what they store reaches them again.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Part:
     untouched: Mapping[str, str]
     entangled: tuple[str, ...] = ()
     is_random: bool = False
+    repeated: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,10 +116,10 @@ class Part:
         tensors |= {f"{path}/{name}": t for path, sums in self.sums.items() for name, t in sums.tensors().items()}
         about = {key: value for key, value in vars(self).items() if key in _ABOUT}
         about |= {"start": self.start.about, "sums": {path: sums.pooled for path, sums in self.sums.items()}}
-        _write(path, tensors, _PART, about)
+        _write(path, tensors, _PART, about | {"check": [self.fingerprint, self.start.fingerprint]})
 
 
-_ABOUT = ("name", "batches", "samples", "found", "untouched", "entangled", "is_random")
+_ABOUT = ("name", "batches", "samples", "found", "untouched", "entangled", "is_random", "repeated")
 
 
 def load_part(path: str | Path) -> Part:
@@ -140,8 +142,14 @@ def load_part(path: str | Path) -> Part:
             for norm, pooled in about["sums"].items()
         }
         start = Start(**about["start"], values=_values(tensors))
-        rest: dict[str, Any] = {key: about[key] for key in _ABOUT} | {"entangled": tuple(about["entangled"])}
-        return Part(**rest, start=start, sums=sums)
+        about.setdefault("repeated", [])
+        rest: dict[str, Any] = {key: about[key] for key in _ABOUT}
+        rest |= {"entangled": tuple(about["entangled"]), "repeated": tuple(about["repeated"])}
+        part = Part(**rest, start=start, sums=sums)
+        _require_sound(part)
+        if about.get("check") not in (None, [part.fingerprint, start.fingerprint]):
+            raise ValueError("its sums are not those that were written")
+        return part
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvenkeelError(f"{path} is damaged ({brief(error)}): measure the part again") from error
 
@@ -161,9 +169,38 @@ def load_start(path: str | Path) -> Start:
     """
     tensors, about = _read(path, _START)
     try:
-        return Start(**{key: about[key] for key in ("weights", "round", "off")}, values=_values(tensors))
-    except (KeyError, ValueError) as error:
+        start = Start(**{key: about[key] for key in ("weights", "round", "off")}, values=_values(tensors))
+        _require_sound_start(start)
+        if about.get("check") not in (None, start.fingerprint):
+            raise ValueError("its statistics are not those that were written")
+        return start
+    except (KeyError, TypeError, ValueError) as error:
         raise EvenkeelError(f"{path} is damaged ({brief(error)}): merge again") from error
+
+
+def _require_sound(part: Part) -> None:
+    """Raise ValueError where a part is none that `measure_part` makes: a file may be of any origin."""
+    _require_sound_start(part.start)
+    texts = [part.name, part.found, *part.entangled, *part.repeated, *part.untouched, *part.untouched.values()]
+    _require_kinds({str: texts, bool: [part.is_random, *(sums.pooled for sums in part.sums.values())]})
+    if any(type(count) is not int or count < 0 for count in (part.batches, part.samples)):
+        raise ValueError(f"it is of {part.samples!r} samples in {part.batches!r} batches")
+    for path, sums in part.sums.items():
+        if path not in part.start.values or not sums.center.equal(part.start.values[path][0].double()):
+            raise ValueError(f"the sums of {path!r} are not about the mean of the start")
+
+
+def _require_sound_start(start: Start) -> None:
+    """The same of a start."""
+    _require_kinds({str: [start.weights], (float, int, type(None)): [start.off]})
+    if type(start.round) is not int or start.round < 0:
+        raise ValueError(f"it is of round {start.round!r}")
+
+
+def _require_kinds(values: Mapping[Any, Sequence[Any]]) -> None:
+    for kind, listed in values.items():
+        if wrong := [value for value in listed if not isinstance(value, kind)]:
+            raise ValueError(f"{wrong[0]!r} stands where there should be another kind of value")
 
 
 def _named(values: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[str, Tensor]]:
@@ -178,6 +215,8 @@ def _values(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     for path, pair in values.items():
         if not all(t.ndim == 1 and bool(t.isfinite().all()) for t in pair):
             raise ValueError(f"the statistics of {path!r} are not finite")
+        if pair[0].shape != pair[1].shape:
+            raise ValueError(f"{path!r} has {len(pair[0])} means and {len(pair[1])} variances")
     return values
 
 

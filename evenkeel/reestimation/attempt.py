@@ -60,7 +60,7 @@ _NO_SAY = (
     f"{FEW} samples; pass several batches, or a number"
 )
 _BY_SAMPLE = "standard errors are those of {} independent samples: there is one batch; alike ones are less sure"
-_KEPT = "prior=inf: kept as it was"
+KEPT = "prior=inf: kept as it was"
 RANDOM = (
     "the model draws at random in eval mode, too, as by dropout that stays on: statistics are those of one draw, and "
     "not settled any further"
@@ -117,7 +117,7 @@ class Attempt:
             names, channels = STORED[self.stats], max(norm.num_features for norm in free.values())
             ranks = Ranks(self.group, channels=3 * channels, parts=MOST_PARTS)
             blend = Prior(free, self.prior, ranks)
-            kept = {path: _KEPT for path in free if blend.keeps(path)}
+            kept = {path: KEPT for path in free if blend.keeps(path)}
             free, untouched = {path: norm for path, norm in free.items() if path not in kept}, untouched | kept
             if not free:
                 return Reestimation.nothing(untouched)

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from evenkeel.errors import listed
 from evenkeel.model.domains import Label, Statistics
 from evenkeel.output.tables import Cells, Report, grouped
 from evenkeel.reestimation.reestimation_report import Reestimation
@@ -64,10 +63,14 @@ class DomainReport(Report[DomainRow]):
     _title = "domains"
 
     def __init__(
-        self, rows: Iterable[DomainRow], pooled: Reestimation, domains: Mapping[Label, dict[str, dict[str, Tensor]]]
+        self,
+        rows: Iterable[DomainRow],
+        pooled: Reestimation,
+        domains: Mapping[Label, dict[str, dict[str, Tensor]]],
+        notes: Iterable[str] = (),
     ) -> None:
-        rows = tuple(rows)
-        super().__init__(rows, untouched=pooled.untouched, unsure=pooled.unsure, notes=(*pooled.notes, *_too_few(rows)))
+        rows, notes = tuple(rows), (*pooled.notes, *notes)
+        super().__init__(rows, untouched=pooled.untouched, unsure=pooled.unsure, notes=(*notes, *_too_few(rows)))
         self.pooled = pooled
         self.domains: Mapping[Label, Statistics] = MappingProxyType(
             {
@@ -80,6 +83,14 @@ class DomainReport(Report[DomainRow]):
         """Put the statistics found before back, in place; those of domains are gone from the model."""
         self.pooled.undo()
 
+    def __repr__(self) -> str:
+        return f"DomainReport({self._kept})"
+
+    @property
+    def _kept(self) -> str:
+        count = f"{len(self)} domain{'' if len(self) == 1 else 's'}"
+        return f"{count}; the norms store the statistics of all, {self.pooled.summary}"
+
     def __getstate__(self) -> dict[str, Any]:
         plain = {label: {path: dict(s) for path, s in of.items()} for label, of in self.domains.items()}
         return super().__getstate__() | {"domains": plain}
@@ -90,8 +101,7 @@ class DomainReport(Report[DomainRow]):
     def _cells(self) -> Cells:
         columns = ("domain", "samples", "worst norm", "var / pool", "standard error", "mean moved, deviations")
         rows = [(str(row.label), str(row.samples), *_cells_of(row.worst)) for row in self]
-        kept = f"{len(self)} domains; the norms store the statistics of all, {self.pooled.summary}"
-        caption = [kept, *grouped(self.untouched, "untouched"), *grouped(self.unsure), *self.notes]
+        caption = [self._kept, *grouped(self.untouched, "untouched"), *grouped(self.unsure), *self.notes]
         return Cells(columns, rows, caption, words=(columns[0], columns[2]))
 
 
@@ -109,10 +119,11 @@ def _distance(norm: NormChange) -> float:
 
 def _too_few(rows: Iterable[DomainRow]) -> list[str]:
     """Domains whose samples do not tell them from the pool."""
-    labels = [str(row.label) for row in rows if any(norm.is_within_error for norm in row.norms)]
+    labels = [row.label for row in rows if any(norm.is_within_error for norm in row.norms)]
     if not labels:
         return []
+    more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
     return [
-        f"domain {listed(labels)}: some norms differ from the pool by less than two standard errors: take more "
+        f"domain {labels[0]!r}{more}: some norms differ from the pool by less than two standard errors: take more "
         "samples, or prior='auto', which leaves such norms near the pool"
     ]

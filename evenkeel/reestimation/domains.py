@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from evenkeel.errors import BatchError, EvenkeelError, ModelError, brief
+from evenkeel.errors import BatchError, EvenkeelError, ModelError, brief, listed
 from evenkeel.model.batches import Forward, each
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.buffers import keep_domains_
 from evenkeel.model.domains import Label, as_label
 from evenkeel.model.norms import Norm, norms_of
 from evenkeel.model.wrappers import unwrapped
+from evenkeel.output.tables import grouped
 from evenkeel.reestimation.attempt import Attempt
 from evenkeel.reestimation.domain_report import DomainReport, DomainRow
 from evenkeel.reestimation.prior import Weight
@@ -22,6 +23,7 @@ from evenkeel.statistics.batch_merging import Piece, copied, form_of
 from evenkeel.statistics.distributed import default_group
 from evenkeel.statistics.group_limits import MEMORY
 from evenkeel.statistics.norm_change import NormChange
+from evenkeel.statistics.stretching import warn
 
 By = Callable[[Any], Any] | str | int
 Values = dict[str, dict[str, Tensor]]  # by path of the norm and buffer
@@ -54,11 +56,11 @@ def reestimate_domains_(
         model: the model, changed in place.
         batches: what `reestimate_` takes.
         by: what tells domains apart: a function of a batch that returns one label, or a tensor or sequence of one a
-            sample; or the key or place in the batch where they are. A key is not passed on to the model. Labels are
-            texts or whole numbers.
+            sample; or the key or place in the batch where they are, which the model does not get then: of a pair
+            (labels, inputs) it is called on the inputs. Labels are texts or whole numbers.
         prior: how many samples the pool counts for in each domain, as for `reestimate_`: domains of few samples are
             then near the pool; "auto" leaves each norm there as far as its standard errors say.
-        forward: how to run anything else: `lambda model, batch: ...`.
+        forward: how to run anything else: `lambda model, batch: ...`; gets batches as they are, with the labels.
         max_batches: how many batches to use; all if None.
         samples: how many samples a batch holds, where its tensors do not tell; it is not divided then.
         memory: as for `reestimate_`.
@@ -70,6 +72,9 @@ def reestimate_domains_(
     Raises:
         ModelError, BatchError: as `reestimate_`, with the domain's label; or a batch of several domains cannot be
             divided. The model is as it was.
+
+    Warns:
+        StretchWarning: as for `reestimate_`, of all data.
 
     >>> import torch
     >>> model, site = nn.Sequential(nn.BatchNorm1d(2)), torch.tensor([0, 1]).repeat(32)
@@ -115,7 +120,17 @@ def reestimate_domains_(
         DomainRow(label, done.samples, done.batches, _changes(norms, pool, values, done))
         for label, (values, done) in found.items()
     ]
-    return DomainReport(rows, pooled, {label: values for label, (values, _) in found.items()})
+    notes = [note for label, (_, done) in found.items() for note in _notes(label, pooled, done)]
+    warn(pooled.stretch)
+    return DomainReport(rows, pooled, {label: values for label, (values, _) in found.items()}, notes)
+
+
+def _notes(label: Label, pooled: Reestimation, done: Reestimation) -> list[str]:
+    """What the reader must know of one domain: norms that stay on the statistics of all, and doubts."""
+    reached = {row.path for row in done}
+    missed = [row.path for row in pooled if row.path not in reached]
+    notes = [f"domain {label!r} has no statistics of its own at {listed(missed)}: those of all hold"] if missed else []
+    return notes + [f"domain {label!r}: {line}" for line in grouped(done.unsure)]
 
 
 def _require_alone() -> None:
@@ -151,11 +166,11 @@ def _labels(batch: Any, by: By, number: int) -> Label | list[Label]:
         found = by(batch) if callable(by) else batch[by]
     except Exception as error:
         raise BatchError(f"by={by!r} raised {brief(error)} on batch {number}") from error
-    if isinstance(found, Tensor) and found.ndim > 1 and found[0].numel() == 1:
+    if isinstance(found, Tensor) and found.ndim > 1 and found.numel() == len(found):
         found = found.flatten()
     found = found.tolist() if hasattr(found, "tolist") else found
     try:
-        if isinstance(found, Sequence) and not isinstance(found, str):
+        if isinstance(found, Sequence) and not isinstance(found, (str, bytes)):
             return [as_label(label) for label in found]
         return as_label(found)
     except EvenkeelError as error:
@@ -163,27 +178,32 @@ def _labels(batch: Any, by: By, number: int) -> Label | list[Label]:
 
 
 def _without(batch: Any, by: By) -> Any:
-    """The batch without the labels, where the model would be called with them."""
-    if not isinstance(batch, Mapping) or callable(by):
+    """The batch without the labels: the model would be called on them, or they be taken for those of classes."""
+    if callable(by):
         return batch
-    return {key: value for key, value in batch.items() if key != by}
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key != by}
+    if isinstance(batch, (tuple, list)) and isinstance(by, int):
+        rest = [item for place, item in enumerate(batch) if place != by % len(batch)]
+        return rest if isinstance(batch, list) else tuple(rest)
+    return batch
 
 
 def _divided(batch: Any, labels: Label | list[Label], number: int, samples: Any) -> dict[Label, Any]:
     """A batch by domain."""
-    listed = labels if isinstance(labels, list) else [labels]
-    if len(set(listed)) == 1:
-        return {listed[0]: batch}
+    each_of = labels if isinstance(labels, list) else [labels]
+    if len(set(each_of)) == 1:
+        return {each_of[0]: batch}
     count = samples_in(batch)
-    if len(listed) != count:
-        raise BatchError(f"batch {number} holds {count} samples, and by= gives {len(listed)} labels: one each, or one")
+    if len(each_of) != count:
+        raise BatchError(f"batch {number} holds {count} samples, and by= gives {len(each_of)} labels: one each, or one")
     if samples is not None or form_of(batch, count) is None:
         raise BatchError(
-            f"batch {number} holds samples of {len(set(listed))} domains and cannot be divided: not all that is in it "
+            f"batch {number} holds samples of {len(set(each_of))} domains and cannot be divided: not all that is in it "
             "is tensors with the samples as leading dimension; give batches of one domain each"
         )
     piece = Piece(number, batch, count)
-    places = {label: [i for i, one in enumerate(listed) if one == label] for label in dict.fromkeys(listed)}
+    places = {label: [i for i, one in enumerate(each_of) if one == label] for label in dict.fromkeys(each_of)}
     return {label: piece.chosen(chosen).batch for label, chosen in places.items()}
 
 

@@ -197,7 +197,7 @@ class Population:
         if k < 2:
             return math.nan
         center = squares / count
-        deviations = max(second[2] - 2 * center * second[1] + center**2 * second[0], 0)
+        deviations = max(second[2] - 2 * center * second[1] + center * center * second[0], 0)
         return math.sqrt(k / (k - 1) * deviations) / count / center if center > 0 else 0.0
 
     @property

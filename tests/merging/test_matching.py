@@ -515,3 +515,61 @@ def test_processes_are_said_not_to_be_pooled():
     finally:
         torch.distributed.destroy_process_group()
     assert any("not pooled" in note for note in done.notes)
+
+
+# what is wrong is named
+
+
+def test_the_reference_that_is_not_finite_is_named():
+    merged, nets = pair(mlp)
+    with torch.no_grad():
+        nets[1][0].weight.fill_(torch.nan)
+    with pytest.raises(ek.BatchError, match=r"reference 2: '0.weight' of the model .* is not finite"):
+        ek.match_(merged, nets, batches())
+
+
+@pytest.mark.parametrize(("references", "said"), [(None, "NoneType"), (3, "int"), ([], "none")])
+def test_what_is_no_reference_is_said(references, said):
+    with pytest.raises(ek.ModelError, match=f"not {said}"):
+        ek.match_(nn.Linear(2, 2), references, [torch.randn(4, 2)])
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    with pytest.raises(ek.EvenkeelError, match="weights are numbers, one for each of the 1 references"):
+        ek.match_(nn.Linear(2, 2), nn.Linear(2, 2), [torch.randn(4, 2)], weights=["a"])
+
+
+def test_units_that_cannot_be_made_to_vary_are_named():
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(3)]
+    with torch.no_grad():
+        nets[0][2].weight[0] = 0  # the merged one alone
+        for net in nets:
+            net[0].weight[0] = 0  # as in the end points
+    done = ek.match_(nets[0], nets[1:], torch.randn(4, 32, 4))
+    assert [row.dead for row in done] == [0, 1]
+    assert list(done.unsure) == ["2"] and "1 of 3 units do not vary, and should" in done.unsure["2"]
+
+
+def test_a_layer_whose_bias_alone_is_frozen_is_left():
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(3)]
+    nets[0][0].bias.requires_grad_(False)
+    bias = nets[0][0].bias.clone()
+    done = ek.match_(nets[0], nets[1:], torch.randn(4, 32, 4))
+    assert "frozen" in done.untouched["0"] and torch.equal(nets[0][0].bias, bias)
+
+
+def test_an_autocast_around_it_does_not_go_on_with_casts_of_old_weights():
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)) for _ in range(3)]
+    x = torch.randn(4, 32, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = nets[0](x[0])
+        done = ek.match_(nets[0], nets[1:], x)
+        inside = nets[0](x[0])
+        done.undo()
+        assert torch.equal(nets[0](x[0]), first)
+    assert all(row.off_after < 0.05 for row in done) and not done.unsure
+    done = ek.match_(nets[0], nets[1:], x)
+    assert torch.allclose(inside.float(), nets[0](x[0]), atol=0.1) and not torch.equal(inside, first)

@@ -111,3 +111,41 @@ def test_a_header_that_would_be_too_long_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ek.EvenkeelError, match=r"2 domains take .* named \.pt"):
         ek.save(measured()[0], tmp_path / "net.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("label", [torch.tensor([1, 2]), None, 1.5, b"a"])
+def test_what_is_no_label_is_refused(label):
+    model, _ = measured()
+    with (
+        pytest.raises(ek.EvenkeelError, match="a domain's label is a text or a whole number"),
+        ek.in_domain(model, label),
+    ):
+        pass
+
+
+def test_what_to_do_with_unknown_labels_is_one_of_two():
+    model, _ = measured()
+    with pytest.raises(ek.EvenkeelError, match="unknown must be 'raise' or 'pool', not 'all'"):
+        ek.in_domain(model, "a", unknown="all").__enter__()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_files_of_parallel_replicas_keep_domains(tmp_path, suffix):
+    model, done = measured()
+    path = tmp_path / f"net.{suffix}"
+    plain, parallel = copy.deepcopy(model), nn.DataParallel(copy.deepcopy(model))
+    for saved in (model, nn.DataParallel(model)):
+        ek.save(saved, path)
+        for net in (plain, parallel):
+            assert set(ek.domains_of(ek.load_(without_marks(net), path))) == {"a", "b"}
+        with ek.in_domain(parallel, "b"):
+            assert torch.equal(parallel.module[2].running_mean, done.domains["b"]["2"]["running_mean"])
+        assert ek.undo_(plain) == ("2",)
+
+
+def without_marks(net):
+    """The network without what is known of repairs."""
+    for module in net.modules():
+        for name in [name for name in vars(module) if name.startswith("evenkeel")]:
+            del module.__dict__[name]
+    return net

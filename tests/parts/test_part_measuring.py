@@ -85,3 +85,25 @@ def test_wrappers_do_not_count():
     ek.merge_parts_(model, [ek.measure_part(nn.DataParallel(model), data)])
     assert not torch.equal(before["1.running_var"], model[1].running_var)
     assert torch.equal(compiled._orig_mod[1].running_var, model[1].running_var)
+
+
+def test_a_start_is_no_report_and_no_path():
+    model = plain(1)
+    for start in ("next", ek.merge_parts_(plain(1), ek.measure_part(model, images(32).split(16)))):
+        with pytest.raises(ek.EvenkeelError, match=f"not {type(start).__name__}"):
+            ek.measure_part(model, images(16).split(16), start=start)
+
+
+def test_norms_are_in_the_order_of_passes_whatever_each_leaves_out():
+    class Some(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.BatchNorm1d(2) for _ in range(3))
+
+        def forward(self, x):
+            for norm in (n for i, n in enumerate(self.norms) if len(x) != 2 + i):
+                x = norm(x)
+            return x
+
+    part = ek.measure_part(Some(), [torch.randn(n, 2) for n in (2, 3, 4)])
+    assert list(part.sums) == ["norms.0", "norms.1", "norms.2"] and part.repeated == ()

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -277,3 +278,95 @@ def test_what_looks_like_a_regression_is_warned_of():
     data = [(torch.randn(64, 4), torch.randn(64, 1)) for _ in range(6)]
     with pytest.warns(ek.StretchWarning):
         rounds(model, cuts(data, 2), data)
+
+
+# what feeds itself, is left out, or is no part
+
+
+class Skipping(nn.Module):
+    """Two norms in a row, of which batches of seven pass by the first; or one norm, called twice."""
+
+    def __init__(self, is_twice=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.first, self.second = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+        self.is_twice = is_twice
+        for _ in range(5):
+            self(3 * torch.randn(32, 6))
+
+    def forward(self, x):
+        if self.is_twice:
+            return self.first(self.weight(self.first(self.weight(x)).relu()))
+        x = self.weight(x)
+        return self.second(x if len(x) == 7 else self.first(x).relu())
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_norm_that_some_data_pass_by_still_puts_those_behind_it_in_doubt(names, is_cut):
+    model = Skipping()
+    short, long = torch.randn(4, 7, 6), torch.randn(4, 16, 6)
+    shards = [short, long] if is_cut else [[*short, *long]]
+    done = ek.merge_parts_(model, [ek.measure_part(model, s, name=n) for s, n in zip(shards, names, strict=False)])
+    assert list(done.changed) == ["first", "second"]
+    assert done.doubts["first"] == 0 and done.doubts["second"] == done.changed["first"] > 0.5
+    assert not done.is_settled
+
+
+def test_a_norm_that_feeds_itself_is_settled_by_rounds_and_not_by_one():
+    model, data = Skipping(is_twice=True), torch.randn(16, 32, 6)
+    found = statistics(model)
+    part = ek.measure_part(model, data)
+    assert part.repeated == ("first",)
+    assert ek.merge_parts_(model, part).doubts["first"] > 0.5
+    for name, value in found.items():
+        model.get_buffer(name).copy_(value)
+    done, _ = rounds(Skipping(is_twice=True), [data], data[:8], 8)
+    assert done.is_settled and done.changed["first"] < 0.01
+
+
+def test_an_infinite_prior_keeps_norms_one_by_one():
+    model = plain(2)
+    before, part = statistics(model), ek.measure_part(model, DATA)
+    with pytest.raises(ek.EvenkeelError, match="prior=inf keeps what every norm stores"):
+        ek.merge_parts_(model, part, PROBE, prior=float("inf"))
+    assert same(statistics(model), before)
+    done = ek.merge_parts_(model, part, PROBE, prior={"1": float("inf")})
+    assert list(done.untouched) == ["1"] and [row.path for row in done] == ["5"]
+    assert all(torch.equal(statistics(model)[name], before[name]) for name in before if name.startswith("1."))
+
+
+def test_what_is_no_part_is_named():
+    model = plain(1)
+    part = ek.measure_part(model, DATA[:2])
+    for parts, said in (
+        ({"a": part}, "not dict"),
+        (None, "not NoneType"),
+        ([part.start], "not Start"),
+        ([1], "not int"),
+    ):
+        with pytest.raises(ek.EvenkeelError, match=said):
+            ek.merge_parts_(model, parts)
+
+
+def test_of_parts_of_models_in_other_modes_the_norm_is_named():
+    model = plain(2)
+    parts = [ek.measure_part(model, DATA[:2], name="a")]
+    model.train()[1].eval()
+    parts.append(ek.measure_part(model, DATA[2:4], name="b"))
+    with pytest.raises(ek.EvenkeelError, match="norm '1' is measured in 'a' and not in 'b', where it was frozen"):
+        ek.merge_parts_(model, parts)
+
+
+def test_a_probe_that_does_not_vary_is_said_to_be_unlike_in_few_digits():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    for _ in range(3):
+        model(torch.randn(16, 4))
+    done = ek.merge_parts_(model, ek.measure_part(model, torch.randn(4, 16, 4)), torch.ones(1, 1, 4))
+    assert any("the probe is unlike the data, by more than 1,000 %" in note for note in done.notes)
+
+
+def test_values_whose_squares_overflow_leave_no_known_error():
+    model = nn.BatchNorm1d(2).double()
+    done = ek.merge_parts_(model, ek.measure_part(model, 1e80 * torch.randn(4, 16, 2, dtype=torch.float64)))
+    assert bool(model.running_var.isfinite().all()) and math.isnan(done.standard_error)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -84,3 +85,40 @@ def test_what_is_no_part_is_refused(tmp_path):
 def test_no_folder_no_file(tmp_path):
     with pytest.raises(ek.EvenkeelError, match="there is no folder"):
         a_part().save(tmp_path / "none" / "a.part")
+
+
+def test_a_file_that_was_changed_is_noticed(tmp_path):
+    part = a_part()
+    part.save(tmp_path / "a")
+    part.start.save(tmp_path / "b")
+    for path, load in ((tmp_path / "a", ek.load_part), (tmp_path / "b", ek.load_start)):
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+        for name in tensors:
+            save_file(tensors | {name: tensors[name] * 1.5 + 1}, tmp_path / "c", header)
+            with pytest.raises(ek.EvenkeelError, match="damaged"):
+                load(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"samples": -5},
+        {"samples": "9"},
+        {"name": None},
+        {"untouched": [1]},
+        {"untouched": {"1": 2}},
+        {"is_random": 3},
+        {"start": {"weights": "", "round": "x", "off": None}},
+        {"start": {"weights": "", "round": 0, "off": "x"}},
+    ],
+)
+def test_what_no_part_says_is_refused_when_it_is_read(tmp_path, changed):
+    part = a_part()
+    part.save(tmp_path / "a")
+    with safe_open(tmp_path / "a", "pt") as file:
+        header = json.loads(file.metadata()["evenkeel.part"])
+    save_file(load_file(tmp_path / "a"), tmp_path / "b", {"evenkeel.part": json.dumps(header | changed)})
+    with pytest.raises(ek.EvenkeelError, match="damaged"):
+        ek.load_part(tmp_path / "b")

@@ -208,3 +208,80 @@ def test_the_report_names_the_worst_norm_of_every_domain():
     assert row.worst.path in str(done) and f"{row.worst.ratio:.3f}" in str(done)
     assert done.to_dict()["rows"][2]["norms"][0]["path"] == "1"
     assert done.to_dict()["rows"][2]["worst"] == row.worst.path
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.norm = nn.Embedding(10, 6), nn.BatchNorm1d(6)
+        self(torch.randint(10, (64,)))
+
+    def forward(self, tokens):
+        return self.norm(self.table(tokens))
+
+
+@pytest.mark.parametrize("by", [0, -2])
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_labels_that_come_first_are_not_what_the_model_is_called_on(by, kind):
+    model, other = Tokens(), Tokens()
+    tokens, sites = torch.randint(10, (64,)), torch.arange(64) % 2
+    batches = [kind(pair) for pair in zip(sites.split(16), tokens.split(16), strict=True)]
+    ek.reestimate_domains_(model, batches, by=by)
+    ek.reestimate_(other, list(tokens.split(16)), match="variance")
+    assert equal(model, other)
+
+
+def test_sites_are_not_taken_for_classes_and_a_regression_is_warned_of():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    for _ in range(50):
+        model(X)
+    with pytest.warns(ek.StretchWarning, match="norm '3' right behind a dropout"):
+        done = ek.reestimate_domains_(model, BATCHES, by=1)
+    assert any("a regression's error may grow" in note for note in done.notes)
+
+
+def test_norms_that_a_domain_does_not_reach_are_named():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return self.left(x) if x[0, 0] > 0 else self.right(x)
+
+    model, x = Branch(), X.clone()
+    x[:, 0] = x[:, 0].abs() * (1 - 2 * (torch.arange(240) // 120))
+    for half in x.split(120):
+        model(half)
+    done = ek.reestimate_domains_(model, [(part, i // 2) for i, part in enumerate(x.split(60))], by=1)
+    assert [sorted(of) for of in done.domains.values()] == [["left"], ["right"]]
+    assert "domain 0 has no statistics of its own at right: those of all hold" in done.notes
+    assert "domain 1 has no statistics of its own at left: those of all hold" in done.notes
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (b"north", "not b'north', bytes: decode"),
+        ([b"n"] * 32, "not b'n', bytes: decode"),
+        (None, "not None"),
+        (torch.full((32,), torch.nan), "not nan"),
+        (torch.zeros(32, 2), r"not \[0.0, 0.0\]"),
+        (torch.zeros(0, 1), "gives 0 labels"),
+    ],
+)
+def test_what_is_no_label_is_said(labels, message):
+    model = small()
+    before = Snapshot(model, world=False)
+    with pytest.raises(ek.BatchError, match=message):
+        ek.reestimate_domains_(model, [(X[:32], labels)], by=1)
+    assert before.changes() == []
+
+
+def test_the_report_says_labels_as_they_are():
+    x, sites = torch.randn(40, 6), torch.arange(40) % 2
+    done = ek.reestimate_domains_(small(), list(zip(x.split(10), sites.split(10), strict=True)), by=1)
+    assert "domain 0 and 1 more: some norms differ" in done.notes[-1]
+    assert repr(done).startswith("DomainReport(2 domains; the norms store the statistics of all, 40 samples")

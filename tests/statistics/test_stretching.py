@@ -121,3 +121,12 @@ def test_a_regression_has_its_mean_matched_by_default(name, target):
 )
 def test_labels_of_classes_are_whole_numbers(batch, found):
     assert has_class_labels(batch) is found
+
+
+def test_dropout_that_drops_nothing_stretches_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.0), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    for _ in range(50):
+        model(3 * torch.randn(32, 6))
+    done = ek.reestimate_(model, [torch.randn(32, 6) for _ in range(4)], match="variance")  # warnings are errors
+    assert done[0].ratio < 0.5 and not any("dropout" in note for note in done.notes)
