@@ -15,7 +15,7 @@ from evenkeel.model.evaluation import Scorer, evaluate
 from evenkeel.statistics.attempt import Attempt
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.group_limits import MEMORY
-from evenkeel.statistics.judging import Beginning, Judge, require_judging
+from evenkeel.statistics.judging import Beginning, Judge, require_judging, scoring_on
 from evenkeel.statistics.pairs import Match
 from evenkeel.statistics.prior import Weight
 from evenkeel.statistics.reestimation_report import Reestimation
@@ -158,7 +158,7 @@ def reestimate_(
     )
     ranks, is_once = Ranks(attempt.group), isinstance(batches, Iterator)
     if held_out is not None:
-        judge = Judge(model, partial(evaluate, batches=held_out, score=score, forward=forward), ranks)
+        judge = Judge(model, scoring_on(held_out, score, forward), ranks)
         before = judge.score()
         if match is None and choose == "best" and not is_once:
             return judge.best(attempt, before)

@@ -158,17 +158,19 @@ def test_findings_that_came_and_went(folder, capsys):
 @pytest.mark.parametrize(
     ("content", "said"),
     {
-        "no JSON": ("nothing", "is no report"),
-        "a number": ("3", "is no report"),
-        "no rows": ('{"a": 1}', "is no report"),
-        "other rows": ('{"rows": [1]}', "is no report"),
-        "findings": ("[]", "name two of one kind"),
-        "another net": ('{"rows": [{"path": "other", "ratio": 1.0}]}', "have no norm in common"),
+        "no JSON": (b"nothing", "is no report: it is not JSON"),
+        "a checkpoint": (b"PK\x03\x04\xff\xfe", "is no report: it is not JSON"),
+        "too deep": (b"[" * 100_000, "is no report: it is not JSON"),
+        "a number": (b"3", "is no report"),
+        "no rows": (b'{"a": 1}', "is no report"),
+        "other rows": (b'{"rows": [1]}', "is no report"),
+        "findings": (b"[]", "name two of one kind"),
+        "another net": (b'{"rows": [{"path": "other", "ratio": 1.0}]}', "have no norm in common"),
     }.values(),
 )
 def test_what_cannot_be_compared_is_one_line(folder, capsys, content, said):
     (folder / "a.json").write_text('{"rows": [{"path": "3", "ratio": null}]}')
-    (folder / "b.json").write_text(content)
+    (folder / "b.json").write_bytes(content)
     code, out, err = run(capsys, "compare", "a.json", "b.json")
     assert code == 2 and out == "" and said in err and err.count("\n") == 1
 
