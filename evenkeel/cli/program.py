@@ -213,7 +213,10 @@ def repair(
     reference: References = None,
     share: Shares = None,
 ) -> None:
-    """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after.
+    """Give a checkpoint right norm statistics: of nets with dropout, averaged, merged, pruned, rounded, on other data.
+
+    They are re-estimated from --data with dropout off, and the shift is printed before and after. Where weights were
+    changed after training, or the data are of another domain, --other-data allows it, and --prior blends old and new.
 
     Without --data they are corrected by what is predicted from weights and statistics: for a checkpoint whose
     statistics are those of its training, and have not been repaired before. With --reference, once for each network
