@@ -42,8 +42,9 @@ def compared(a: Path, b: Path) -> Page:
 def _read(path: Path) -> Any:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise EvenkeelError(f"{path} is no report: {brief(error)}; write one by `evenkeel shift ... --json`") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = brief(error) if isinstance(error, OSError) else "it is not JSON"
+        raise EvenkeelError(f"{path} is no report: {reason}; write one by `evenkeel shift ... --json`") from error
     if not isinstance(found, (dict, list)):
         raise _unknown(path)
     return found

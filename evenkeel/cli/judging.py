@@ -33,9 +33,9 @@ class Judging:
 
     def evaluate(self, model: nn.Module) -> Score:
         """How the model does."""
-        from evenkeel.model.evaluation import evaluate
+        from evenkeel.reestimation.judging import scoring_on
 
-        return evaluate(model, self.batches, score=self.score, forward=self.forward)
+        return scoring_on(self.batches, self.score, self.forward)(model)
 
 
 def judged_by(judging: Judging | None) -> dict[str, Any]:
@@ -71,6 +71,9 @@ def judging_by(options: DataOptions, held_out: str | None, score: str | None, fo
         if score is not None:
             raise EvenkeelError("--score says how to judge held-out data, and there is no --held-out")
         return None
-    found = options.load(held_out)
+    try:
+        found = options.load(held_out)
+    except EvenkeelError as error:
+        raise EvenkeelError(f"--held-out: {error}") from error
     batches = found.train if found.test is None else found.test
     return Judging(batches, load_function("--score", score), load_function("--forward", forward))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from dataclasses import replace
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from evenkeel.cli import completion, pages
 from evenkeel.cli.calls import Call
 from evenkeel.cli.inputs import LINT_NEEDS_INPUT, codes_in, load_example, load_weighted
 from evenkeel.cli.options import Arg, Codes, Device, Example, Format, GuidelineName, Input, Key, Target, Weights
+from evenkeel.cli.showing import show_steps
 from evenkeel.cli.wording import for_command_line
 from evenkeel.errors import EvenkeelError, UnpredictedWarning
 
@@ -73,13 +75,17 @@ def lint(
     else:
         log = to_sarif(findings, ALL, root=Path.cwd(), version=version("evenkeel"))
         text = json.dumps(for_command_line(log), indent=2)
+    call, guideline = Call(context), guideline or settings.guideline
+    steps = pages.steps_of_lint(call, list(dict.fromkeys(finding.code for finding in findings)), guideline)
     if output is None:
         typer.echo(text)
     else:
         with atomic_write(output) as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
     if html is not None:
-        write_page(html, pages.lint_page(findings.page(), Call(context)))
+        write_page(html, pages.completed(findings.page(), call, steps))
+    if form is Format.text and output is None and sys.stdout.isatty():  # programs that read findings get them alone
+        show_steps(steps if findings else [], html)
     if findings:
         raise typer.Exit(1)
 

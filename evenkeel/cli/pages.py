@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page to look at: one file, without network.")]
 
+_OF_SHIFT = "li2018"  # the guideline that names every dropout that a norm reads
+_ONE_GUIDELINE = (
+    "Ask for one guideline, as they contradict each other: li2018 for plain and dense networks, kim2023 for residual "
+    "ones, hendrycks2016 for what all agree on"
+)
+
 
 class Shown(Group):
     """What a command prints, and the page that says the same.
@@ -78,8 +84,8 @@ def next_steps(call: Call, *, is_even: bool, is_trained: bool, inputs: Sequence[
     found, known = "Find the dropouts that cause it", call.text("input") or call.text("example")
     if known or inputs:
         given = {} if known else {"input": list(inputs)}
-        return [*steps, (found, call.then("lint", **given, **_page(call, "lint")))]
-    made = call.then("lint", example="MODULE:FUNCTION", **_page(call, "lint"))
+        return [*steps, (found, call.then("lint", guideline=_OF_SHIFT, **given, **_page(call, "lint")))]
+    made = call.then("lint", guideline=_OF_SHIFT, example="MODULE:FUNCTION", **_page(call, "lint"))
     return [*steps, (f"{found}: MODULE:FUNCTION stands for what returns what the model is called with", made)]
 
 
@@ -88,19 +94,24 @@ def _page(call: Call, name: str) -> dict[str, str]:
     return {"html": f"{name}.html"} if call.has_page else {}
 
 
-def lint_page(page: Page, call: Call) -> Page:
-    """The page of `evenkeel lint`, with the commands to go on with."""
-    codes = list(dict.fromkeys(notice.code for notice in page.notices))
+def steps_of_lint(call: Call, codes: Sequence[str], guideline: str | None) -> list[tuple[str, str]]:
+    """What to do after `evenkeel lint`, each with its command.
+
+    Args:
+        call: of lint.
+        codes: of the rules that have findings.
+        guideline: whose findings they are; of all guidelines if None.
+    """
     steps = [(f"Read the rule {code}, with a bad and a good example", f"evenkeel explain {code}") for code in codes[:3]]
-    if codes and call.text("guideline"):
-        steps += [("See the changes as a patch of the source", call.then("fix", diff=True))]
-    return completed(
-        page, call, [*steps, ("See what it does to every norm", call.then("shift", **_page(call, "shift")))]
-    )
+    if codes and guideline:
+        steps += [("See the changes as a patch of the source", call.then("fix", guideline=guideline, diff=True))]
+    elif codes:
+        steps += [(_ONE_GUIDELINE, call.then("lint", guideline=_OF_SHIFT, **_page(call, "lint")))]
+    return [*steps, ("See what it does to every norm", call.then("shift", **_page(call, "shift")))]
 
 
-def repair_page(page: Page, call: Call, out: Path, *, is_plain: bool = True) -> Page:
-    """The page of `evenkeel repair`: how to check and load OUT; `is_plain`: `load_state_dict` takes what it holds."""
+def steps_of_repair(call: Call, out: Path, *, is_plain: bool = True) -> list[tuple[str, str]]:
+    """What to do after `evenkeel repair`: check OUT, and load it, by `load_state_dict` if what it holds is plain."""
     is_alone = out.suffix.lower() == ".safetensors"  # which holds one state dict, without a key
     key = "" if is_alone else call.text("key")
     checked = call.then("shift", weights=out, key=key or None)
@@ -108,8 +119,7 @@ def repair_page(page: Page, call: Call, out: Path, *, is_plain: bool = True) -> 
     if is_plain and not key:
         read = f'safetensors.torch.load_file("{out}")' if is_alone else f'torch.load("{out}", weights_only=True)'
         loaded = f"model.load_state_dict({read})"
-    steps = [("Check the repaired checkpoint", checked), ("Load it in Python", loaded)]
-    return completed(page, call, steps, written=str(out))
+    return [("Check the repaired checkpoint", checked), ("Load it in Python", loaded)]
 
 
 def completed(page: Page, call: Call, steps: Sequence[tuple[str, str]], **facts: str) -> Page:

@@ -67,10 +67,10 @@ def reestimate_part(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what norms are fed on some of the data, dropout off, to be merged with other parts elsewhere.
+    """Measure one site's or shard's data, where data cannot be brought together; merge makes the statistics of all.
 
-    The part holds sums by channel and no samples. Parts merge to the same bits in any order, and wherever between two
-    batches the data were cut.
+    Dropout is off meanwhile. The part holds sums by channel and no samples. Parts merge to the same bits in any order,
+    and wherever between two batches the data were cut.
     """
     from evenkeel.output.files import require_folder
     from evenkeel.parts.part_measuring import measure_part
@@ -142,7 +142,9 @@ def merge(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Repair a checkpoint by parts of the data that were measured apart, and say how far off each norm may still be.
+    """Repair a checkpoint by parts that reestimate-part measured, and say how far off each norm may still be.
+
+    Networks whose weights were merged are for repair --reference.
 
     What is off by more than 1 % takes another round: reestimate-part with --start NEXT on every part, and merge. Exit
     code 1 if it is; OUT is written all the same.

@@ -51,7 +51,7 @@ from evenkeel.cli.options import (
     Unsure,
     Weights,
 )
-from evenkeel.cli.showing import show
+from evenkeel.cli.showing import show, show_steps
 from evenkeel.cli.wording import for_command_line
 from evenkeel.errors import EvenkeelError, brief, is_out_of_memory
 
@@ -155,8 +155,8 @@ def shift(
     if html is not None:
         write_page(html, pages.completed(report.page(), Call(context), steps))
     show(report.to_dict() if as_json else report)
-    if not (as_json or is_even):
-        typer.echo("\n".join(["", *(f"{what}:\n    {command}" for what, command in steps)]))
+    if not as_json:
+        show_steps([] if is_even else steps, html)
     if fail_above is not None and report.worst > fail_above:
         raise typer.Exit(1)
 
@@ -213,7 +213,10 @@ def repair(
     reference: References = None,
     share: Shares = None,
 ) -> None:
-    """Re-estimate a checkpoint's norm statistics with dropout off, and print the shift before and after.
+    """Give a checkpoint right norm statistics: of nets with dropout, averaged, merged, pruned, rounded, on other data.
+
+    They are re-estimated from --data with dropout off, and the shift is printed before and after. Where weights were
+    changed after training, or the data are of another domain, --other-data allows it, and --prior blends old and new.
 
     Without --data they are corrected by what is predicted from weights and statistics: for a checkpoint whose
     statistics are those of its training, and have not been repaired before. With --reference, once for each network
@@ -225,8 +228,6 @@ def repair(
     Images are preprocessed as by shift. Data that are not those of training are refused, unless by --other-data, but
     not with --match mean or --relative, which take out dropout's part alone. Where it matters, let --held-out decide.
     """
-    from rich.console import Group
-
     from evenkeel.cli.repairing import corrected, reestimated
     from evenkeel.io.checkpoints import Checkpoint
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
@@ -262,17 +263,21 @@ def repair(
         how = {"match": match and match.value, "unsure": unsure.value, "forward": load_function("--forward", forward)}
         how |= {"relative": relative, "max_batches": max_batches, "tolerance": tolerance, "prior": parse_prior(prior)}
         shown, result = reestimated(model, options.load(data), how, judging, other_data=other_data)
+    steps = pages.steps_of_repair(Call(context), out, is_plain=checkpoint.is_plain_for(model))
     if html is None:
         checkpoint.write(out, model, weights=bool(reference))
     else:
-        page = pages.repair_page(shown.page, Call(context), out, is_plain=checkpoint.is_plain_for(model))
+        page = pages.completed(shown.page, Call(context), steps, written=str(out))
         with atomic_write(html) as temporary:  # both files, or neither
             temporary.write_text(render(page), encoding="utf-8")
             checkpoint.write(out, model, weights=bool(reference))
     where = f"written: {out}, over the checkpoint that was read" if over else f"written: {out}"
     if over and as_json:
         typer.echo(f"evenkeel: {where}", err=True)
-    show({"out": str(out), **result} if as_json else Group(shown, where))
+    show({"out": str(out), **result} if as_json else shown)
+    if not as_json:
+        show_steps(steps, html)
+        typer.echo(f"\n{where}")
 
 
 for command in (

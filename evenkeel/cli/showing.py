@@ -12,6 +12,9 @@ import typer
 from evenkeel.cli.wording import for_command_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from rich.console import Console
 
     from evenkeel.output.cells import Cells
@@ -26,6 +29,14 @@ def show(result: Any) -> None:
         typer.echo(json.dumps(for_command_line(finite(result)), indent=2))
         return
     console().print(FittedTable(worded(result._cells())) if isinstance(result, Report) else result)
+
+
+def show_steps(steps: Sequence[tuple[str, str]], page: Path | None = None) -> None:
+    """Print the page that was written, if any, and what to do next, each with its command, to be copied."""
+    if page is not None:
+        typer.echo(f"written: {page}")
+    if steps:
+        typer.echo("\n".join(["", *(f"{what}:\n    {command}" for what, command in steps)]))
 
 
 def worded(cells: Cells) -> Cells:

@@ -57,7 +57,7 @@ _WORDS = (
     (r"download=True \(--download\)", "--download"),
     (r"its weights were not loaded", "its weights were not loaded (--weights)"),
     (r", in Python key='[^']*'", ""),
-    (r"^score (raised|must return|must be called)", r"--score \1"),
+    (r"^((?:held-out data: )?)score (raised|must return|must be called)", r"\1--score \2"),
     (
         r"^prior must be a number of samples, at least 0, one for every norm",
         "--prior must be a number of samples, at least 0",

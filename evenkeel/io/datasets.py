@@ -130,6 +130,8 @@ def load_data(
     if batch_size < 1:
         raise EvenkeelError(f"batch_size must be at least 1, not {batch_size}")
     kind, _, rest = name.partition(":")
+    if name == "folder:":
+        raise EvenkeelError("folder: names no folder: write folder:PATH, such as folder:images/train")
     if kind == "folder" and rest:
         return _load_folder(name, Path(rest), shape, batch_size, preprocessing)
     if name in SETS:
@@ -172,11 +174,11 @@ def _finish(preprocessing: Preprocessing | None) -> Callable[[Tensor], Tensor] |
 def _load_folder(
     name: str, folder: Path, shape: tuple[int, ...] | None, batch_size: int, preprocessing: Preprocessing | None
 ) -> Data:
+    if not folder.is_dir():
+        raise EvenkeelError(f"{name}: there is no folder {folder}; name one that holds images")
     if shape is None or len(shape) != 3 or shape[0] not in _PIXELS:
         asked = "no shape" if shape is None else f"shape {by(shape)}"
         raise EvenkeelError(f"{name} with {asked}: give one of 1 or 3 channels to resize to, such as --input 3x224x224")
-    if not folder.is_dir():
-        raise EvenkeelError(f"{name}: there is no folder {folder}; name one that holds images")
     loose = _images_in(folder.iterdir())
     classes = [files for sub in sorted(folder.iterdir()) if sub.is_dir() and (files := _images_in(sub.rglob("*")))]
     if bool(loose) == bool(classes):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,14 +18,14 @@ from evenkeel.merging.passes import Matched, Passes, settled_norms
 from evenkeel.merging.units import Units, units_of, unlike
 from evenkeel.model.batches import Forward, call, each
 from evenkeel.model.buffers import Held, write_buffers_
-from evenkeel.model.evaluation import Scorer, evaluate
+from evenkeel.model.evaluation import Scorer
 from evenkeel.model.flags import FROZEN, frozen_in
 from evenkeel.model.norms import Norm, foreign_norms, has_running_statistics
 from evenkeel.model.restoring import restored
 from evenkeel.model.sharding import own_parameter
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.output.tables import grouped
-from evenkeel.reestimation.judging import Judge, require_judging
+from evenkeel.reestimation.judging import Judge, require_judging, scoring_on
 from evenkeel.statistics.distributed import Ranks, default_group
 from evenkeel.statistics.group_limits import MEMORY
 from evenkeel.statistics.measurement import Measurement
@@ -126,7 +125,7 @@ def match_(
     points = _points(references)
     shares = _shares(weights, len(points))
     passes = Passes(batches, forward, max_batches, memory)
-    judge = Judge(model, partial(evaluate, batches=held_out or (), score=score, forward=forward), Ranks())
+    judge = Judge(model, scoring_on(held_out or (), score, forward), Ranks())
     before = judge.score() if held_out is not None else None
     with ExitStack() as stack:
         stack.callback(torch.clear_autocast_cache)  # which may hold casts of weights that were tried

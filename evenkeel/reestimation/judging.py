@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
-from evenkeel.model.evaluation import Score, Scorer
+from evenkeel.model.batches import Forward
+from evenkeel.model.evaluation import Score, Scorer, evaluate
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.reestimation.attempt import Attempt
 from evenkeel.reestimation.reestimation_report import Reestimation
@@ -53,6 +54,27 @@ def require_judging(held_out: Iterable[Any] | None, score: Scorer | None, choose
     if isinstance(held_out, Iterator):
         what = type(held_out).__name__
         raise BatchError(f"held_out is scored twice, and a {what} is used up by then: pass a list or a DataLoader")
+
+
+def scoring_on(
+    held_out: Iterable[Any], score: Scorer | None = None, forward: Forward | None = None
+) -> Callable[[nn.Module], Score]:
+    """`evaluate` on held-out data: its errors say that they are of these, not of the data that a repair measures.
+
+    >>> try:
+    ...     scoring_on([torch.ones(3, 2)])(nn.Linear(2, 2))
+    ... except BatchError as error:
+    ...     print(str(error)[:40])
+    held-out data: batch 1 holds no labels,
+    """
+
+    def scored(model: nn.Module) -> Score:
+        try:
+            return evaluate(model, held_out, score=score, forward=forward)
+        except BatchError as error:
+            raise BatchError(f"held-out data: {error}") from error
+
+    return scored
 
 
 @dataclass(frozen=True)

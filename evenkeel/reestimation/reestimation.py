@@ -13,7 +13,7 @@ from evenkeel.model.batches import Forward
 from evenkeel.model.batches import samples as samples_in
 from evenkeel.model.evaluation import Scorer, evaluate
 from evenkeel.reestimation.attempt import Attempt
-from evenkeel.reestimation.judging import Beginning, Judge, require_judging
+from evenkeel.reestimation.judging import Beginning, Judge, require_judging, scoring_on
 from evenkeel.reestimation.prior import Weight
 from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.statistics.distributed import Ranks, default_group
@@ -158,7 +158,7 @@ def reestimate_(
     )
     ranks, is_once = Ranks(attempt.group), isinstance(batches, Iterator)
     if held_out is not None:
-        judge = Judge(model, partial(evaluate, batches=held_out, score=score, forward=forward), ranks)
+        judge = Judge(model, scoring_on(held_out, score, forward), ranks)
         before = judge.score()
         if match is None and choose == "best" and not is_once:
             return judge.best(attempt, before)

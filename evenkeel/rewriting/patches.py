@@ -198,11 +198,15 @@ def _in_source(context: Context, layer: Layer) -> Layer:
         RewriteError: none does.
     """
     caller = context.model.get_submodule(layer.caller)
-    owner = f"{type(caller).__name__} ({layer.caller or 'the model'})"
+    name = type(caller).__name__
+    owner = f"{name} ({layer.caller or 'the model'})"
     if layer.file is None or layer.line is None or not Path(layer.file).is_file():
         raise RewriteError(f"no source line is known for {layer.name}, which {owner} calls")
     if any(Path(layer.file).is_relative_to(folder) for folder in _INSTALLED):
-        raise RewriteError(f"{owner} is an installed package's ({layer.where}), not yours to patch")
+        raise RewriteError(
+            f"{name} is an installed package's ({layer.where}), not yours to patch; in Python, ek.fix may do it in a "
+            "copy of the model"
+        )
     if method_of(caller, layer.file, layer.line) is None:
         raise RewriteError(f"{layer.where} is in no method of {owner}, which makes the call")
     return layer

@@ -158,6 +158,12 @@ UNCLEAR = {
     "a score that raises": ((*REPAIR, *HELD_OUT, "--score", "anynets:bad_score"), "--score raised ValueError"),
     "a score of text": ((*REPAIR, *HELD_OUT, "--score", "anynets:text_score"), "--score must return a number"),
     "no such score": ((*REPAIR, *HELD_OUT, "--score", "anynets:gone"), "--score 'anynets:gone': anynets has no 'gone'"),
+    "held-out data that are not there": (
+        (*REPAIR, "--held-out", "folder:gone"),
+        "--held-out: folder:gone: there is no",
+    ),
+    "held-out data of another kind": ((*REPAIR, "--held-out", "digits"), "held-out data: the forward pass on batch 1"),
+    "data that are not there": ((*REPAIR, *HELD_OUT, "--data", "folder:gone"), "evenkeel: folder:gone: there is no"),
     "a prior below 0": ((*REPAIR, "--prior", "-3"), "--prior must be a number of samples, at least 0, or"),
     "no tolerance": ((*REPAIR, "--tolerance", "0"), "--tolerance must be above 0"),
     "no batches": (("shift", *TEXT, "--data", "anynets:empty"), "the data are empty"),

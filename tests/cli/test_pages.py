@@ -73,15 +73,22 @@ def test_shift_writes_a_page_with_commands_that_can_be_run_as_they_are(folder, c
     assert run(capsys, *checked)[::2] == (0, "") and "net-repaired.pt" in checked
 
 
-def test_the_terminal_offers_the_same_with_the_shape_that_data_have(folder, capsys):
+def test_the_terminal_offers_the_same_with_the_shape_that_data_have(folder, capsys, monkeypatch):
     given = ("--weights", "net.pt", "--data", "digits", "--max-batches", "2", "--device", "cpu")
     code, out, _ = run(capsys, "shift", "pagenets:net", *given)
     repaired, found = commands_in(out)
     assert code == 0 and "SHAPE" not in out and "--html" not in found
-    assert found == ["lint", "pagenets:net", "--input", "1x8x8", "--weights", "net.pt", "--device", "cpu"]
+    asked = ["--guideline", "li2018", "--weights", "net.pt", "--device", "cpu"]
+    assert found == ["lint", "pagenets:net", "--input", "1x8x8", *asked]
     assert run(capsys, *found)[0] == 1
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    explained, fixed, shifted = commands_in(run(capsys, *found)[1])
+    assert fixed == ["fix", "pagenets:net", "--guideline", "li2018", "--input", "1x8x8", "--diff", *asked[2:]]
+    assert run(capsys, *explained)[0] == 0 and run(capsys, *fixed)[0] == 1 and run(capsys, *shifted)[0] == 0
     assert {"--max-batches", "--device", "--data"} <= set(repaired)
-    assert run(capsys, *repaired, "--other-data")[0] == 0
+    code, out, _ = run(capsys, *repaired, "--other-data")
+    (checked,) = commands_in(out)
+    assert code == 0 and run(capsys, *checked)[0] == 0 and "model.load_state_dict(torch.load(" in out
     assert commands_in(run(capsys, "shift", "pagenets:net", "--weights", "net-repaired.pt", *given[2:])[1]) == []
 
 
@@ -101,6 +108,20 @@ def test_lint_writes_a_page_and_still_exits_with_1(folder, capsys):
     code, out, _ = run(capsys, "lint", *TARGET, "--guideline", "li2018", "--html", "page.html")
     assert code == 1 and "EK201" in out
     assert "EK201" in page(folder) and "evenkeel explain EK201" in page(folder)
+
+
+def test_lint_by_all_guidelines_asks_for_one_where_a_user_reads(folder, capsys, monkeypatch):
+    assert commands_in(run(capsys, "lint", *TARGET)[1]) == []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, _ = run(capsys, "lint", *TARGET, "--html", "page.html")
+    assert "written: page.html" in out
+    assert commands_in(out) == commands_in((folder / "page.html").read_text(encoding="utf-8"))
+    *_, one, _ = commands_in(out)
+    assert code == 1 and "they contradict each other" in out and run(capsys, *one)[0] == 1
+    assert one[one.index("--guideline") + 1] == "li2018"
+    (folder / "pyproject.toml").write_text('[tool.evenkeel]\nguideline = "kim2023"\n')
+    assert all("--guideline kim2023" in shlex.join(c) for c in commands_in(run(capsys, "lint", *TARGET)[1])[-2:-1])
+    assert commands_in(run(capsys, "lint", *TARGET, "--output", "found.txt")[1]) == []
 
 
 def test_repair_by_data_shows_before_and_after(folder, capsys):
@@ -158,17 +179,19 @@ def test_findings_that_came_and_went(folder, capsys):
 @pytest.mark.parametrize(
     ("content", "said"),
     {
-        "no JSON": ("nothing", "is no report"),
-        "a number": ("3", "is no report"),
-        "no rows": ('{"a": 1}', "is no report"),
-        "other rows": ('{"rows": [1]}', "is no report"),
-        "findings": ("[]", "name two of one kind"),
-        "another net": ('{"rows": [{"path": "other", "ratio": 1.0}]}', "have no norm in common"),
+        "no JSON": (b"nothing", "is no report: it is not JSON"),
+        "a checkpoint": (b"PK\x03\x04\xff\xfe", "is no report: it is not JSON"),
+        "too deep": (b"[" * 100_000, "is no report: it is not JSON"),
+        "a number": (b"3", "is no report"),
+        "no rows": (b'{"a": 1}', "is no report"),
+        "other rows": (b'{"rows": [1]}', "is no report"),
+        "findings": (b"[]", "name two of one kind"),
+        "another net": (b'{"rows": [{"path": "other", "ratio": 1.0}]}', "have no norm in common"),
     }.values(),
 )
 def test_what_cannot_be_compared_is_one_line(folder, capsys, content, said):
     (folder / "a.json").write_text('{"rows": [{"path": "3", "ratio": null}]}')
-    (folder / "b.json").write_text(content)
+    (folder / "b.json").write_bytes(content)
     code, out, err = run(capsys, "compare", "a.json", "b.json")
     assert code == 2 and out == "" and said in err and err.count("\n") == 1
 

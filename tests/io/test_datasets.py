@@ -139,10 +139,12 @@ def test_images_are_resized_bilinearly_height_first(tmp_path):
 
 
 def test_what_is_wrong_with_a_folder_is_told(tmp_path):
-    assert "no shape: give one of 1 or 3 channels" in refusal("folder:absent")
-    assert "shape 2x8x8: give one" in refusal("folder:absent", shape=(2, 8, 8))
-    assert "there is no folder absent" in refusal("folder:absent", shape=(3, 8, 8))
+    assert "folder: names no folder" in refusal("folder:")
+    for shape in (None, (2, 8, 8), (3, 8, 8)):  # that the folder is missing comes first
+        assert "there is no folder absent" in refusal("folder:absent", shape=shape)
     (tmp_path / "set").mkdir()
+    assert "no shape: give one of 1 or 3 channels" in refusal("folder:set")
+    assert "shape 2x8x8: give one" in refusal("folder:set", shape=(2, 8, 8))
     assert "set holds 0 images and 0 sub-folders with images" in refusal("folder:set", shape=(3, 8, 8))
     write_image(tmp_path / "set" / "a.png", 0, mode="L")
     write_image(tmp_path / "set" / "cat" / "b.png", 0, mode="L")
@@ -252,7 +254,7 @@ def test_a_callable_that_gives_no_batches_is_told_in_one_line(my_data, name, rea
 # all of them
 
 
-@pytest.mark.parametrize("name", ["", "imagenet", "digit", "folder", "folder:", ":batches", "my_data:"])
+@pytest.mark.parametrize("name", ["", "imagenet", "digit", "folder", ":batches", "my_data:"])
 def test_an_unknown_name_is_told_with_the_known_ones(name):
     known = "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or package.module:callable"
     assert refusal(name) == f"no data set {name!r}: name {known}"

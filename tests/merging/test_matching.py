@@ -444,6 +444,7 @@ def test_nothing_else_changes_and_nothing_at_all_if_it_fails(fails):
         ({"choose": "best"}, ek.EvenkeelError, "held_out"),
         ({"score": F.mse_loss}, ek.EvenkeelError, "held_out"),
         ({"held_out": iter([])}, ek.BatchError, "twice"),
+        ({"held_out": [torch.ones(4, 6)]}, ek.BatchError, "held-out data: batch 1 holds no labels"),
         ({"model": nn.ReLU()}, ek.ModelError, "nothing to match"),
     ],
     ids=lambda value: brief(value, 30) if isinstance(value, Exception) else None,
