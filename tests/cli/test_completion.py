@@ -34,7 +34,7 @@ def offered(line):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("evenkeel re", ["repair", "reproduce", "report"]),
+        ("evenkeel re", ["repair", "reestimate-part", "reproduce", "report"]),
         ("evenkeel lint my:net --guideline k", ["kim2023"]),
         ("evenkeel lint my:net --format s", ["sarif"]),
         ("evenkeel lint my:net --select EK1,EK20", ["EK1,EK201", "EK1,EK202", "EK1,EK203"]),
