@@ -45,7 +45,7 @@ check: .venv/.test  ## check format, style and types, then the wheel in an empty
 
 # Of each extra: what it lets one import.
 EXTRAS := plots:matplotlib report:jinja2 lightning:evenkeel.lightning hf:evenkeel.hf \
-	papers:evenkeel.papers.catalogue cluster:ray docs:mkdocs
+	papers:evenkeel.papers.catalogue cluster:ray tensorboard:torch.utils.tensorboard browser:playwright docs:mkdocs
 
 extras:  ## install every extra by itself in an empty environment, and import what it is for
 	@set -e; for pair in $(EXTRAS); do \

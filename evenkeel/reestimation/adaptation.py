@@ -154,17 +154,9 @@ def _attempt(
     return Attempt(
         [batch],
         forward=forward,
-        stats="both",
-        relative=False,
-        tolerance=None,
-        max_batches=None,
         prior=prior,
         samples=samples,
-        progress=False,
-        group=None,
         memory=0,
-        seed=0,
-        leave=True,
         by_sample=by_sample,
         is_traced=False,
     )

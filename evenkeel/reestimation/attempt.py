@@ -29,6 +29,7 @@ from evenkeel.reestimation.settling import Settled, settle, settle_paired
 from evenkeel.reestimation.sweeps import Store
 from evenkeel.statistics.batch_merging import MOST_PARTS, Count
 from evenkeel.statistics.distributed import Ranks
+from evenkeel.statistics.group_limits import MEMORY
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.noise import Noise
 from evenkeel.statistics.norm_buffers import (
@@ -86,18 +87,18 @@ class Attempt:
     """
 
     batches: Iterable[Any]
-    forward: Forward | None
-    stats: Literal["both", "var", "mean"]
-    relative: bool
-    tolerance: float | None
-    max_batches: int | None
-    prior: Weight
-    samples: Callable[[Any], int] | int | None
-    progress: bool
-    group: Any
-    memory: int
-    seed: int
-    leave: bool
+    forward: Forward | None = None
+    stats: Literal["both", "var", "mean"] = "both"
+    relative: bool = False
+    tolerance: float | None = None
+    max_batches: int | None = None
+    prior: Weight = 0
+    samples: Callable[[Any], int] | int | None = None
+    progress: bool = False
+    group: Any = None
+    memory: int = MEMORY
+    seed: int = 0
+    leave: bool = True
     by_sample: bool | None = None
     is_traced: bool = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -85,27 +86,15 @@ def reestimate_domains_(
     """
     _require_alone()
     held, parts = _read(batches, by, max_batches, samples, forward)
-    options: dict[str, Any] = {
-        "forward": forward,
-        "stats": "both",
-        "relative": False,
-        "tolerance": None,
-        "max_batches": None,
-        "samples": samples,
-        "progress": False,
-        "group": None,
-        "memory": memory,
-        "seed": 0,
-        "leave": unsure == "leave",
-    }
-    pooled = Attempt(held, prior=0, **options).reestimated(model, "variance")
+    made = partial(Attempt, forward=forward, samples=samples, memory=memory, leave=unsure == "leave")
+    pooled = made(held).reestimated(model, "variance")
     try:
         with unwrapped(model) as plain:
             norms = {row.path: norms_of(plain)[row.path] for row in pooled}
         pool = _values(norms)
         if prior == 0:  # so that nothing of the pool is in a domain
             pooled.undo()
-        own = {label: Attempt(part, prior=prior, **options) for label, part in parts.items()}
+        own = {label: made(part, prior=prior) for label, part in parts.items()}
         found = {label: _of_domain(model, norms, attempt, label) for label, attempt in own.items()}
         pooled.redo()
     except BaseException:

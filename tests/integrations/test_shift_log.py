@@ -2,7 +2,7 @@
 
 import copy
 import random
-from importlib.util import find_spec
+import sys
 
 import numpy as np
 import pytest
@@ -227,9 +227,9 @@ def test_a_writer_is_given_scalars_named_by_norm():
     assert writer.scalars == [("shift/5", row.ratio, 4), ("mean_off/5", row.moved, 4)]
 
 
-def test_without_tensorboard_a_folder_is_refused_with_what_to_install(tmp_path):
-    if find_spec("tensorboard"):
-        pytest.skip("tensorboard is installed")
+def test_without_tensorboard_a_folder_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     with pytest.raises(ek.EvenkeelError, match=r'tensorboard is not installed: pip install "evenkeel\[tensorboard\]"'):
         ek.ShiftLog(SmallNet(), [X], writer=tmp_path)
 
