@@ -79,7 +79,7 @@ def reproduce(
     runs = [run for pair in experiments for run in runs_of(*pair, scale, arms=arms, seeds=chosen)]
     hardware = hardware_at(scale, accelerator, devices, precision, compile=compiled, channels_last=channels_last)
     if scale == "desk" and precision is None and hardware.precision == "32-true":
-        typer.echo("evenkeel: no fast bfloat16 (AMX) on this processor: nets are trained in float32", err=True)
+        typer.echo("evenkeel: bfloat16 is not faster on this processor: nets are trained in float32", err=True)
     workplace = Workplace(out, data_dir, download, hardware)
     if status:
         _show_status(runs, workplace)

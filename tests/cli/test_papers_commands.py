@@ -54,7 +54,7 @@ def test_the_status_is_shown_and_nothing_run(capsys, out):
 def test_without_bfloat16_desk_scale_says_so(capsys, out, monkeypatch):
     asked = ("reproduce", "li2018/shift", "--scale", "desk", "--out", out, "--accelerator", "cpu", "--status")
     monkeypatch.setattr("evenkeel.papers.lab.hardware.has_bf16", lambda _: False)
-    assert "no fast bfloat16" in run(capsys, *asked)[2]
+    assert "bfloat16 is not faster" in run(capsys, *asked)[2]
     assert run(capsys, *asked, "--precision", "32-true")[2] == ""
 
 

@@ -1,6 +1,7 @@
 """Hardware: what a scale sets where nothing else is asked for, and what a record calls the machine."""
 
 import platform
+from itertools import count
 
 import pytest
 import torch
@@ -28,12 +29,29 @@ def test_desk_scale_is_bfloat16_where_there_is_one_and_channels_last(monkeypatch
     assert asked == Hardware("cpu")
 
 
-def test_bfloat16_is_what_the_processor_says(monkeypatch):
-    for found, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True, "amx_bf16": False}, False), ({}, False)):
+@pytest.mark.parametrize("faster", [True, False])
+def test_bfloat16_is_what_the_processor_has_or_does_faster(monkeypatch, faster):
+    monkeypatch.setattr(hardware, "_is_faster_in_bf16", lambda: faster)
+    for found, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True}, faster), ({}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
         assert has_bf16(CPU) == expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not has_bf16(CPU)
+
+
+@pytest.mark.parametrize(("slowed", "faster"), [(True, False), (False, True)])
+def test_bfloat16_is_faster_where_its_passes_take_less_time(monkeypatch, slowed, faster):
+    seconds = count()
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(seconds))
+    plain = hardware.conv2d
+
+    def conv2d(x, weight, **options):
+        if torch.is_autocast_enabled("cpu") == slowed:
+            next(seconds)
+        return plain(x, weight, **options)
+
+    monkeypatch.setattr(hardware, "conv2d", conv2d)
+    assert hardware._is_faster_in_bf16.__wrapped__() is faster
 
 
 def test_a_processor_is_called_by_its_model_or_else_by_its_architecture(monkeypatch, tmp_path):
