@@ -164,15 +164,15 @@ class Recorder(TorchFunctionMode):
         self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> None:
         """Record one call, unless what it returns carries no signal, and no noise is put on a parameter."""
-        read = args[:1] if name in LIKE_SECOND else args[1:] if name == "copy" else (args, kwargs)
+        operands = tensors((args, kwargs))
+        read = tensors(args[:1]) if name in LIKE_SECOND else tensors(args[1:]) if name == "copy" else operands
         in_place = bool(args) and outputs[0] is args[0] and func.__name__.endswith("_")
         drawn = name in SAMPLES and not in_place
         signals = () if name in _NO_SIGNAL and not drawn else self._signals(read)
-        noise = [law for tensor in tensors(read) if (law := self._noise_in(tensor)) is not None]
+        noise = [law for tensor in read if (law := self._noise_in(tensor)) is not None]
         if not signals and not self._is_on_parameters(name, args, kwargs, noise):
-            self._record_constant(name, args, kwargs, outputs, in_place=in_place)
+            self._record_constant(name, args, kwargs, operands, outputs, in_place=in_place)
             return
-        operands = tensors((args, kwargs))
         values = self._signals([tensor for tensor in operands if tensor.is_floating_point()])
         data = tuple(layer for layer in signals if layer not in self.rootless)
         factor = self._factor(name, args, noise)
@@ -197,7 +197,14 @@ class Recorder(TorchFunctionMode):
             self.writes.setdefault(base_of(outputs[0]), []).append((Extent.of(outputs[0]), self.layers[-1]))
 
     def _record_constant(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor], *, in_place: bool
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: list[Tensor],
+        outputs: list[Tensor],
+        *,
+        in_place: bool,
     ) -> None:
         """Remember that tensors carry no signal, and what noise they carry."""
         if name in ENTERING and self.escaped:
@@ -208,8 +215,7 @@ class Recorder(TorchFunctionMode):
         else:
             given = args[1:] if name == "copy" else args
             law = law_of(name, given, kwargs, self.laws.get, in_place=in_place)
-        operands = tensors((args, kwargs))
-        stored = [self._stored(tensor) for tensor in operands if self._stored(tensor) is not None]
+        stored = [held for tensor in operands if (held := self._stored(tensor)) is not None]
         learned = name not in _NO_SIGNAL and any(tensor in self.learned for tensor in operands)
         for output in outputs:
             self.producers[output] = None
@@ -339,8 +345,9 @@ class Recorder(TorchFunctionMode):
                 self._add(Kind.OPAQUE, "unknown", [tensor], inputs=inputs, shape=tuple(tensor.shape))
         made = self.producers[tensor]
         since = self.position[made] if made else -1
-        extent, writes = Extent.of(tensor), self.writes.get(base_of(tensor), ())
-        later = [layer for written, layer in writes if self.position[layer] > since and written.overlaps(extent)]
+        writes = [(e, layer) for e, layer in self.writes.get(base_of(tensor), ()) if self.position[layer] > since]
+        extent = Extent.of(tensor) if writes else None
+        later = [layer for written, layer in writes if extent and written.overlaps(extent)]
         if later:  # it views, or is viewed by, what was written to in place after it was made
             inputs = (made, *later) if made else tuple(later)
             kind = Kind.PASS if len(inputs) == 1 else Kind.CONCAT

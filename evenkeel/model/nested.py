@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+_LEAVES = {int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device}  # that hold no tensors
+
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any, *, objects: bool = False) -> Any:
     """The same nested structure with every tensor replaced by the function's value of it.
@@ -98,17 +100,29 @@ def tensors(value: Any) -> list[Tensor]:
     >>> len(tensors((torch.ones(1), {"mask": torch.ones(1)}, "text")))
     2
     """
+    found: list[Tensor] = []
+    _gather(value, found)
+    return found
+
+
+def _gather(value: Any, found: list[Tensor]) -> None:
+    """Append all tensors in a nested structure to those found."""
+    kind: type = type(value)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        items: Iterable[Any] = value.values()
-    elif isinstance(value, (tuple, list)):
-        items = cast("Iterable[Any]", value)
+        found.append(value)
+    elif kind in _LEAVES:
+        return
+    elif kind is tuple or kind is list or isinstance(value, (tuple, list)):
+        for item in cast("Iterable[Any]", value):
+            _gather(item, found)
+    elif kind is dict or isinstance(value, Mapping):
+        for item in value.values():
+            _gather(item, found)
     elif is_dataclass(value) and not isinstance(value, type):
-        items = [getattr(value, field.name) for field in fields(value)]
+        for field in fields(value):
+            _gather(getattr(value, field.name), found)
     else:  # of other objects, the attributes that are tensors, or mappings of them as a graph's store is
-        items = _tensors_in(getattr(value, "__dict__", {}))
-    return [tensor for item in items for tensor in tensors(item)]
+        found += _tensors_in(getattr(value, "__dict__", {}))
 
 
 def _tensors_in(mapping: Mapping[Any, Any]) -> list[Tensor]:

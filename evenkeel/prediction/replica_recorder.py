@@ -63,6 +63,7 @@ class SamplingPlan:
         fewest: samples; four times as many where few of them show little: masks of whole samples, norms of vectors.
         seed: of inputs and masks.
         matched: whether norms' inputs are given the strength that norms store.
+        energies: whether layers' energies are taken, which causes and doubts are read from.
     """
 
     settled: Collection[Norm] = ()
@@ -72,6 +73,7 @@ class SamplingPlan:
     fewest: int = 4
     seed: int = 0
     matched: bool = True
+    energies: bool = True
 
 
 class ReplicaRecorder(Recorder):
@@ -209,7 +211,7 @@ class ReplicaRecorder(Recorder):
         return self._versions.spread_(out, call.run, call.given, lambda t: self.producers.get(t) is not None)
 
     def _measure(self, layer: Layer | None, out: Tensor) -> None:
-        found = self._energies(out)
+        found = self._energies(out) if self.plan.energies else None
         if layer is not None and found is not None:
             self.energies[layer] = found
 

@@ -44,6 +44,12 @@ class Channels:
         return self.train_var - self.covariance
 
     @property
+    def ratio(self) -> float:
+        """The variance that a norm reads in eval mode over that in train mode, each averaged over channels."""
+        evaluated, trained = float(self.eval_var.mean()), float(self.train_var.mean())
+        return evaluated / trained if trained else (math.inf if evaluated else 1.0)
+
+    @property
     def slope(self) -> Tensor:
         """How strongly the train replicas follow the one without noise; 1 where it does not vary, or does not lead."""
         leads = (self.eval_var > 0) & (self.crossed > 0)

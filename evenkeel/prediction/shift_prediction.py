@@ -68,9 +68,7 @@ class Prediction:
 
     def ratio(self, path: str) -> float:
         """The variance that a norm reads in eval mode over that in train mode."""
-        found = self.channels[path]
-        evaluated, trained = float(found.eval_var.mean()), float(found.train_var.mean())
-        return evaluated / trained if trained else (math.inf if evaluated else 1.0)
+        return self.channels[path].ratio
 
 
 @single_threaded()
@@ -243,6 +241,33 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
         ModelError: no norm is reached, or weights or statistics are not finite.
         TraceError: the forward pass raised.
     """
+    seen, graph, channels = _sampled(given, plan)
+    norms = given.norms
+    shares = _shares(seen, graph, channels)
+    unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
+    loose = loose_dropouts(graph, given.anchors)
+    faults = {**given.contradicted, **given.distrusted, **unreached}
+    resting = _behind_distrusted(given, graph, seen.calls)
+
+    def doubt(path: str) -> Doubt | None:
+        if path in faults:
+            return Doubt(faults[path], wrong=True)
+        own = doubt_of(seen.arrivals[path], seen.calls[path], shares[path], seen, graph, loose)
+        return own or resting.get(path)
+
+    doubts = {path: found for path in norms if (found := doubt(path))}
+    before = bounds_before(graph, seen)
+    bounds = {path: before[call.inputs[0]] for path, call in seen.calls.items()}
+    return Prediction(graph, channels, shares, doubts, bounds)
+
+
+@single_threaded()
+def _sampled(given: PredictionInputs, plan: SamplingPlan) -> tuple[ReplicaRecorder, LayerGraph, dict[str, Channels]]:
+    """What a sample showed, the graph that it recorded, and what every norm reached reads, by path.
+
+    Raises:
+        ModelError, TraceError: as for `predict`.
+    """
     model, norms = given.sampled.model, given.norms
     plan = replace(plan, settled={*plan.settled, *given.repaired})
     with restored(model):
@@ -263,22 +288,7 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
                 "model takes the logarithm or root of its input, or holds half precision, measure on data: "
                 "variance_shift, reestimate_"
             )
-    shares = _shares(seen, graph, channels)
-    unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
-    loose = loose_dropouts(graph, given.anchors)
-    faults = {**given.contradicted, **given.distrusted, **unreached}
-    resting = _behind_distrusted(given, graph, seen.calls)
-
-    def doubt(path: str) -> Doubt | None:
-        if path in faults:
-            return Doubt(faults[path], wrong=True)
-        own = doubt_of(seen.arrivals[path], seen.calls[path], shares[path], seen, graph, loose)
-        return own or resting.get(path)
-
-    doubts = {path: found for path in norms if (found := doubt(path))}
-    before = bounds_before(graph, seen)
-    bounds = {path: before[call.inputs[0]] for path, call in seen.calls.items()}
-    return Prediction(graph, channels, shares, doubts, bounds)
+    return seen, graph, channels
 
 
 def inherited_shifts(given: PredictionInputs, plan: SamplingPlan, found: Prediction) -> dict[str, float]:
@@ -296,8 +306,9 @@ def inherited_shifts(given: PredictionInputs, plan: SamplingPlan, found: Predict
     if not behind:
         return dict.fromkeys(found.channels, 1.0)
     settled = {norm for path, norm in given.norms.items() if given.distrusted.get(path) != FROZEN}
-    corrected = predict(given, replace(plan, settled=settled, elements=plan.elements // 4, fewest=plan.fewest // 2))
-    ratios = {path: (found.ratio(path), corrected.ratio(path)) for path in behind}
+    smaller = replace(plan, settled=settled, elements=plan.elements // 4, fewest=plan.fewest // 2, energies=False)
+    *_, corrected = _sampled(given, smaller)
+    ratios = {path: (found.ratio(path), corrected[path].ratio) for path in behind}
     known = {path: whole / own for path, (whole, own) in ratios.items() if 0 < whole < math.inf and 0 < own < math.inf}
     return dict.fromkeys(found.channels, 1.0) | known
 
