@@ -19,6 +19,7 @@ from evenkeel.papers.lab.positions import positions as measure_positions
 from evenkeel.papers.lab.specs import (
     CIFAR,
     DESK_RECIPE,
+    IMAGES,
     SCALES,
     Factors,
     Net,
@@ -26,6 +27,7 @@ from evenkeel.papers.lab.specs import (
     Scale,
     Training,
     grid,
+    recipe_on,
 )
 
 _UNKNOWN = "guideline; its figures could not be had"
@@ -77,7 +79,8 @@ _ERROR = Column("test error %", "test_error", 100, 2)
 
 def _training(scale: Scale, data: str, net: str, places: str, p: float) -> Training:
     dropout = {"places": places, "noise": ["Dropout", p]} if places != "none" else {}
-    return Training(Net(net, {**_SIZES[scale][net], **dropout}), CIFAR[scale][data], _RECIPES[scale])
+    sized = Net(net, {**_SIZES[scale][net], **dropout})
+    return Training(sized, IMAGES[scale][data], recipe_on(data, _RECIPES[scale]))
 
 
 def _placed(scale: Scale, data: str, net: str, place: str, p: float) -> Training:
@@ -180,6 +183,7 @@ positions = Experiment(
 
 # The head
 
+_SIDES = {"synthetic": 16, "mnist": 28}
 _HEADS = ("after", "before", "before-equal-noise")
 _HEAD_RATES: dict[Scale, tuple[float, ...]] = {**dict.fromkeys(SCALES, (0.2, 0.5)), "smoke": (0.2,)}
 
@@ -187,7 +191,7 @@ _HEAD_RATES: dict[Scale, tuple[float, ...]] = {**dict.fromkeys(SCALES, (0.2, 0.5
 def _headed(scale: Scale, data: str, net: str, head: str, p: float) -> Training:
     if head == "none":
         return _training(scale, data, net, "none", 0.0)
-    side = (CIFAR[scale][data].size or (16 if data == "synthetic" else 32)) // 4  # halved twice on the way
+    side = (IMAGES[scale][data].size or _SIDES.get(data, 32)) // 4  # halved twice on the way
     rate = heads.equal_noise_rate(p, side**2) if head.endswith("noise") else p
     return _training(scale, data, net, "head-after" if head == "after" else "head-before", round(rate, 4))
 
@@ -198,12 +202,13 @@ head = Experiment(
     about=(
         "Dropout before the global pool and after it: at the same rate, and before it at the rate that makes as much "
         "noise as `p` after it, of independent rectified normal values. `p` is the rate after the pool. Noise is the "
-        f"variance of logits over masks, over that over images, in eval mode otherwise. {_SMALL}"
+        "variance of logits over masks, over that over images, in eval mode otherwise. MNIST, beside CIFAR, is as "
+        f"large as that at quick scale, and neither cropped nor mirrored. {_SMALL}"
     ),
     arms={
         scale: tuple(
             {"data": data, "net": net, **rest}
-            for data in CIFAR[scale]
+            for data in IMAGES[scale]
             for net in _SIZES[scale]
             for rest in ({"head": "none", "p": 0.0}, *grid(head=_HEADS, p=_HEAD_RATES[scale]))
         )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -155,6 +155,22 @@ CIFAR: dict[Scale, dict[str, ImageSource]] = {
     "desk": {"cifar10": ImageSource("cifar10")},
     "full": {"cifar10": ImageSource("cifar10"), "cifar100": ImageSource("cifar100")},
 }
+
+# The same and MNIST, for claims that are not about natural images alone.
+IMAGES: dict[Scale, dict[str, ImageSource]] = {
+    **CIFAR,
+    "quick": {**CIFAR["quick"], "mnist": ImageSource("mnist", train=10_000, size=16)},
+    "full": {**CIFAR["full"], "mnist": ImageSource("mnist")},
+}
+
+
+def recipe_on(data: str, recipe: Recipe) -> Recipe:
+    """A recipe for images of some name: digits are taken as they are, since a mirrored one is none.
+
+    >>> recipe_on("mnist", DESK_RECIPE).augment, recipe_on("cifar10", DESK_RECIPE).augment
+    (False, True)
+    """
+    return replace(recipe, augment=recipe.augment and data != "mnist")
 
 
 def grid(**levels: tuple[Any, ...]) -> tuple[Factors, ...]:
