@@ -4,7 +4,8 @@ CONSTRAINTS ?= constraints.txt
 SHELL := /bin/bash
 BIN := .venv/bin
 TESTED := $(if $(CONSTRAINTS),--constraint $(abspath $(CONSTRAINTS)))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Bytecode is kept, whatever the environment says: else each process compiles all tests and the package anew.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
 
 .DEFAULT_GOAL := help
