@@ -194,6 +194,7 @@ def test_a_process_sees_the_gpus_of_its_place(monkeypatch):
 def test_ray_finds_what_one_process_does_and_makes_lost_runs_anew(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else workers wait for whatever else runs
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(SUPPORT)])
     )  # where a worker finds the measure
