@@ -1,18 +1,15 @@
 """docs/: every program runs, page by page, and prints what its page shows; every link leads somewhere."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from pages import anchors, imported, links, masked, programs
+from pages import anchors, imported, links, masked, programs, run
 from paths import ROOT
+from processes import forked
 
 DOCS = ROOT / "docs"
 ALL = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -34,18 +31,8 @@ def test_the_programs_of_a_page_run_and_print_what_it_shows(page, tmp_path):
             pytest.skip(f"{package} is not installed")
     work, file = tmp_path / "work", tmp_path / f"{page.stem.replace('-', '_')}.py"
     work.mkdir()
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "pages.py", page, file],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=work,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        timeout=SLOWEST,
-    )
-    assert done.returncode == 0, done.stderr
-    for program, printed in zip(told, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    (found,) = forked(run, page, file, work, folder=tmp_path, timeout=SLOWEST)
+    for program, printed in zip(told, found, strict=True):
         if program.shown is not None:
             assert masked(printed) == masked(program.shown), f"printed:\n{printed}"
 

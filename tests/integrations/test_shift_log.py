@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from processes import forked
 from smallnet import SmallNet, same, samples
 from torch import nn
 from torch.nn import functional as F
@@ -249,8 +250,8 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
 # several processes
 
 
-def _rank(rank, folder, resume):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _logged(folder, resume):
+    rank = torch.distributed.get_rank()
     torch.manual_seed(rank)
     model = nn.parallel.DistributedDataParallel(SmallNet())
     log = ek.ShiftLog(model, [X[32 * rank :][:32]] * (1 + rank), f"{folder}/shift.csv", every=2, resume=resume)
@@ -259,7 +260,6 @@ def _rank(rank, folder, resume):
         F.cross_entropy(model(X[32 * rank + step :][:16]), Y[:16]).backward()
         log.step()
     assert log.history.steps == ((7, 8, 10) if resume else (2, 4))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -269,7 +269,7 @@ def test_processes_measure_their_own_and_the_first_writes(tmp_path, resume):
         log = ek.ShiftLog(SmallNet(), [X], tmp_path / "shift.csv")
         log.step(7)
         log.epoch()
-    torch.multiprocessing.spawn(_rank, (str(tmp_path), resume), nprocs=2)
+    forked(_logged, str(tmp_path), resume, folder=tmp_path, processes=2)
     history = ek.ShiftHistory.read(tmp_path / "shift.csv")
     assert history.steps == ((7, 8, 10) if resume else (2, 4)) and len(history) == 2 * len(history.steps)
 

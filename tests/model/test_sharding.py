@@ -5,7 +5,7 @@ import copy
 import pytest
 import shards
 import torch
-from processes import launched
+from processes import forked
 from snapshots import Snapshot
 from torch import distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -180,6 +180,6 @@ def test_tensor_parallel_shards_are_refused():
 
 @pytest.mark.slow
 def test_every_verb_in_two_processes(tmp_path):
-    for found in launched("shards.py", 2, tmp_path):
+    for found in forked(shards.examine_all, folder=tmp_path, processes=2):
         assert len(found) == len(shards.MODELS) * len(shards.VERBS)
         assert {case: said for case, said in found.items() if said} == {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from labs import CPU, MLP, SOURCE, WRN, a_training, images_of, noisy, same, trained_in
-from paths import ROOT, SUPPORT
+from processes import forked
+from torch.multiprocessing import ProcessExitedException
 from torch.nn import functional as F
 
 import evenkeel as ek
@@ -106,35 +106,24 @@ def test_the_state_of_the_world_does_not_matter_and_is_left_alone(tmp_path, monk
         torch.set_num_threads(threads)
 
 
-# Writes half of the second checkpoint, and is killed.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from labs import trained_in
-from test_training import NOISY
-from paths import ROOT, SUPPORT
+def train_until_killed(folder):
+    """Writes half of the second checkpoint, and is killed."""
+    save, saved = torch.save, []
 
-save, saved = torch.save, []
+    def half(state, path):
+        saved.append(path)
+        save(state, path)
+        if len(saved) == 2:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def half(state, path):
-    saved.append(path)
-    save(state, path)
-    if len(saved) == 2:
-        os.truncate(path, os.path.getsize(path) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-torch.save = half
-trained_in(Path(sys.argv[1]), NOISY, seed=3)
-"""
+    torch.save = half
+    trained_in(folder, NOISY, seed=3)
 
 
 def test_after_kill_9_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    paths = os.pathsep.join([str(Path(__file__).parent), str(SUPPORT), str(ROOT), *filter(None, sys.path)])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, tmp_path / "a"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        forked(train_until_killed, tmp_path / "a", folder=tmp_path)
     assert len(torch.load(checkpoint_path(tmp_path / "a", NOISY, 3, CPU))["history"]) == 1
     expected = trained_in(tmp_path / "b", NOISY, seed=3)
     stop_after(monkeypatch, 2)  # of 3: the first one need not be trained again

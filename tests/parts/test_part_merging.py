@@ -3,14 +3,11 @@
 import copy
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from parted import images, plain, rounds, same, settled_in_order, statistics
-from paths import ROOT, SUPPORT
+from parted import images, plain, rounds, same, save_part, settled_in_order, statistics
+from processes import forked
 from snapshots import Snapshot
 from torch import nn
 
@@ -59,10 +56,8 @@ def test_later_rounds_do_not_depend_on_cuts_either():
 @pytest.mark.slow
 def test_parts_of_processes_give_the_bits_of_one(tmp_path):
     paths = [str(tmp_path / "b.part"), str(tmp_path / "a.part")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]), "OMP_NUM_THREADS": "1"}
     for path, (first, last) in zip(paths, ((0, 7), (7, 20)), strict=True):
-        command = [sys.executable, str(SUPPORT / "parted.py"), str(first), str(last), path]
-        subprocess.run(command, check=True, env=environment, timeout=240)
+        forked(save_part, first, last, path, folder=tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,11 +1,11 @@
-"""Under torch.distributed, all ranks end alike, and like one process that sees all batches; started with torchrun."""
+"""Under torch.distributed, all ranks end alike, two of torchrun or four, and like one process that sees all batches."""
 
 import json
 
 import pytest
 import torch
-from processes import launched
-from ranks import batches, build, norms_of
+from processes import forked, launched
+from ranks import batches, build, norms_of, run_all
 
 import evenkeel as ek
 from evenkeel.statistics.distributed import Message, Ranks, State
@@ -47,7 +47,11 @@ CASES = {
 
 def run(cases, processes, folder):
     """What each rank found, case by case."""
-    return list(zip(*launched("ranks.py", processes, folder, json.dumps(cases)), strict=True))
+    if processes == 2:
+        found = launched("ranks.py", processes, folder, json.dumps(cases))
+    else:
+        found = forked(run_all, cases, folder=folder, processes=processes)
+    return list(zip(*found, strict=True))
 
 
 def agree(found, expected):

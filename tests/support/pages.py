@@ -1,16 +1,11 @@
-"""Documentation pages: their python blocks and what these print, their links and headings.
-
-`python pages.py PAGE FILE` runs the python blocks of a page in order, in one namespace, in the current folder, and
-prints what each of them printed, as one JSON list. The blocks are written to FILE, so that what reads source lines
-finds them.
-"""
+"""Documentation pages: their python blocks and what these print, their links and headings."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import io
-import json
+import os
 import re
 import sys
 import unicodedata
@@ -18,6 +13,10 @@ from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+
+from paths import ROOT
+
+from benchmarks.torchvision_cpu import declare_operators
 
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.M | re.S)
 _FENCED = re.compile(r"^ *(```+|~~~+).*?^ *\1[ ]*$", re.M | re.S)
@@ -98,8 +97,14 @@ def _of_mkdocs(heading: str) -> str:
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip())
 
 
-def run(page: Path, file: Path) -> list[str]:
-    """Run a page's python blocks, and return what each of them printed."""
+def run(page: Path, file: Path, work: Path) -> list[str]:
+    """Run a page's python blocks in order, in one namespace and the folder `work`; what each of them printed.
+
+    It is done in a process of its own. The blocks are written to `file`, so that what reads source lines finds them.
+    """
+    os.chdir(work)
+    sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).is_relative_to(ROOT / "tests"))]
+    declare_operators()  # timm and others import torchvision
     codes = [program.code for program in programs(page)]
     file.write_text("".join(codes), encoding="utf-8")
     module = sys.modules["__main__"] = ModuleType("__main__")
@@ -111,12 +116,3 @@ def run(page: Path, file: Path) -> list[str]:
         printed.append(out.getvalue())
         line += code.count("\n")
     return printed
-
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose names are those of the tests
-
-    from benchmarks.torchvision_cpu import declare_operators
-
-    declare_operators()  # timm and others import torchvision
-    print(json.dumps(run(Path(sys.argv[1]), Path(sys.argv[2]))))

@@ -1,7 +1,6 @@
 """Networks, data and rounds for the tests of parts; run as a script, it measures one part in a process of its own."""
 
 import copy
-import sys
 
 import torch
 from torch import nn
@@ -64,8 +63,6 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-if __name__ == "__main__":
-    first, last, path = sys.argv[1:]
-    torch.set_num_threads(1)
-    batches = images(320).split(16)[int(first) : int(last)]
-    ek.measure_part(plain(5), batches, name=path).save(path)
+def save_part(first, last, path):
+    """What a machine that holds some of the batches does."""
+    ek.measure_part(plain(5), images(320).split(16)[first:last], name=path).save(path)

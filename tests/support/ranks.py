@@ -1,4 +1,4 @@
-"""What every process of `torchrun` runs in test_distributed.py: all cases, each on its own share of the batches."""
+"""What every process runs in test_distributed.py: all cases, each on its own share of the batches."""
 
 import json
 import sys
@@ -129,11 +129,14 @@ def run(share, kind, fault):
     return found | {"statistics": norms_of(model)}
 
 
+def run_all(cases):
+    return [run(*case) for case in cases]
+
+
 def main():
     cases, folder = json.loads(sys.argv[1]), sys.argv[2]
     distributed.init_process_group("gloo")
-    found = [run(*case) for case in cases]
-    Path(folder, f"{distributed.get_rank()}.json").write_text(json.dumps(found))
+    Path(folder, f"{distributed.get_rank()}.json").write_text(json.dumps(run_all(cases)))
     distributed.destroy_process_group()
 
 
