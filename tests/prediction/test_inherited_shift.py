@@ -62,6 +62,7 @@ def test_what_is_left_once_the_norms_upstream_are_corrected_is_the_part_of_dropo
     assert row.ratio == pytest.approx(own, rel=0.1) and row.parts["inherited"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_the_table_and_the_findings_name_it():
     model, data = trained(0.5, 0.5, 0)
     model.append(nn.Conv2d(16, 2, 1))  # a weight layer behind the last norm: dropout can be moved
@@ -76,6 +77,7 @@ def test_the_table_and_the_findings_name_it():
     assert first.inherited == 1 and "through them" not in str(first)
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_dead_norms_are_no_error():
     model, data = trained(0.5, 0.5, 0)
     nn.init.zeros_(model[9].weight), nn.init.zeros_(model[9].bias)
@@ -84,6 +86,7 @@ def test_dead_norms_are_no_error():
         assert not row.parts or all(part > 0 for part in row.parts.values()), row
 
 
+@pytest.mark.slow
 def test_what_is_left_out_at_first_is_corrected_as_well_later():
     """Norms behind repaired ones are fed by these as they are by now."""
     model, data = trained(0.4, 0.4, 0.4, 0)
@@ -99,6 +102,7 @@ def test_what_is_left_out_at_first_is_corrected_as_well_later():
     assert torch.allclose(norm.running_var, once.get_submodule(done[-1].path).running_var, rtol=0.1)
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_what_was_repaired_is_not_called_even_behind_a_norm_that_is_off_again():
     model, data = trained(0.4, 0.4, 0)
     repaired = copy.deepcopy(model)
@@ -120,6 +124,7 @@ def test_nothing_is_inherited_through_a_frozen_norm():
     assert row.parts["inherited"] == 1 and row.ratio < 0.8
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_a_blend_is_no_repair():
     """How much of what is stored is new is known, so that not all noise is taken for gone."""
     model, data = trained(0.4, 0.4, 0)
