@@ -82,7 +82,7 @@ def test_slopes_and_statistics_are_those_of_the_average_of_masks(noise, loader):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, phases=[Phase.generate])  # smaller nets are no simpler
+@settings(max_examples=10, phases=[Phase.generate])  # smaller nets are no simpler
 @given(spec=masked(), memory=st.sampled_from((0, 1 << 27)))
 def test_so_they_are_on_any_net(spec, memory):
     model, done, as_trained = matched(spec, memory=memory)
