@@ -31,6 +31,7 @@ def test_exponents_are_those_of_powers():
         assert exponent_of(places, [3 * place**power for place in places]) == pytest.approx(power)
 
 
+@pytest.mark.slow
 def test_a_verb_is_timed_in_a_process_of_its_own():
     found = measured(argparse.Namespace(rounds=2), 1, "verb", "MLP 3 x 256", "trace")
     assert found["cold"] > 0 and found["seconds"] > 0 and found["ratio"]["median"] > 0

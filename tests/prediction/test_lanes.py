@@ -178,6 +178,7 @@ class Reader(nn.Module):
         return self.last(outputs.sum(1) / lengths[:, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"kind": nn.GRU}, {"kind": nn.RNN}, {"mask": True}])
 def test_sequences_of_different_lengths(options):
     torch.manual_seed(0)

@@ -48,6 +48,7 @@ def _undone(correction):
     return correction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_number_of_threads_changes_roundings_only(net, verb):
     found = []

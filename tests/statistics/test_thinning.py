@@ -74,6 +74,7 @@ def test_both_views_of_a_loader_that_yields_them_in_turn_are_taken():
     assert 0.4 < float((taken % 2).mean()) < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_a_part_tells_what_an_average_over_masks_of_all_data_tells(name):
     spec, model = SPECS[name], SPECS[name].build()
