@@ -12,14 +12,16 @@ settings.load_profile("evenkeel")
 
 declare_operators()  # Lightning and transformers import torchvision
 
-
-FEW = 64  # random inputs of a prediction, in place of up to 4096
-# Tests of what predictions are used for: what is said, left alone, written and restored, not how near they come.
-WINGS = "cli graph integrations io linting model output rewriting".split()
-PLACES = [f"tests/{wing}" for wing in WINGS] + [f"tests/test_{name}.py" for name in ("one_trace", "restore_law")]
-SAMPLES = dict.fromkeys(PLACES, FEW)
-# Tests of how near they come to what data show, by a bound that does not know of samples: fewer make it no easier.
-SAMPLES |= {f"tests/prediction/test_{name}.py": 1024 for name in ("architectures", "inherited_shift", "quantization")}
+# Random inputs of a prediction, in place of up to 4096: few, in tests of what is said and restored; less, in those that
+# compare it with data by fixed bounds, which fewer inputs make no easier to keep.
+FEW, LESS = 64, 1024
+SAMPLES = {
+    "test_restore_law": FEW,
+    "test_page": FEW,
+    "test_architectures": LESS,
+    "test_inherited_shift": LESS,
+    "test_quantization": LESS,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +37,7 @@ def few_samples(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_samples(request):
-    path = request.path.relative_to(request.config.rootpath)
     with pytest.MonkeyPatch.context() as patched:
-        if samples := SAMPLES.get(path.as_posix(), SAMPLES.get(path.parent.as_posix())):
-            patched.setattr(sampling, "_MOST", samples)
+        if request.path.stem in SAMPLES:
+            patched.setattr(sampling, "_MOST", SAMPLES[request.path.stem])
         yield
