@@ -23,7 +23,7 @@ demo: .venv/.demo  ## train networks on real images, measure their variance shif
 test: .venv/.test  ## run the tests and the examples in docstrings, on two processes
 	$(PYTEST)
 
-quick: .venv/.test  ## run those that are not marked slow, in about a minute
+quick: .venv/.test  ## run those that are not marked slow, in about three minutes
 	$(PYTEST) -m 'not slow'
 
 smoke: .venv/.test  ## run every experiment of the papers at smoke scale, on synthetic images, digits and simulations
