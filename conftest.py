@@ -12,16 +12,7 @@ settings.load_profile("evenkeel")
 
 declare_operators()  # Lightning and transformers import torchvision
 
-# Random inputs of a prediction, in place of up to 4096: few, in tests of what is said and restored; less, in those that
-# compare it with data by fixed bounds, which fewer inputs make no easier to keep.
-FEW, LESS = 64, 1024
-SAMPLES = {
-    "test_restore_law": FEW,
-    "test_page": FEW,
-    "test_architectures": LESS,
-    "test_inherited_shift": LESS,
-    "test_quantization": LESS,
-}
+FEW = 64  # random inputs of a prediction, in place of up to 4096
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +27,9 @@ def few_samples(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _few_samples(request):
+def _samples(request):
+    """Of how many random inputs at most the predictions of a file are made, if it is marked."""
     with pytest.MonkeyPatch.context() as patched:
-        if request.path.stem in SAMPLES:
-            patched.setattr(sampling, "_MOST", SAMPLES[request.path.stem])
+        if (mark := request.node.get_closest_marker("samples")) is not None:
+            patched.setattr(sampling, "_MOST", *mark.args)
         yield

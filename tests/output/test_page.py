@@ -13,6 +13,8 @@ import evenkeel as ek
 from evenkeel.output.page import Chart, Grid, Histogram, Mark, Node, Notice, Page
 from evenkeel.output.rendering import render, render_compact
 
+pytestmark = pytest.mark.samples(64)  # what is predicted does not matter here
+
 NASTY = "</script><script>alert(1)</script>\"'&<u>"
 
 

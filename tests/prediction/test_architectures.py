@@ -15,6 +15,8 @@ from torch.nn import functional as F
 import evenkeel as ek
 from evenkeel.io.datasets import load_data
 
+pytestmark = pytest.mark.samples(1024)  # fewer than users get, which makes no bound easier to keep
+
 C = 16
 
 

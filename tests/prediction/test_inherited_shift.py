@@ -10,6 +10,8 @@ from torch import nn
 import evenkeel as ek
 from evenkeel.prediction.random_inputs import random_field
 
+pytestmark = pytest.mark.samples(1024)  # fewer than users get, which makes no bound easier to keep
+
 
 def convolution(p, channels=16):
     return nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.Dropout(p)
