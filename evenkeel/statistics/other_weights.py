@@ -105,9 +105,9 @@ def _is_masked(module: nn.Module) -> bool:
     return any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
 
 
-def _weight_of(module: nn.Module) -> object:
+def _weight_of(module: nn.Module | None) -> object:
     """A layer's weight; one that a parametrization computes, such as spectral norm's, may write buffers when read."""
-    if not is_parametrized(module, "weight"):
+    if module is None or not is_parametrized(module, "weight"):
         return getattr(module, "weight", None)
     with restored(module, parameters=False), torch.no_grad():
         return module.weight
