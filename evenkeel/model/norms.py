@@ -25,7 +25,7 @@ def has_running_statistics(module: nn.Module) -> bool:
 
 
 def norms_of(model: nn.Module) -> dict[str, Norm]:
-    """The model's norm layers with running statistics, by path.
+    """The model's norm layers with running statistics, by path; of those that share them, the first one stands for all.
 
     Raises:
         ModelError: there is none, or one holds no values.
@@ -33,7 +33,12 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
     >>> list(norms_of(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))))
     ['1']
     """
-    norms = {path: module for path, module in model.named_modules() if has_running_statistics(module)}
+    norms: dict[str, nn.Module] = {}
+    seen = set[int]()
+    for path, module in model.named_modules():
+        if has_running_statistics(module) and id(module.running_var) not in seen:
+            norms[path] = module
+            seen.add(id(module.running_var))
     if not norms:
         others = "".join(f"; {path!r} is {what}" for path, what in foreign_norms(model).items())
         raise ModelError(

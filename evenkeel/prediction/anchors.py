@@ -66,7 +66,7 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     """Norms whose statistics cannot be trusted, by path, each with the reason."""
     # Chunks of one batch are one call in effect.
     fed = {(layer.module, chunked(layer) or layer) for layer in graph.of(Kind.NORM)}
-    calls = Counter(module for module, _ in fed)
+    calls = Counter(id(getattr(module, "running_var", None)) for module, _ in fed)  # norms may share what they store
     frozen = {layer.module for layer in graph if layer.frozen}
     misleading, pruned = misleading_counts(norms.values()), of_other_weights(graph, norms)
     reasons: dict[str, str] = {}
@@ -83,8 +83,8 @@ def distrust(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
             reasons[path] = "untrained: it stores no statistics yet"
         elif not pools_batch(norm):
             reasons[path] = "its statistics are of single instances, not of the batch"
-        elif calls[norm] > 1:
-            reasons[path] = f"its statistics are of {calls[norm]} calls together"
+        elif (count := calls[id(norm.running_var)]) > 1:
+            reasons[path] = f"its statistics are of {count} calls together"
         elif norm in frozen:
             reasons[path] = FROZEN
         elif (left := initial_left(norm) or 0.0) > MUCH and counted(norm) not in misleading:

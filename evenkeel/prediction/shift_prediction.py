@@ -247,15 +247,14 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
     loose = loose_dropouts(graph, given.anchors)
     faults = {**given.contradicted, **given.distrusted, **unreached}
-    resting = _behind_distrusted(given, graph, seen.calls)
-
-    def doubt(path: str) -> Doubt | None:
-        if path in faults:
-            return Doubt(faults[path], wrong=True)
-        own = doubt_of(seen.arrivals[path], seen.calls[path], shares[path], seen, graph, loose)
-        return own or resting.get(path)
-
-    doubts = {path: found for path in norms if (found := doubt(path))}
+    own = {
+        path: doubt
+        for path, call in seen.calls.items()
+        if path not in faults and (doubt := doubt_of(seen.arrivals[path], call, shares[path], seen, graph, loose))
+    }
+    resting = _behind_wrong(given, own, graph, seen.calls)
+    doubted = resting | own | {path: Doubt(reason, wrong=True) for path, reason in faults.items()}
+    doubts = {path: doubted[path] for path in norms if path in doubted}
     before = bounds_before(graph, seen)
     bounds = {path: before[call.inputs[0]] for path, call in seen.calls.items()}
     return Prediction(graph, channels, shares, doubts, bounds)
@@ -328,17 +327,18 @@ def behind_shifted(given: PredictionInputs, found: Prediction) -> set[str]:
     return {paths[call.module] for call in calls if any(x.module in shifted for x in given.graph.upstream(call))}
 
 
-def _behind_distrusted(given: PredictionInputs, graph: LayerGraph, calls: Mapping[str, Layer]) -> dict[str, Doubt]:
-    """Norms whose input was normalised by statistics that are not those of training, by path."""
-    known = (FROZEN, WRITTEN)
-    distrusted: dict[nn.Module | None, str] = {
-        given.norms[path]: path for path, reason in given.distrusted.items() if reason not in known
-    }
+def _behind_wrong(
+    given: PredictionInputs, own: Mapping[str, Doubt], graph: LayerGraph, calls: Mapping[str, Layer]
+) -> dict[str, Doubt]:
+    """Norms right behind others whose statistics are not those of training, or are predicted wrongly, by path."""
+    reasons = {path: reason for path, reason in given.distrusted.items() if reason not in (FROZEN, WRITTEN)}
+    reasons |= {path: doubt.reason for path, doubt in own.items() if doubt.wrong}
+    paths: dict[nn.Module | None, str] = {given.norms[path]: path for path in reasons}
     found: dict[str, Doubt] = {}
     for path, call in calls.items():
-        before = [distrusted[x.module] for x in graph.upstream(call, until=Kind.NORM) if x.module in distrusted]
+        before = [paths[x.module] for x in graph.upstream(call, until=Kind.NORM) if x.module in paths]
         if before:
-            found[path] = Doubt(f"it rests on {before[0]!r} ({given.distrusted[before[0]]})", wrong=False)
+            found[path] = Doubt(f"it rests on {before[0]!r} ({reasons[before[0]]})", wrong=False)
     return found
 
 

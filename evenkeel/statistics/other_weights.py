@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,6 +17,7 @@ from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.model.buffers import is_as_written
 from evenkeel.model.norms import Norm
+from evenkeel.model.restoring import restored
 from evenkeel.statistics.stored_values import is_untrained
 
 _BEHIND = 0.9  # of the updates of another norm: with fewer, a norm missed some of the training
@@ -103,13 +105,21 @@ def _is_masked(module: nn.Module) -> bool:
     return any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
 
 
+def _weight_of(module: nn.Module | None) -> object:
+    """A layer's weight; one that a parametrization computes, such as spectral norm's, may write buffers when read."""
+    if module is None or not is_parametrized(module, "weight"):
+        return getattr(module, "weight", None)
+    with restored(module, parameters=False), torch.no_grad():
+        return module.weight
+
+
 def _empty_channels(layer: Layer) -> Tensor | None:
     """Which of a layer's channels, its second dimension, have weights of 0 alone; None if that is not known."""
     module = layer.module
     is_linear = isinstance(module, nn.Linear) and len(layer.shape) == 2
     if layer.kind is not Kind.WEIGHT or not (is_linear or isinstance(module, _ConvNd)):
         return None
-    weight = getattr(module, "weight", None)
+    weight = _weight_of(module)
     original, mask = (getattr(module, f"weight_{name}", None) for name in ("orig", "mask"))
     if isinstance(original, Tensor) and isinstance(mask, Tensor):
         weight = original * mask  # the product that the layer holds may be of an earlier state dict

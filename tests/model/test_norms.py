@@ -1,6 +1,7 @@
 """Which layers store statistics."""
 
 import pytest
+import torch
 from torch import nn
 
 import evenkeel as ek
@@ -28,3 +29,30 @@ def test_every_norm_with_statistics_is_found_once_and_no_other():
 def test_a_model_without_is_refused():
     with pytest.raises(ek.ModelError, match="LayerNorm has no norm layer with running statistics"):
         norms_of(nn.LayerNorm(3))
+
+
+def sharing(module_too):
+    """Two calls of one norm, or of two norms that store their statistics in the same buffers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    if module_too:
+        net[4] = net[1]
+    else:
+        net[4].running_mean, net[4].running_var = net[1].running_mean, net[1].running_var
+    generator = torch.Generator().manual_seed(1)
+    data = [torch.randn(64, 4, generator=generator) for _ in range(20)]
+    for x in data:
+        net(x)
+    return net, data
+
+
+def test_norms_that_share_their_buffers_are_one_norm_called_twice():
+    (net, data), (oracle, _) = sharing(False), sharing(True)
+    for name in ("running_mean", "running_var"):
+        getattr(net[1], name).copy_(getattr(oracle[1], name))
+    reports = [ek.variance_shift(model, data) for model in (net, oracle)]
+    assert [(row.path, row.ratio) for row in reports[0]] == [(row.path, row.ratio) for row in reports[1]]
+    assert ek.predict_shift(net, data[0]).unsure == {"1": "its statistics are of 2 calls together"}
+    done = [ek.reestimate_(model, data, match="variance") for model in (net, oracle)]
+    assert not done[0].untouched and torch.equal(net[1].running_var, oracle[1].running_var)
+    assert net[4].running_var is net[1].running_var

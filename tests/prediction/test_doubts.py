@@ -139,3 +139,29 @@ def test_a_shift_of_which_more_than_half_may_be_missing_cannot_be_proven(factor,
     reasons = list(_loosely_fixed([arrival], {dropout: 1.0}, Loose(frozenset(), frozenset({dropout}))))
     assert bool(reasons) == doubted
     assert all("of unknown strength: eval/train is between 0.95 and 0.98" in reason for reason in reasons)
+
+
+class NoisyWeights(nn.Module):
+    """Weights that are noisy in train mode, before a norm that another one rests on."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.beside = (nn.Linear(16, 16) for _ in range(3))
+        self.norm, self.behind = nn.BatchNorm1d(16), nn.BatchNorm1d(16)
+
+    def forward(self, x):
+        weight = self.first.weight + 0.4 * self.training * torch.randn_like(self.first.weight)
+        hidden = self.norm(nn.functional.linear(x, weight)).relu()
+        return self.behind(self.second(hidden) + 8 * self.beside(x))
+
+
+def test_a_norm_right_behind_one_of_which_the_prediction_is_wrong_rests_on_it():
+    """Inputs of less variance than random ones have less of a noise on weights, which then seems to be too much."""
+    torch.manual_seed(0)
+    model = NoisyWeights()
+    for _ in range(60):
+        model(0.3 * torch.randn(64, 16))
+    unsure = ek.predict_shift(model, torch.zeros(1, 16)).unsure
+    reason = "the noise predicted exceeds the variance stored in 16 of 16 channels"
+    assert unsure == {"norm": reason, "behind": f"it rests on 'norm' ({reason})"}
+    assert set(ek.correct_(model, torch.zeros(1, 16)).untouched) == {"norm", "behind"}

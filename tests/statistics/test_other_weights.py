@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from snapshots import Snapshot
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel
 
 import evenkeel as ek
@@ -125,6 +127,18 @@ def test_a_mask_counts_as_it_is_in_the_state_dict():
     prune.identity(net[3], "weight")
     net.load_state_dict(pruned.state_dict())
     assert set(found(net)) == {"1", "4"}
+
+
+def test_a_weight_that_writes_buffers_when_it_is_read_leaves_the_model_as_found():
+    """Spectral norm takes a step of its power iteration whenever a weight is read in train mode."""
+    net = nn.Sequential(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten())
+    for x in DATA * 5:
+        net(x)
+    before = Snapshot(net)
+    ek.variance_shift(net, DATA), ek.predict_shift(net, DATA[0]), ek.lint(net, DATA[0])
+    assert before.changes() == []
+    ek.correct_(net, DATA[0], unsure="write").undo()
+    assert not [change for change in before.changes() if "parametrizations" in change]
 
 
 def test_counts_that_differ_are_told_where_statistics_are_off():
