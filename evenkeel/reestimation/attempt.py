@@ -148,7 +148,7 @@ class Attempt:
             new = {path: blend.blended(path, p, measurement.samples) for path, p in found.items()}
             is_traced = self.is_traced and has_shrunk(new, free)
             graph = graph_of_a_regression(plain, measurement, self.forward) if is_traced else None
-            untouched |= measurement.statistics_beside()
+            beside, others = measurement.strangers()
         for path, population in ((path, settled.populations[path]) for path in found):
             is_dead = isinstance(population, Pairs) and bool(population.slope.is_dead.all())
             is_blend = blend.share_of_new(path, found[path], measurement.samples) < 1
@@ -187,8 +187,10 @@ class Attempt:
             batches=measurement.batches,
             samples=measurement.samples,
             passes=settled.passes,
-            untouched=untouched | {path: _why_not(measurement, path, unpaired) for path in free if path not in found},
-            unsure=_unsure(measurement, settled, pairs),
+            untouched=untouched
+            | beside
+            | {path: _why_not(measurement, path, unpaired) for path in free if path not in found},
+            unsure=_unsure(measurement, settled, pairs) | {path: others[path] for path in found if path in others},
             notes=[*notes, stretch] if stretch else notes,
             stretch=stretch,
             step=measurement.step,

@@ -112,7 +112,7 @@ def variance_shift(
                 raise BatchError(
                     f"norm {path!r} saw one value per channel, which has no variance: more samples are needed"
                 )
-        beside = measurement.statistics_beside(frozen)
+        beside, unsure = measurement.strangers(frozen)
         causes = ShiftCauses(norms, graph, passes, frozen)
         rows = [causes.explain(path, population) for path, population in populations.items()]
     if passes.failure:
@@ -128,7 +128,7 @@ def variance_shift(
     if all(map(is_untrained, norms.values())) and not any(map(is_never_updated, norms.values())):
         rows = [replace(row, why="untrained") if row.folded > LARGEST else row for row in rows]
         notes.append(_UNTRAINED)
-    report = ShiftReport(rows, notes, other_data=causes.other_data)
+    report = ShiftReport(rows, notes, unsure=unsure, other_data=causes.other_data)
     return report.drawn_with(partial(outline, graph, type(plain).__name__) if len(graph) else None)
 
 

@@ -39,7 +39,8 @@ class ShiftReport(ShiftRows):
     Attributes:
         rows: one a norm.
         notes: what the reader must know, such as norms that no batch reached.
-        unsure: of a prediction, the norms for which something had to be guessed, by path, each with the reason.
+        unsure: of a prediction, the norms for which something had to be guessed, by path, each with the reason; of a
+            measurement, those that store statistics of other values than eval mode normalises.
         other_data: of a measurement, norms that meet other data than in training, unless weights have changed since,
             by path, each with how far they are off.
 

@@ -386,11 +386,11 @@ class Measurement:
                 first = self._group.first if self._by_sample else batch
                 raise BatchError(blame(self.model, self.norms, path, self._group, first))
 
-    def statistics_beside(self, frozen: Collection[nn.Module] = ()) -> dict[str, str]:
-        """Modules with statistics that are no norms of torch's, by path, each with what it is."""
+    def strangers(self, frozen: Collection[nn.Module] = ()) -> tuple[dict[str, str], dict[str, str]]:
+        """Modules with statistics that are no norms of torch's, and norms that store those of other values; by path."""
         if self.example is None:
-            return foreign_norms(self.model)
-        return self._probes.statistics_beside(self.example, int(self._count(self.example)), frozen)
+            return foreign_norms(self.model), {}
+        return self._probes.strangers(self.example, int(self._count(self.example)), frozen)
 
     def why_not(self, path: str) -> str:
         """Why nothing was measured at a norm."""

@@ -14,6 +14,7 @@ from evenkeel.model.batches import Forward, forward_pass, inputs
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.model.norm_calls import NormCalls, OnCall
 from evenkeel.model.norms import Norm, pools_batch
+from evenkeel.model.other_values import of_other_values
 from evenkeel.model.own_statistics import statistics_beside
 from evenkeel.model.restoring import restored, seed_all
 from evenkeel.statistics.batch_merging import Group, Piece
@@ -58,8 +59,12 @@ class Probes:
             return False
         return self._first_unlike([one], other) is not None
 
-    def statistics_beside(self, batch: Any, samples: int, frozen: Collection[nn.Module]) -> dict[str, str]:
-        """Modules with statistics that are no norms of torch's, by path (see `own_statistics`), tried on a few samples.
+    def strangers(
+        self, batch: Any, samples: int, frozen: Collection[nn.Module]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Modules with statistics that are no norms of torch's, and norms that store those of other values, by path.
+
+        They are told by a few samples: see `own_statistics` and `other_values`.
 
         Args:
             batch: one of the batches.
@@ -72,7 +77,7 @@ class Probes:
             few = piece.thinned(-(-samples // FEW)) if piece.form is not None else piece.thinned(1)
             return forward_pass(self._model, few.batch, 1, self._forward)
 
-        return statistics_beside(self._model, run, frozen)
+        return statistics_beside(self._model, run, frozen), of_other_values(self._model, self._norms, run)
 
     def unlike(self, group: Group) -> str | None:
         """Path of a norm that is fed otherwise by some samples of some of the batches, apart and as one; None if none.
