@@ -149,21 +149,23 @@ class Attempt:
             is_traced = self.is_traced and has_shrunk(new, free)
             graph = graph_of_a_regression(plain, measurement, self.forward) if is_traced else None
             beside, others = measurement.strangers()
+        shares = {path: blend.share_of_new(path, p, measurement.samples) for path, p in found.items()}
         for path, population in ((path, settled.populations[path]) for path in found):
             is_dead = isinstance(population, Pairs) and bool(population.slope.is_dead.all())
-            is_blend = blend.share_of_new(path, found[path], measurement.samples) < 1
-            if population.pooled and not is_blend and (population.count < 2 or (measurement.samples < 2 and is_dead)):
+            if (
+                population.pooled
+                and shares[path] == 1
+                and (population.count < 2 or (measurement.samples < 2 and is_dead))
+            ):
                 raise BatchError(
                     f"norm {path!r} saw one value per channel, which has no variance: more samples are needed"
                 )
         doubts = {path: settled.doubts[path].mean for path in found if path in settled.doubts}
         errors = {path: math.hypot(p.standard_error, doubts.get(path, 0.0)) for path, p in found.items()}
         chances = {path: p.chance(*found_in(free[path])) for path, p in found.items()}
-        shares: dict[nn.Module, float] = {
-            free[path]: blend.share_of_new(path, p, measurement.samples) for path, p in found.items()
-        }
         is_mean = measurement.pairing is not None and not self.relative
-        held = write_populations_({free[path]: population for path, population in new.items()}, names, shares, is_mean)
+        by_norm: dict[nn.Module, float] = {free[path]: share for path, share in shares.items()}
+        held = write_populations_({free[path]: population for path, population in new.items()}, names, by_norm, is_mean)
         pairs = {path: p for path, p in settled.populations.items() if isinstance(p, Pairs) and path in found}
         changes = [
             NormChange.of(path, free[path], held, errors[path], chances[path], _paired(pairs.get(path)))

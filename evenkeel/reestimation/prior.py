@@ -24,7 +24,8 @@ class Prior:
 
     With "auto" each norm's new statistics are moved towards the old ones by `error^2 / distance^2`, at most all the
     way: the errors are those of the new means and log variances, the distances those from the old ones, both root mean
-    squares over channels (the positive-part estimator of James and Stein, with the variance between batches). Few data
+    squares over channels (the positive-part estimator of James and Stein, with the variance between batches). Few
+    batches do not know their own error well, so k of them count as k - 1: `error^2` is times k / (k - 1). Few data
     that tell nothing new leave a norm as it is, and many replace what it stores. Where there is nothing between which
     statistics could differ, as in one sample, whose positions are too much alike to tell, the old ones count for 16
     samples.
@@ -84,7 +85,8 @@ class Prior:
         closed.close()
         if closed.parts < 2:
             return FEW
-        part = min(closed.chance(*self._found[path]), 1 - 1e-9)
+        part = closed.chance(*self._found[path]) * closed.parts / (closed.parts - 1)
+        part = min(part, 1 - 1e-9)
         return samples * part / (1 - part)
 
 

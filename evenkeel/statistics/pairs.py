@@ -231,7 +231,7 @@ class Matched(Population):
 
     @property
     def errors(self) -> tuple[float, float]:
-        """As of `Population`: of means, in deviations, and of variances, relative."""
+        """As of `Population`: of means, in deviations, and of log variances."""
         relative = torch.where(self.slope.is_known, 2 * self.slope.error / self.slope.value, 0.0)
         return math.sqrt(float(self._mean_error.mean()) / self._scale), float(relative.square().mean().sqrt())
 

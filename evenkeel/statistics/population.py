@@ -202,14 +202,23 @@ class Population:
 
     @property
     def errors(self) -> tuple[float, float]:
-        """Standard errors of means, in deviations, and of variances, relative: root mean squares over channels.
+        """Standard errors of means, in deviations, and of log variances: root mean squares over channels.
 
-        NaN from fewer than two batches.
+        Of a pooled variance, squares about the mean of all do not show all: of k batches of normal means, of squared
+        standard error e^2 in deviations, they lack 2 e^4, and few may show less than the 2 k e^4 there are in all;
+        and the variance itself lacks e^2. A variance of squared relative error r^2, as of 2 / r^2 normal values, has
+        a log of squared error psi'(1 / r^2) + (psi(1 / r^2) - ln(1 / r^2))^2. Of two batches that is too much, up to
+        twice the error, since e^4 is known from one difference. NaN from fewer than two.
         """
         of_means, of_variances = self._channel_errors()
-        variance = self._squares / max(self.count, 1)
-        relative = of_variances / variance.clamp_min(1e-3 * self._scale) ** 2
-        return math.sqrt(float((of_means / self._scale).mean())), math.sqrt(float(relative.mean()))
+        variance = (self._squares / max(self.count, 1)).clamp_min(1e-3 * self._scale)
+        relative = of_variances / variance**2
+        if self.pooled:
+            spread = (of_means / variance) ** 2
+            relative = torch.maximum(relative + 3 * spread, 2 * self.parts * spread)
+        half = 1 / relative.clamp_min(1e-12)
+        of_logs = torch.polygamma(1, half) + (torch.digamma(half) - half.log()) ** 2
+        return math.sqrt(float((of_means / self._scale).mean())), math.sqrt(float(of_logs.mean()))
 
     def _channel_errors(self) -> tuple[Tensor, Tensor]:
         """Squared standard errors of means and of variances, by channel; NaN from fewer than two batches."""
@@ -227,14 +236,12 @@ class Population:
     def chance(self, mean: Tensor, variance: Tensor) -> float:
         """How much of the squared distance from other statistics is to be expected by chance, 0 to 1; 0 if not known.
 
-        The distance is that of means, in deviations, and of log variances. The variance of k normal batch means with
-        squared standard error e^2 has itself the squared error 2 k e^4, which few batches may not show.
+        The distance is that of means, in deviations, and of log variances.
         """
         mean, variance, least = mean.to(self.mean), variance.to(self.mean), 1e-3 * self._scale
         moved = ((self.mean - mean) ** 2).mean() / self._scale
         changed = ((self.variance.clamp_min(least) / variance.clamp_min(least)).log() ** 2).mean()
         (of_means, of_variances), distance = self.errors, float(moved + changed)
-        of_variances = max(of_variances, math.sqrt(2 * self.parts) * of_means**2)
         error = of_means**2 + of_variances**2
         if math.isnan(error) or not math.isfinite(distance):
             return 0.0

@@ -102,12 +102,14 @@ def test_the_weight_of_a_norm_is_its_error_over_its_distance():
     parts = x.split(3)
     of_means = torch.stack([part.mean(0) for part in parts]).var(0) / 8
     of_variances = torch.stack([((part - mean) ** 2).mean(0) for part in parts]).var(0) / 8
-    biased = x.var(0, correction=0)
-    error = float(of_means.mean()) / scale + float((of_variances / biased.clamp_min(1e-3 * scale) ** 2).mean())
+    biased = x.var(0, correction=0).clamp_min(1e-3 * scale)
+    spread = (of_means / biased) ** 2
+    half = 1 / torch.maximum(of_variances / biased**2 + 3 * spread, 2 * 8 * spread)
+    of_logs = torch.polygamma(1, half) + (torch.digamma(half) - half.log()) ** 2
+    error = float(of_means.mean()) / scale + float(of_logs.mean())
     moved = float(((mean - old_mean) ** 2).mean()) / scale
     distance = moved + float(((x.var(0).log() - old_var.log()) ** 2).mean())
-    assert float(of_means.mean()) / scale * 16**0.25 < 1  # the bound for normal means is not what decides here
-    part = error / distance
+    part = 8 / 7 * error / distance
     with ek.adapted(model, BATCH):
         expected = part * old_mean + (1 - part) * mean
         assert torch.allclose(norm.running_mean.double(), expected, rtol=1e-4, atol=1e-5)

@@ -87,6 +87,25 @@ def test_standard_error_of_one_batch_is_not_known():
     assert math.isnan(population.standard_error)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 3.0])
+@pytest.mark.parametrize("parts", [2, 3, 4, 8])
+def test_errors_are_how_far_statistics_are_from_the_truth(parts, spread):
+    """Of images whose means differ by this variance, within them 1: not below, and above only of very few."""
+    generator = torch.Generator().manual_seed(0)
+    told, true = torch.zeros(2), torch.zeros(2)
+    for _ in range(300):
+        means = spread**0.5 * torch.randn(parts, 1, 8, 1, generator=generator, dtype=torch.float64)
+        population = Population()
+        x = means + torch.randn(parts, 1, 8, 16, generator=generator, dtype=torch.float64)
+        population.add([(number, batch_statistics(image)) for number, image in enumerate(x)])
+        population.merge()
+        logs = (population.variance / (1 + spread)).log()
+        told += torch.tensor(population.errors) ** 2
+        true += torch.stack([population.mean.square().mean() / population.variance.mean(), logs.square().mean()])
+    most = {2: 5, 3: 2, 4: 1.6, 8: 1.3}[parts]
+    assert (told > 0.8 * true).all() and (told < most * true).all()
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (5, 3, 4, 4), (2, 3, 4, 4, 4)])
 def test_batch_statistics_are_those_of_every_channel(shape):
     x = torch.randn(shape)
