@@ -17,6 +17,12 @@ from evenkeel.demo import build_net, train
 from evenkeel.io.datasets import load_data
 from evenkeel.model.evaluation import evaluate
 from evenkeel.output.files import atomic_write
+from evenkeel.papers import li2018
+from evenkeel.papers.lab.hardware import hardware_at
+from evenkeel.papers.lab.images import Images, load_images
+from evenkeel.papers.lab.specs import Training
+from evenkeel.papers.lab.training import Trained
+from evenkeel.papers.lab.training import train as train_in_lab
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -81,6 +87,22 @@ def kept(build: Callable[[], nn.Module], fit: Callable[[nn.Module], Any], seed: 
     with atomic_write(path) as temporary:
         torch.save(net.state_dict(), temporary)
     return net
+
+
+def desk_training(place: str, p: float) -> Training:
+    """A PreResNet-20 on all of CIFAR-10, 16 epochs, as `evenkeel reproduce li2018/adjust --scale desk` trains it."""
+    assert li2018.adjust.training is not None
+    return li2018.adjust.training("desk", data="cifar10", net="preresnet", place=place, p=p)
+
+
+def desk_images(data_dir: Path | None) -> Images:
+    """What it is trained and tested on."""
+    return load_images("cifar10", data_dir=data_dir)
+
+
+def desk_trained(training: Training, seed: int, images: Images, folder: Path) -> Trained:
+    """The net of this seed: half an hour of a core, unless the checkpoint of the papers' lab is in the folder."""
+    return train_in_lab(training, seed, images, folder=folder, hardware=hardware_at("desk"), progress=True)
 
 
 MNIST, CIFAR = "MLP 3 x 256, MNIST", "residual CNN (a), 10,000 CIFAR-10 images"

@@ -1,10 +1,12 @@
 """Dropout's shift, ended within training or repaired afterwards: rates to 0, frozen norms, early and late dropout.
 
-    python -m benchmarks.quiet_end [--scale small] [--seeds 3] [--parts digits cifar] [--data-dir DIR]
-        [--page docs/within-training.md] [--picture docs/pictures/shift-log.svg]
+    python -m benchmarks.quiet_end [--scale small] [--seeds 3] [--parts digits cifar desk] [--data-dir DIR]
+        [--nets FOLDER] [--page docs/within-training.md] [--picture docs/pictures/shift-log.svg]
 
 Every arm of a seed starts from the same weights and sees the same batches. Dropout stands right before norms, li2018's
-type (a). Figures are kept in results/quiet_end.json, seed by seed; the page's tables are made of them.
+type (a). The arms of part "desk" fork late from one PreResNet-20, which the papers' lab trains on all of CIFAR-10 in
+half an hour of a core, or finds in --nets. Figures are kept in results/quiet_end.json, seed by seed; the page's tables
+are made of them.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,10 +29,16 @@ from torch.nn import functional as F
 
 import evenkeel as ek
 from benchmarks.measuring import run_parts
+from benchmarks.nets import add_options, desk_images, desk_trained, desk_training
 from benchmarks.pages import put_into
 from evenkeel.io.datasets import load_data
 from evenkeel.model.evaluation import evaluate
+from evenkeel.papers.lab.hardware import hardware_at
+from evenkeel.papers.lab.images import Images, augment
+from evenkeel.papers.lab.images import batches as shuffled
 from evenkeel.papers.lab.nets import Noise, build
+from evenkeel.papers.lab.specs import Recipe
+from evenkeel.papers.lab.training import batches_of
 from evenkeel.statistics.pairs import Match
 
 RESULTS = Path("results/quiet_end.json")
@@ -55,8 +62,9 @@ DIGITS = Scale(8, 1000, 60, {})
 CIFAR = {
     "small": Scale(16, 5000, 6, {"depth": 8, "width": 8}),
     "medium": Scale(16, 5000, 16, {"depth": 8, "width": 8}),
-    "desk": Scale(32, 50_000, 30, {"depth": 20, "width": 16}),
 }
+FORK = 14  # epochs of the desk training, of 16, after which the arms part
+MEASURED = 10_000  # images that statistics are measured on there
 
 
 def net_of(scale: Scale, p: float) -> nn.Module:
@@ -130,6 +138,7 @@ ARMS: dict[str, Arm] = {
 NO_DROPOUT = "no dropout"
 REPAIRS: dict[Match, str] = {"variance": "repaired by variance", "mean": "repaired by mean"}
 REPAIRED = ("dropout all along", "late dropout")
+DESK_ARMS = ("dropout all along", "quiet end: rates 0", "quiet end: norms frozen", "quiet end: both")
 
 
 def arms_of(p: float, chosen: list[str]) -> dict[str, Arm]:
@@ -170,6 +179,34 @@ def trained(
     return model
 
 
+def finished(
+    model: nn.Module, recipe: Recipe, arm: Arm, seed: int, images: Images, measured: list[Tensor]
+) -> nn.Module:
+    """The net after the rest of a training by the lab's recipe, from FORK on; momentum begins anew."""
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    is_bf16 = hardware_at("desk").precision == "bf16-mixed"
+    per_epoch = -(-len(images.train.labels) // recipe.batch)
+    at = arm(model, recipe.epochs * per_epoch, measured)
+    at(done := FORK * per_epoch)
+    torch.manual_seed(seed)  # masks
+    order, crops = (torch.Generator().manual_seed(seed) for _ in range(2))
+    for _ in range(FORK, recipe.epochs):
+        model.train()
+        for chosen in shuffled(len(images.train.labels), recipe.batch, order):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr_at(done / per_epoch)
+            inputs = augment(images.standardize(images.train.images[chosen]), crops)
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+                loss = F.cross_entropy(model(inputs), images.train.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            at(done := done + 1)
+    return model
+
+
 def figures_of(model: nn.Module, training: list[Tensor], test: list[Tensor]) -> dict[str, float]:
     score = evaluate(model, list(zip(*(t.split(512) for t in test), strict=True)))
     shift = ek.variance_shift(model, list(training[0][:1024].split(512)))
@@ -184,16 +221,46 @@ def rows_of(scale: Scale, named: str, options: argparse.Namespace) -> Iterator[t
         for name, arm in arms_of(p, options.arms).items():
             for seed in range(options.seeds):
                 model = trained(scale, p, arm, seed, training)
-                found.setdefault(name, []).append(figures_of(model, training, test))
-                for match, how in REPAIRS.items() if p and name in REPAIRED else ():
-                    repaired = copy.deepcopy(model)
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", ek.StretchWarning)  # classifiers
-                        ek.reestimate_(repaired, list(training[0].split(512)), match=match)
-                    found.setdefault(f"{name}, {how}", []).append(figures_of(repaired, training, test))
+                for key, figures in judged(model, name, training, test, is_repaired=bool(p) and name in REPAIRED):
+                    found.setdefault(key, []).append(figures)
         for name, several in found.items():
             print(f"{named}, p={p:g}, {name}: {shown(several)}", flush=True)
             yield f"{named}, p={p:g}, {name}", several
+
+
+def judged(
+    model: nn.Module, name: str, training: list[Tensor], test: list[Tensor], *, is_repaired: bool
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """The figures of an arm's net as it is, and of what repairs make of it."""
+    yield name, figures_of(model, training, test)
+    for match, how in REPAIRS.items() if is_repaired else ():
+        repaired = copy.deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ek.StretchWarning)  # classifiers
+            ek.reestimate_(repaired, list(training[0].split(512)), match=match)
+        yield f"{name}, {how}", figures_of(repaired, training, test)
+
+
+def run_desk(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """CIFAR-10, all images, a PreResNet-20: one net with dropout, which each arm ends in its way, and one without."""
+    torch.set_num_threads(1)
+    images, p, seed = desk_images(options.data_dir), 0.5, 0
+    training, test = (
+        [torch.cat(parts) for parts in zip(*batches_of(images, split, MEASURED), strict=True)]
+        for split in (images.train, images.test)
+    )
+    rest = desk_training("a", p)
+    rest = replace(rest, recipe=replace(rest.recipe, snapshots=(FORK / rest.recipe.epochs,)))
+    forked = desk_trained(rest, seed, images, options.nets)
+    measured = list(training[0].split(512))
+    for name in DESK_ARMS:
+        model = forked.model(images, FORK)
+        model = finished(model, rest.recipe, ARMS[name], seed, images, measured)
+        for key, figures in judged(model, name, training, test, is_repaired=name in REPAIRED):
+            print(f"desk, p={p:g}, {key}: {shown([figures])}", flush=True)
+            yield f"desk, p={p:g}, {key}", [figures]
+    plain = desk_trained(desk_training("none", 0.0), seed, images, options.nets).model(images)
+    yield f"desk, p=0, {NO_DROPOUT}", [figures_of(plain, training, test)]
 
 
 def run_digits(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
@@ -211,7 +278,7 @@ def run_cifar(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 def shown(several: list[dict[str, float]]) -> str:
     def both(name: str, factor: float, form: str) -> str:
         values = [factor * one[name] for one in several]
-        return f"{fmean(values):{form}} ± {stdev(values) if len(values) > 1 else 0:{form}}"
+        return f"{fmean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
 
     cells = both("error", 100, ".2f"), both("log_loss", 1, ".3f"), f"x{fmean(o['worst_shift'] for o in several):.2f}"
     return " | ".join(cells)
@@ -247,20 +314,23 @@ def draw(path: Path, options: argparse.Namespace) -> None:
     print(logs[0].history)
 
 
+PARTS = {"digits": run_digits, "cifar": run_cifar, "desk": run_desk}
+ROWS = {"digits": "digits", "cifar": "small", "desk": "desk"}  # what a part's rows on the page are called
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=CIFAR, default="small")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("EVENKEEL_DATA"))
+    add_options(parser)
     parser.add_argument("--arms", nargs="+", choices=[NO_DROPOUT, *ARMS], default=[NO_DROPOUT, *ARMS])
     parser.add_argument("--page", type=Path, help="page to put the tables into")
     parser.add_argument("--picture", type=Path, help="where to draw the shift over a training with a quiet end")
-    options = run_parts(parser, {"digits": run_digits, "cifar": run_cifar}, RESULTS)
+    options = run_parts(parser, PARTS, RESULTS)
     if options.picture:
         draw(options.picture, options)
     if options.page:
         found = json.loads(options.out.read_text())
-        put_into(options.page, {"digits": table(found["digits"], "digits"), "cifar": table(found["cifar"], "small")})
+        put_into(options.page, {part: table(found[part], named) for part, named in ROWS.items()})
 
 
 if __name__ == "__main__":

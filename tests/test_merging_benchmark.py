@@ -6,6 +6,7 @@ from statistics import mean
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.aligning import aligned, interpolated
 from benchmarks.merging import FAMILIES, PAGE, RESULTS, removed, table
@@ -32,11 +33,15 @@ def shuffled_(net, orders):
 def test_aligning_finds_the_order_of_units_that_was_shuffled(name):
     torch.manual_seed(0)
     net = FAMILIES[name].build().eval()
+    for tensor in (
+        t for m in net.modules() if isinstance(m, nn.BatchNorm2d) for t in m.state_dict().values() if t.dim()
+    ):
+        nn.init.uniform_(tensor, 0.5, 1.5)  # norms built alike have no order to get wrong
     x = torch.randn(64, *((3, 16, 16) if "CIFAR" in name else (1, 8, 8)))
-    other = copy.deepcopy(net)
-    shuffled_(other, net.orders())
+    other, orders = copy.deepcopy(net), FAMILIES[name].orders(net)
+    shuffled_(other, orders)
     torch.testing.assert_close(other(x), net(x), rtol=1e-3, atol=1e-4)
-    state, correlation = aligned(net, other, net.orders(), x)
+    state, correlation = aligned(net, other, orders, x)
     assert correlation == pytest.approx(1, abs=1e-3)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert any(not torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
@@ -56,10 +61,10 @@ def test_the_table_is_what_the_results_say():
     assert text_in(PAGE, "merging") == table(FOUND)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name in FOUND])
 def test_the_claims_hold(name):
     seeds = list(FOUND[name].values())
-    assert len(seeds) >= 3
+    assert len(seeds) >= (FAMILIES[name].pairs or 3)
     for one in seeds:
         ends = sum(one["end points"]) / 2
         assert ends < one["match_"] < one["merged"] < one["not aligned"]

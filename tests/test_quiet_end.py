@@ -1,6 +1,8 @@
 """benchmarks/quiet_end.py: arms do at which step what they are named after, and the page shows what was measured."""
 
 import json
+from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from torch import nn
 
 from benchmarks import quiet_end
 from benchmarks.pages import text_in
+from evenkeel.papers.lab.images import load_images
+from evenkeel.papers.lab.specs import Net
 
 RESULTS, PAGE = ROOT / "results" / "quiet_end.json", ROOT / "docs" / "within-training.md"
 
@@ -21,6 +25,31 @@ def test_the_page_shows_what_was_measured(name, rows):
     repaired = {f"{arm}, {how}" for arm in quiet_end.REPAIRED for how in quiet_end.REPAIRS.values()}
     assert arms == {quiet_end.NO_DROPOUT, *quiet_end.ARMS, *repaired}
     assert len(found) == 1 + len(quiet_end.RATES) * (len(arms) - 1)
+
+
+@pytest.mark.slow
+def test_arms_of_the_desk_part_fork_from_one_net_and_differ(monkeypatch, tmp_path):
+    images, training = load_images("synthetic"), quiet_end.desk_training("a", 0.5)
+    small = Net("preresnet", {**training.net.arguments, "depth": 8, "width": 4})
+    plain = replace(small, arguments={**small.arguments, "places": "none"})
+    monkeypatch.setattr(quiet_end, "desk_images", lambda data_dir: images)
+    monkeypatch.setattr(quiet_end, "FORK", 2)
+    monkeypatch.setattr(
+        quiet_end,
+        "desk_training",
+        lambda place, p: replace(training, net=small if p else plain, recipe=replace(training.recipe, epochs=3)),
+    )
+    rows = dict(quiet_end.run_desk(Namespace(data_dir=None, nets=tmp_path)))
+    repaired = [f"dropout all along, {how}" for how in quiet_end.REPAIRS.values()]
+    assert {key.split(", ", 2)[2] for key in rows} == {quiet_end.NO_DROPOUT, *quiet_end.DESK_ARMS, *repaired}
+    assert len({figures["log_loss"] for (figures,) in rows.values()}) == len(rows)
+    assert (
+        rows[f"desk, p=0.5, {repaired[0]}"][0]["worst_shift"]
+        < 1.01
+        < rows["desk, p=0.5, dropout all along"][0]["worst_shift"]
+    )
+    again = dict(quiet_end.run_desk(Namespace(data_dir=None, nets=tmp_path)))
+    assert again == rows
 
 
 @pytest.mark.parametrize(
@@ -50,4 +79,4 @@ def test_a_table_has_repairs_behind_what_they_repair_and_one_row_a_key():
     keys = ("late dropout, repaired by mean", "dropout all along", "late dropout", "quiet end: both")
     rows = quiet_end.table({f"here, p=0.5, {key}": one for key in keys} | {"there, p=0.5, early": one}, "here")
     assert [line.split(" | ")[1] for line in rows.splitlines()[2:]] == [keys[1], keys[3], keys[2], keys[0]]
-    assert "| 1 | 50.00 ± 0.00 | 1.000 ± 0.000 | x2.00 |" in rows
+    assert "| 1 | 50.00 | 1.000 | x2.00 |" in rows
