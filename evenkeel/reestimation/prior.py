@@ -25,10 +25,11 @@ class Prior:
     With "auto" each norm's new statistics are moved towards the old ones by `error^2 / distance^2`, at most all the
     way: the errors are those of the new means and log variances, the distances those from the old ones, both root mean
     squares over channels (the positive-part estimator of James and Stein, with the variance between batches). Few
-    batches do not know their own error well, so k of them count as k - 1: `error^2` is times k / (k - 1). Few data
-    that tell nothing new leave a norm as it is, and many replace what it stores. Where there is nothing between which
-    statistics could differ, as in one sample, whose positions are too much alike to tell, the old ones count for 16
-    samples.
+    batches do not know their own error well: of k the squared error of `error^2`, relative, is 2 / (k - 1), and it
+    counts twice that more, (k + 3) / (k - 1) times, since what a norm stores by chance shifts all norms behind it. Few
+    data that tell nothing new leave a norm as it is, and many replace what it stores. Where there is nothing between
+    which statistics could differ, as in one sample, whose positions are too much alike to tell, the old ones count for
+    16 samples.
 
     Args:
         norms: by path, as found.
@@ -85,7 +86,7 @@ class Prior:
         closed.close()
         if closed.parts < 2:
             return FEW
-        part = closed.chance(*self._found[path]) * closed.parts / (closed.parts - 1)
+        part = closed.chance(*self._found[path]) * (closed.parts + 3) / (closed.parts - 1)
         part = min(part, 1 - 1e-9)
         return samples * part / (1 - part)
 

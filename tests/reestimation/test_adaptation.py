@@ -109,7 +109,7 @@ def test_the_weight_of_a_norm_is_its_error_over_its_distance():
     error = float(of_means.mean()) / scale + float(of_logs.mean())
     moved = float(((mean - old_mean) ** 2).mean()) / scale
     distance = moved + float(((x.var(0).log() - old_var.log()) ** 2).mean())
-    part = 8 / 7 * error / distance
+    part = 11 / 7 * error / distance
     with ek.adapted(model, BATCH):
         expected = part * old_mean + (1 - part) * mean
         assert torch.allclose(norm.running_mean.double(), expected, rtol=1e-4, atol=1e-5)
