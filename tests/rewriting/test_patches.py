@@ -90,6 +90,7 @@ def nets(tmp_path, monkeypatch):
     (tmp_path / f"{name}.py").write_text(MODULE.lstrip())
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a patch may leave the size, and comes within a second
     yield importlib.import_module(name)
     sys.modules.pop(name)
 
