@@ -112,6 +112,17 @@ def test_the_larger_scale_counts_and_where_they_disagree_is_said():
         assert without.report.scale == "desk" and without.others == {}
 
 
+def test_a_larger_scale_that_decides_nothing_is_said_beside_the_one_that_does():
+    quick = adjust_report()
+    seed = [Record.of({**row.content, "scale": "desk"}) for row in quick.results if row.seed == 0]
+    desk = ExperimentReport(LI, ADJUST, "desk", Results(seed), "desk")
+    assert {v.holds for v in desk.verdicts} == {"undecided", "not run"}
+    found = {finding.verdict.claim.text: finding for finding in findings([quick, desk])}
+    lowered = found["With dropout (a) of 0.5, adjusted statistics lower the test error."]
+    assert (lowered.report.scale, lowered.verdict.holds) == ("quick", "yes")
+    assert "; at desk scale: undecided (+" in lowered.ours and lowered.ours.endswith("1 of 1 pairs)")
+
+
 def test_a_claim_that_was_not_run_at_the_larger_scale_counts_at_the_smaller():
     quick = adjust_report()
     bare = [Record.of({**row.content, "scale": "desk"}) for row in quick.results if row.factors["place"] == "none"]

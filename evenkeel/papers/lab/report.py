@@ -135,12 +135,12 @@ def read_reports(out: Path, experiments: Iterable[tuple[Paper, Experiment]]) -> 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a claim comes to at the scale that counts: the largest one that it was run at.
+    """What a claim comes to at the scale that counts: the largest one that decides it, or that it was run at.
 
     Attributes:
         report: of that scale.
         verdict: there.
-        others: of smaller scales that come to another verdict, which.
+        others: of other scales that come to another verdict, which; of a larger one that decides nothing, what it shows.
     """
 
     report: ExperimentReport
@@ -149,7 +149,7 @@ class Finding:
 
     @property
     def ours(self) -> str:
-        """The finding in one line, and where smaller scales disagree."""
+        """The finding in one line, and where other scales come to something else."""
         return "; ".join([self.verdict.ours, *(f"at {scale} scale: {holds}" for scale, holds in self.others.items())])
 
 
@@ -166,8 +166,12 @@ def findings(reports: Iterable[ExperimentReport]) -> list[Finding]:
 def _finding(found: list[tuple[ExperimentReport, Verdict]]) -> Finding:
     run = [pair for pair in found if pair[1].holds != "not run"] or found
     ordered = sorted(run, key=lambda pair: SCALES.index(pair[0].scale))
-    report, verdict = ordered.pop()
-    return Finding(report, verdict, {r.scale: v.holds for r, v in ordered if v.holds != verdict.holds})
+    decided = [place for place, (_, verdict) in enumerate(ordered) if verdict.holds != "undecided"]
+    place = decided[-1] if decided else len(ordered) - 1
+    report, verdict = ordered[place]
+    smaller = {r.scale: v.holds for r, v in ordered[:place] if v.holds != verdict.holds}
+    larger = {r.scale: f"{v.holds} ({v.ours})" for r, v in ordered[place + 1 :]}
+    return Finding(report, verdict, smaller | larger)
 
 
 def coverage(reports: Sequence[ExperimentReport]) -> list[str]:
