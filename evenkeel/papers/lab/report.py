@@ -140,7 +140,7 @@ class Finding:
     Attributes:
         report: of that scale.
         verdict: there.
-        others: of other scales that come to another verdict, which; of a larger one that decides nothing, what it shows.
+        others: of other scales that come to another verdict, which; of a larger one, with what it shows.
     """
 
     report: ExperimentReport
