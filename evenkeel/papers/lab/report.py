@@ -169,9 +169,9 @@ def _finding(found: list[tuple[ExperimentReport, Verdict]]) -> Finding:
     decided = [place for place, (_, verdict) in enumerate(ordered) if verdict.holds != "undecided"]
     place = decided[-1] if decided else len(ordered) - 1
     report, verdict = ordered[place]
-    smaller = {r.scale: v.holds for r, v in ordered[:place] if v.holds != verdict.holds}
-    larger = {r.scale: f"{v.holds} ({v.ours})" for r, v in ordered[place + 1 :]}
-    return Finding(report, verdict, smaller | larger)
+    others: dict[Scale, str] = {r.scale: v.holds for r, v in ordered[:place] if v.holds != verdict.holds}
+    others |= {r.scale: f"{v.holds} ({v.ours})" for r, v in ordered[place + 1 :]}
+    return Finding(report, verdict, others)
 
 
 def coverage(reports: Sequence[ExperimentReport]) -> list[str]:
