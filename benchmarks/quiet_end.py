@@ -330,7 +330,7 @@ def main() -> None:
         draw(options.picture, options)
     if options.page:
         found = json.loads(options.out.read_text())
-        put_into(options.page, {part: table(found[part], named) for part, named in ROWS.items()})
+        put_into(options.page, {part: table(found[part], named) for part, named in ROWS.items() if part in found})
 
 
 if __name__ == "__main__":

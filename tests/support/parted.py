@@ -1,4 +1,4 @@
-"""Networks, data and rounds for the tests of parts; run as a script, it measures one part in a process of its own."""
+"""Networks, data and rounds for the tests of parts."""
 
 import copy
 
