@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 
 INSTALL := $(BIN)/python -m pip install --quiet $(TESTED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick smoke check extras docs pictures clean
+.PHONY: help demo test slow smoke check extras docs pictures clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
@@ -20,11 +20,11 @@ help:  ## show this list
 demo: .venv/.demo  ## train networks on real images, measure their variance shift, repair them
 	$(BIN)/evenkeel demo
 
-test: .venv/.test  ## run the tests and the examples in docstrings, on two processes
-	$(PYTEST)
-
-quick: .venv/.test  ## run those that are not marked slow, in about three minutes
+test: .venv/.test  ## run the tests and the examples in docstrings, but for those marked slow, on two processes
 	$(PYTEST) -m 'not slow'
+
+slow: .venv/.test  ## run those marked slow: processes, training, models of torchvision and timm, programs of pages
+	$(PYTEST) -m slow
 
 smoke: .venv/.test  ## run every experiment of the papers at smoke scale, on synthetic images, digits and simulations
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && set -ex && \

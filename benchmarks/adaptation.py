@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 import evenkeel as ek
+from benchmarks.architectures import mlp
 from benchmarks.measuring import run_parts
-from benchmarks.nets import Net, add_options, desk_images, desk_trained, desk_training, mlp
+from benchmarks.nets import Net, add_options, desk_images, desk_trained, desk_training
 from benchmarks.pages import put_into
 from evenkeel.demo import train
 from evenkeel.output.files import atomic_write

@@ -6,13 +6,14 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.architectures import mlp
 from evenkeel.demo import build_net, train
 from evenkeel.io.datasets import load_data
 from evenkeel.model.evaluation import evaluate
@@ -25,15 +26,6 @@ from evenkeel.papers.lab.training import Trained
 from evenkeel.papers.lab.training import train as train_in_lab
 
 Batches = list[tuple[Tensor, Tensor]]
-
-
-def mlp(widths: tuple[int, ...] = (784, 256, 256, 256), p: float = 0.5) -> nn.Sequential:
-    hidden = [
-        layer
-        for inputs, outputs in pairwise(widths)
-        for layer in (nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(p))
-    ]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], 10))
 
 
 def residual_a() -> nn.Sequential:

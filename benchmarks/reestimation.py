@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -26,40 +26,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import evenkeel as ek
+from benchmarks.architectures import Batches, bare, densenet121, mlp, resnet18
 from benchmarks.measuring import compare, run_parts, seconds, show, spread
-from benchmarks.nets import CIFAR, NETS, mlp
-from benchmarks.torchvision_cpu import import_torchvision
+from benchmarks.nets import CIFAR, NETS
 from evenkeel.model.evaluation import evaluate
 from evenkeel.model.norms import norms_of
 from evenkeel.output.progress import Bar
 
-Batches = Sequence[Any]
 Rows = Iterator[tuple[str, Any]]  # each with its figures
-
-
-def resnet18() -> nn.Module:
-    model = import_torchvision().models.resnet18(num_classes=10)
-    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # the usual form for 32 pixels
-    for block in (block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer):
-        block.conv2 = nn.Sequential(nn.Dropout(0.3), block.conv2)  # as in wide residual nets; nothing in eval mode
-    return model
-
-
-def densenet121() -> nn.Module:
-    return import_torchvision().models.densenet121(num_classes=10, drop_rate=0.2)
 
 
 def plain12() -> nn.Module:
     """Untrained: twelve convolutions, each with its norm."""
     layers = [(nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for i in range(12)]
     return nn.Sequential(*(layer for block in layers for layer in block))
-
-
-def bare(model: nn.Module, batches: Batches) -> None:
-    model.eval()
-    with torch.no_grad():
-        for batch in batches:
-            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 def with_statistics(model: nn.Module, batches: Batches) -> None:

@@ -1,13 +1,14 @@
 """What every verb costs: time over a bare forward pass, with one thread and two, cold and warm; and how time grows.
 
-    python -m benchmarks.speed [--parts verbs growth] [--models MODEL ...] [--verbs VERB ...] [--threads 1 2]
-        [--rounds 5] [--page docs/speed.md]
+    python -m benchmarks.speed [--parts verbs growth before] [--models MODEL ...] [--verbs VERB ...] [--threads 1 2]
+        [--rounds 5] [--before FOLDER] [--page docs/speed.md]
 
 Every figure comes from a process of its own: the first call there is cold, the others take turns with the bare
 forward pass in eval mode of the same input, and ratios are medians over these rounds. Verbs that read data are given
 batches, all others an example of two samples. Memory is what the process holds at its peak beyond what it held after
 a bare pass. Growth: seconds of a chain of linear layers, norms, ReLUs and dropouts as one number of it grows, and the
-exponent that fits them. --page puts the tables of all that the results hold into a page.
+exponent that fits them. Before: the same verbs of another evenkeel, such as an older checkout, each verb's processes
+taking turns with those of this one. --page puts the tables of all that the results hold into a page.
 """
 
 from __future__ import annotations
@@ -27,56 +28,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import evenkeel as ek
+from benchmarks.architectures import Transformer, bare, densenet121, mlp, resnet18, resnet50
 from benchmarks.measuring import run_parts, seconds, show, spread
-from benchmarks.nets import mlp
 from benchmarks.pages import put_into
-from benchmarks.reestimation import bare, densenet121, resnet18
-from benchmarks.torchvision_cpu import import_torchvision
 
 RESULTS, PAGE = Path("results/speed.json"), Path("docs/speed.md")
+PAIRS = 3  # of processes, in a comparison
 SHORT, LEAST = 20, 3  # seconds that a cold call takes at most where it is repeated, and rounds that are wanted
-
-
-class Block(nn.Module):
-    """Of a transformer: attention and two layers, with batch norm over tokens before each."""
-
-    def __init__(self, width: int = 192, heads: int = 3, p: float = 0.1) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(2))
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(p), nn.Linear(4 * width, width))
-        self.heads, self.drop = heads, nn.Dropout(p)
-
-    def normed(self, place: int, x: Tensor) -> Tensor:
-        return self.norms[place](x.transpose(1, 2)).transpose(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.normed(0, x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.drop(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
-        return x + self.drop(self.layers(self.normed(1, x)))
-
-
-class Transformer(nn.Module):
-    """Twelve blocks on 8 x 8 patches of a 32-pixel image."""
-
-    def __init__(self, width: int = 192) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, width, 4, 4)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(12)))
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
-
-
-def resnet50() -> nn.Module:
-    model = import_torchvision().models.resnet50()
-    for block in (block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer):
-        block.conv3 = nn.Sequential(nn.Dropout(0.3), block.conv3)
-    return model
 
 
 class Model(NamedTuple):
@@ -187,9 +147,11 @@ def exponent_of(places: Sequence[float], times: Sequence[float]) -> float:
     return float((x * y).sum() / (x * x).sum())
 
 
-def measured(options: argparse.Namespace, threads: int, *what: str) -> dict[str, Any]:
-    """What a process of its own with so many threads finds."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--rounds", str(options.rounds), "--one", str(threads), *what]
+def measured(options: argparse.Namespace, threads: int, *what: str, package: Path | None = None) -> dict[str, Any]:
+    """What a process of its own with so many threads finds, of this evenkeel or of the one in a folder."""
+    first = "" if package is None else f"sys.path.insert(0, {str(package)!r}); import evenkeel; del sys.path[0]; "
+    begin = f"import runpy, sys; {first}runpy.run_module('benchmarks.speed', run_name='__main__')"
+    command = [sys.executable, "-c", begin, "--rounds", str(options.rounds), "--one", str(threads), *what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
@@ -213,6 +175,40 @@ def _said(figure: dict[str, Any]) -> str:
         return str(figure["error"])
     times = f"x{show(figure['ratio'], '.1f')}, cold x{figure['cold ratio']:.1f}"
     return f"{times}; {figure['seconds']:.2f} s, cold {figure['cold']:.2f} s; {figure['MiB']:.0f} MiB"
+
+
+def run_before(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Seconds of a verb in another evenkeel and in this one, whose processes take turns."""
+    if options.before is None:
+        print("  not run: it needs --before FOLDER, a checkout of the evenkeel to compare with")
+        return
+    for name, threads in product(options.models, options.threads):
+        rows = {}
+        for verb in options.verbs:
+            pairs = [
+                [measured(options, threads, "verb", name, verb, package=package) for package in (options.before, None)]
+                for _ in range(PAIRS)
+            ]
+            if any("error" in figure for pair in pairs for figure in pair):
+                continue
+            rows[verb] = {
+                kind: {
+                    "before": median(before[kind] for before, _ in pairs),
+                    "now": median(now[kind] for _, now in pairs),
+                    "ratio": spread([before[kind] / now[kind] for before, now in pairs]),
+                }
+                for kind in ("seconds", "cold")
+            }
+            print(f"  {name}, {threads} threads: {verb:26} {_compared(rows[verb])}", flush=True)
+        known = json.loads(options.out.read_text()).get("before", {}) if options.out.exists() else {}
+        key = f"{name}; {threads} threads"
+        yield key, known.get(key, {}) | rows
+
+
+def _compared(row: dict[str, Any]) -> str:
+    """Warm seconds before and now; how many times as fast."""
+    warm = row["seconds"]
+    return f"{warm['before']:.3g} to {warm['now']:.3g} s, x{warm['ratio']['median']:.3g}"
 
 
 def run_growth(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
@@ -239,7 +235,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     for verb, found in results.get("growth", {}).items():
         cells = [f"{found[axis]['exponent']:.2f}" if "exponent" in found[axis] else "failed" for axis in AXES]
         growth.append(f"| `{verb}` | " + " | ".join(cells) + " |")
-    return {"verbs": "\n".join(lines) + "\n", "growth": "\n".join(growth) + "\n"}
+    compared = list(results.get("before", {}).items())
+    verbs = [verb for verb in VERBS if any(verb in rows for _, rows in compared)]
+    before = ["| | " + " | ".join(f"`{verb}`" for verb in verbs) + " |", "|---" * (len(verbs) + 1) + "|"]
+    for name, rows in compared:
+        before.append(f"| {name} | " + " | ".join(_compared(rows[v]) if v in rows else "" for v in verbs) + " |")
+    found = {"verbs": lines, "growth": growth, "before": before}
+    return {name: "\n".join(table) + "\n" for name, table in found.items()}
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -255,6 +257,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--verbs", nargs="+", choices=VERBS, default=list(VERBS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="checkout of the evenkeel to compare with")
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables of all results into this page")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     known = parser.parse_known_args()[0]
@@ -264,7 +267,7 @@ def main() -> None:
         measure = time_verb if kind == "verb" else time_growth
         print(json.dumps(measure(what[0], what[1], known.rounds)))
         return
-    options = run_parts(parser, {"verbs": run_verbs, "growth": run_growth}, RESULTS)
+    options = run_parts(parser, {"verbs": run_verbs, "growth": run_growth, "before": run_before}, RESULTS)
     if options.page is not None:
         put_into(options.page, tables(json.loads(options.out.read_text())))
 
