@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from types import FunctionType, ModuleType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -131,6 +133,21 @@ def _tensors_in(mapping: Mapping[Any, Any]) -> list[Tensor]:
     for item in mapping.values():
         found += [item] if isinstance(item, Tensor) else _tensors_in(item) if isinstance(item, Mapping) else []
     return found
+
+
+def is_holder(value: Any) -> bool:
+    """Whether an object, no module, has attributes that are tensors or arrays, as a running mean and variance are.
+
+    >>> class Running:
+    ...     def __init__(self):
+    ...         self.mean, self.count = torch.zeros(2), 0
+    >>> is_holder(Running()), is_holder(torch.zeros(2)), is_holder("text")
+    (True, False, False)
+    """
+    if isinstance(value, (Tensor, nn.Module, type, FunctionType, ModuleType)):
+        return False
+    held = getattr(value, "__dict__", {})
+    return type(held) is dict and any(isinstance(item, (Tensor, np.ndarray)) for item in held.values())
 
 
 def channels_last(tensor: Tensor) -> Tensor:

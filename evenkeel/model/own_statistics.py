@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from evenkeel.model.buffers import write_
 from evenkeel.model.flags import frozen_in, set_modes
-from evenkeel.model.nested import tensors
+from evenkeel.model.nested import is_holder, map_tensors, tensors
 from evenkeel.model.norms import Norm, foreign_norms
 from evenkeel.model.restoring import restored, seed_all
 
 _OWN = "of class {}, not a norm of torch's: train mode updates its {}, which is neither measured nor repaired"
+_DEPTH = 2  # of containers in containers, in which statistics may be
+_EVERY = frozenset(vars(nn.Module()))  # what each module holds: its buffers, hooks and so on
 _OF = ("", "_u", "_v")  # what spectral norm writes: the weight divided, and its singular vectors, which follow no data
 
 
@@ -26,7 +30,9 @@ def statistics_beside(
 
     These are `foreign_norms`, known by the names of what they store, and, whatever the names are, modules that store
     something else after a pass in train mode, do not write it in one in eval mode, and return something else then if
-    it is another value: maps, queues and losses that are only kept to be looked at are none. The model is restored.
+    it is another value: maps, queues and losses that are only kept to be looked at are none. It may be a tensor, an
+    array or a number, by itself or in a list, a dict or an object; numbers that change alike whatever the module is
+    given, such as a temperature that falls, are none. The model is restored.
 
     Args:
         model: the model.
@@ -49,7 +55,7 @@ def statistics_beside(
     suspects = {
         path: module
         for path, module in model.named_modules()
-        if path not in found and module not in frozen and _can_store(module) and _tensors_of(module)
+        if path not in found and module not in frozen and _can_store(module) and _held(module)
     }
     if not suspects:
         return found
@@ -71,32 +77,92 @@ def _can_store(module: nn.Module) -> bool:
     return not type(module).__module__.startswith("torch.")
 
 
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """What a module itself holds that may be statistics: floating, not a single number, and not learned."""
-    held = {**vars(module), **module._buffers, **module._parameters}
+def _held(module: nn.Module) -> dict[str, Any]:
+    """What a module itself holds that may be statistics: floating, and not learned."""
+    own = {name: value for name, value in vars(module).items() if name not in _EVERY}
     normed = {
         f"{h.name}{end}" for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm) for end in _OF
     }
-    return {
-        name: value
-        for name, value in held.items()
-        if isinstance(value, Tensor) and value.ndim and value.is_floating_point() and not value.requires_grad
-        if name not in normed
-    }
+    held = {**own, **module._buffers, **module._parameters}
+    return {name: value for name, value in held.items() if name not in normed and _values(value)}
+
+
+def _values(value: Any, depth: int = _DEPTH) -> list[Tensor]:
+    """The floating tensors, arrays and numbers in a value; of what is learned, none."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() and not value.requires_grad else []
+    if isinstance(value, float):
+        return [torch.tensor(value, dtype=torch.float64)]
+    if isinstance(value, np.ndarray):
+        return [torch.tensor(cast("Any", value))] if value.dtype.kind == "f" else []
+    return [part for item in _items(value) for part in _values(item, depth - 1)] if depth else []
+
+
+def _items(value: Any) -> list[Any]:
+    """What a container holds, or an object that holds tensors or arrays."""
+    if type(value) in (list, tuple):
+        return list(value)
+    return list(value.values()) if type(value) is dict else list(vars(value).values()) if is_holder(value) else []
+
+
+def _another(value: Any, depth: int = _DEPTH) -> Any:
+    """Something else in its place, whatever it is: the same object, if that can be written to."""
+    if isinstance(value, Tensor):
+        if _values(value):
+            write_(value, 2 * value + 1)
+    elif isinstance(value, float):
+        return 2 * value + 1
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind == "f":
+            value[...] = 2 * value + 1
+    elif depth and type(value) is tuple:
+        return tuple(_another(item, depth - 1) for item in cast("tuple[Any, ...]", value))
+    elif depth and type(value) is list:
+        value[:] = [_another(item, depth - 1) for item in cast("list[Any]", value)]
+    elif depth and (type(value) is dict or is_holder(value)):
+        inside: dict[Any, Any] = value if type(value) is dict else vars(value)
+        inside.update({key: _another(item, depth - 1) for key, item in inside.items()})
+    return value
+
+
+def _copied(module: nn.Module) -> dict[str, list[Tensor]]:
+    return {name: [t.detach().clone() for t in _values(value)] for name, value in _held(module).items()}
 
 
 def _changed(
     model: nn.Module, modules: Mapping[str, nn.Module], run: Callable[[], object], frozen: Collection[nn.Module]
 ) -> dict[str, list[str]]:
-    """Names of what a pass in train mode changes in the modules, by path."""
+    """Names of what a pass in train mode changes in the modules, by path; of numbers, those that follow what is fed."""
+    before = {path: _copied(module) for path, module in modules.items()}
+    after = _after_training(model, modules, run, frozen)
+    found = {path: names for path in modules if (names := _unlike(before[path], after[path]))}
+    numbers = {p: [n for n in names if not any(t.ndim for t in after[p][n])] for p, names in found.items()}
+    if not any(numbers.values()):
+        return found
+    handles = [modules[path].register_forward_pre_hook(_fed_another, with_kwargs=True) for path in numbers]
+    try:
+        other = _after_training(model, modules, run, frozen)
+    finally:
+        for handle in handles:
+            handle.remove()
+    alike = {path: set(numbers[path]) - set(_unlike(after[path], other[path])) for path in found}
+    return {path: left for path, names in found.items() if (left := [n for n in names if n not in alike[path]])}
+
+
+def _after_training(
+    model: nn.Module, modules: Mapping[str, nn.Module], run: Callable[[], object], frozen: Collection[nn.Module]
+) -> dict[str, dict[str, list[Tensor]]]:
+    """What modules hold after a pass in train mode, by path and name; the model is restored."""
     with restored(model), torch.no_grad():
-        before = {path: {n: t.clone() for n, t in _tensors_of(module).items()} for path, module in modules.items()}
         set_modes(model, training=True)
         for module in frozen:
             module.training = False
         run()
-        after = {path: _tensors_of(module) for path, module in modules.items()}
-        return {path: names for path in modules if (names := _unlike(before[path], after[path]))}
+        return {path: _copied(module) for path, module in modules.items()}
+
+
+def _fed_another(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return map_tensors(lambda t: 2 * t + 1 if t.is_floating_point() else t, (args, kwargs))
 
 
 def _idle(
@@ -108,9 +174,11 @@ def _idle(
         returned, written = _outputs(modules, names, run)
         try:
             for path, module in modules.items():
-                held = _tensors_of(module)
+                held = _held(module)
                 for name in set(names[path]) - written[path]:
-                    write_(held[name], 2 * held[name] + 1)  # something else, whatever it is
+                    value = _another(held[name])
+                    if value is not held[name]:
+                        vars(module)[name] = value
             other, _ = _outputs(modules, names, run)
         except Exception:  # as of a covariance that is none any more: it is read
             return written
@@ -123,7 +191,7 @@ def _outputs(
 ) -> tuple[dict[str, list[Tensor]], dict[str, set[str]]]:
     """What modules return in a pass, tensor after tensor, and names of what they hold that is written meanwhile."""
     returned: dict[str, list[Tensor]] = {path: [] for path in modules}
-    before = {path: {n: (t, _version(t), t.clone()) for n, t in _tensors_of(m).items()} for path, m in modules.items()}
+    before = {path: (_marks(module), _copied(module)) for path, module in modules.items()}
 
     def keep(path: str, _module: nn.Module, _inputs: object, output: object) -> None:
         returned[path] += [tensor.detach().clone() for tensor in tensors(output) if tensor.numel()]
@@ -137,14 +205,19 @@ def _outputs(
             handle.remove()
     written: dict[str, set[str]] = {}
     for path, module in modules.items():
-        now = _tensors_of(module)
-        found = {name: before[path][name] for name in names[path] if name in before[path]}
-        written[path] = {
-            name
-            for name, (tensor, version, value) in found.items()
-            if now.get(name) is not tensor or _version(tensor) != version or not torch.equal(tensor, value)
-        }
+        (marks, values), now = before[path], _marks(module)
+        written[path] = set(_unlike(values, _copied(module))) & set(names[path])
+        written[path] |= {n for n in names[path] if n in marks and not _are_one(marks[n], now.get(n))}
     return returned, written
+
+
+def _marks(module: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """Each tensor that a module itself holds, and how often it was written."""
+    return {name: (t, _version(t)) for name, t in _held(module).items() if isinstance(t, Tensor)}
+
+
+def _are_one(left: tuple[Tensor, int], right: tuple[Tensor, int] | None) -> bool:
+    return right is not None and left[0] is right[0] and left[1] == right[1]
 
 
 def _version(tensor: Tensor) -> int:
@@ -155,10 +228,10 @@ def _are_same(left: list[Tensor], right: list[Tensor]) -> bool:
     return len(left) == len(right) and all(map(torch.equal, left, right))
 
 
-def _unlike(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors of the same shape that hold something else."""
+def _unlike(before: Mapping[str, list[Tensor]], after: Mapping[str, list[Tensor]]) -> list[str]:
+    """Names of values of the same shapes that are something else."""
     return [
         name
-        for name, value in before.items()
-        if name in after and after[name].shape == value.shape and not torch.equal(after[name], value)
+        for name, values in before.items()
+        if [t.shape for t in values] == [t.shape for t in after.get(name, [])] and not _are_same(values, after[name])
     ]

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from evenkeel.errors import ModelError
 from evenkeel.model.buffers import write_
+from evenkeel.model.nested import is_holder
 from evenkeel.model.sharding import gathered
 
 
@@ -24,8 +25,9 @@ def restored(model: nn.Module, *, parameters: bool = True) -> Generator[None]:
     """Restore on leaving, also after an exception, all that a forward pass or a verb may change.
 
     Restored are, of every module, its attributes (train/eval flags, momentum, hooks, caches, counters), the contents
-    of the built-in containers, tensors and generators among them, however deep, and which parameters, buffers and
-    modules it holds; and the random number generators of torch (CPU and, where in use, CUDA), numpy and Python.
+    of the built-in containers, however deep, with tensors, arrays and generators in them, and of objects that hold
+    tensors or arrays; which parameters, buffers and modules it holds; and the random number generators of torch (CPU
+    and, where in use, CUDA), numpy and Python.
     A sharded model is a plain one meanwhile (see `gathered`).
 
     Args:
@@ -76,6 +78,12 @@ class _Memory:
             self._keep_all(value)
         elif isinstance(value, tuple):
             self._keep_all(cast("tuple[Any, ...]", value))
+        elif isinstance(value, np.ndarray):
+            if value.flags.writeable:
+                self._undo.append(partial(np.copyto, value, value.copy()))
+        elif is_holder(value):
+            self._undo.append(partial(_refill, vars(value), dict(vars(value))))
+            self._keep_all(vars(value).values())
         elif isinstance(value, torch.Generator):
             self._undo.append(partial(_restore_generator, value, value.get_state()))
         elif isinstance(value, Tensor) and self._can_change(value):

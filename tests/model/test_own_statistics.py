@@ -1,5 +1,6 @@
 """Statistics of modules' own making are named, whatever they are called, and nothing else is."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -69,6 +70,97 @@ def test_every_verb_names_them(own, training):
     assert not before.changes()
     assert "train mode updates its" in ek.correct_(model, data()[0][:2]).untouched["2"]
     assert "train mode updates its" in ek.reestimate_(model, data()).untouched["2"]
+
+
+class Running:
+    """The mean square of what it has seen, as those who train agents keep it."""
+
+    def __init__(self, shape):
+        self.square, self.count = np.ones(shape), 1e-4
+
+
+class OfAnyType(nn.Module):
+    """Keeps an average of squares as a number, an array, or within something else, and divides by its root."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x):
+        square = x.detach().square()
+        if self.training:
+            self.follow(square)
+        return x / torch.as_tensor(self.scale(), dtype=x.dtype).sqrt()
+
+    def follow(self, square):
+        kept, mean = self.kept, square.mean(0)
+        if isinstance(kept, float):
+            self.kept = 0.9 * kept + 0.1 * float(mean.mean())
+        elif isinstance(kept, torch.Tensor):
+            kept.lerp_(mean.mean(), 0.1)
+        elif isinstance(kept, np.ndarray):
+            kept += 0.1 * (mean.numpy() - kept)
+        elif isinstance(kept, Running):
+            kept.square += 0.1 * (mean.numpy() - kept.square)
+            kept.count += len(square)
+        elif isinstance(kept, tuple):
+            self.kept = (kept[0].lerp(mean, 0.1),)
+        else:
+            at = 0 if isinstance(kept, list) else "square"
+            kept[at] = kept[at] + 0.1 * (mean - kept[at])
+
+    def scale(self):
+        kept = self.kept
+        if isinstance(kept, (list, tuple)):
+            return kept[0]
+        return kept["square"] if isinstance(kept, dict) else kept.square if isinstance(kept, Running) else kept
+
+
+KEPT = {
+    "number": lambda: 1.0,
+    "tensor of one number": lambda: torch.tensor(1.0),
+    "array": lambda: np.ones(8, dtype=np.float32),
+    "list": lambda: [torch.ones(8)],
+    "tuple": lambda: (torch.ones(8),),
+    "dict": lambda: {"square": torch.ones(8)},
+    "list of numbers": lambda: [np.float64(1.0)],
+    "object": lambda: Running(8),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_so_they_are_of_any_type_and_nothing_changes(name):
+    model = net(OfAnyType(KEPT[name]()))
+    if name == "list of numbers":
+        model[2].follow = lambda square: model[2].kept.__setitem__(0, float(square.mean()))
+    before = Snapshot(model)
+    kept = model[2].kept
+    found = ek.variance_shift(model, data())
+    assert any("2:" in note and "train mode updates its kept" in note for note in found.notes)
+    assert "train mode updates its kept" in ek.predict_shift(model, data()[0][:2]).unsure["2"]
+    assert model[2].kept is kept and not before.changes()
+    assert bool((torch.as_tensor(model[2].scale()) == 1).all())
+    assert not isinstance(kept, Running) or kept.count == 1e-4
+
+
+class Falling(nn.Module):
+    """A temperature that falls with every step of training, whatever it is given."""
+
+    def __init__(self, temperature):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, x):
+        if self.training:
+            self.temperature = self.temperature * 0.9
+        return x / self.temperature
+
+
+@pytest.mark.parametrize("temperature", [2.0, torch.tensor(2.0), np.array(2.0)])
+def test_a_number_that_follows_no_data_is_not_named(temperature):
+    model = net(Falling(temperature))
+    assert statistics_beside(model, lambda: model(data()[0])) == {}
+    assert model[2].temperature is temperature
 
 
 class Constant(nn.Module):

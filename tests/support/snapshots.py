@@ -56,6 +56,8 @@ class Snapshot:
         identity = self._identity(value)
         if isinstance(value, Tensor):
             return identity, type(value), value.dtype, value.shape, value.requires_grad, _bits(value)
+        if isinstance(value, np.ndarray):
+            return identity, value.dtype, value.shape, value.tobytes()
         if isinstance(value, torch.Generator):
             return identity, _bits(value.get_state())
         if isinstance(value, Mapping):
