@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, brief
 from evenkeel.model.nested import map_tensors, tensors
+from evenkeel.model.sample_lists import listed_samples
 
 Forward = Callable[[nn.Module, Any], Any]
-_CHANNELS = (1, 3, 4)  # of images
 _NO_LENGTH = (TypeError, NotImplementedError, RuntimeError)  # of generators, streams and collections of loaders
 
 
@@ -68,38 +68,15 @@ def forward_pass(model: nn.Module, batch: Any, number: int, forward: Forward | N
 def samples(batch: Any) -> int:
     """How many samples a batch holds: the leading dimension of its first tensor that has one.
 
-    Of a list of images, or of anything else of which each tensor is a sample, the length of the list.
+    Of a list of images, or of anything else of which each entry is a sample, the length of the list.
 
     >>> samples((torch.ones(32, 3, 8, 8), torch.ones(32))), samples([[torch.ones(3, 8, 8), torch.ones(3, 8, 9)]])
     (32, 2)
     """
-    listed = _list_of_samples(batch)
+    listed = listed_samples(batch)
     if listed is not None:
-        return len(listed)
+        return listed
     return next((tensor.size(0) for tensor in tensors(batch) if tensor.ndim), 0)  # nested ones have no shape
-
-
-def _list_of_samples(batch: Any) -> list[Tensor] | None:
-    """The list of tensors in a batch of which each is a sample, as detectors take images of any size."""
-    parts: list[Any] = list(batch.values()) if isinstance(batch, Mapping) else batch if _is_sequence(batch) else []
-    found = next((part for part in parts if _is_list_of_tensors(part)), None)
-    if found is None:
-        return None
-    others = [part for part in parts if part is not found]
-    sizes = {len(tensor) for tensor in found}
-    if len(sizes) > 1 or any(type(part) is list and len(part) == len(found) for part in others):
-        return found
-    beside = {len(part) for part in others if isinstance(part, Tensor) and part.ndim}  # as labels have
-    is_images = found[0].ndim == 3 and (len({t.shape for t in found}) > 1 or max(sizes) in _CHANNELS)
-    return found if is_images and not sizes & beside else found if beside == {len(found)} else None
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (tuple, list))
-
-
-def _is_list_of_tensors(value: Any) -> bool:
-    return type(value) is list and bool(value) and all(isinstance(t, Tensor) and t.ndim for t in value)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.model.nested import is_words, map_together
+from evenkeel.model.sample_lists import listed_samples
 
 MOST_PARTS = 8  # of a group, whose statistics are taken apart for the variance between them
 _CONSTANTS = (str, bytes, int, float, bool, type(None))
@@ -185,7 +186,7 @@ def form_of(batch: Any, count: int) -> Hashable | None:
     False
     """
     try:
-        return _form(batch, count) if count else None
+        return _form(batch, count) if count and listed_samples(batch) is None else None
     except TypeError:
         return None
 
