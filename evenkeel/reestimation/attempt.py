@@ -49,8 +49,8 @@ from evenkeel.statistics.stored_values import is_never_updated
 from evenkeel.statistics.stretching import has_class_labels, stretched
 
 _HELD = (
-    "settled on {} of {} samples, held from all over the stream: the first were not like the others, and all can be "
-    "had only once; shuffle them, or pass batches that can be iterated over again, such as a list or a DataLoader"
+    "settled on {} of {} samples, held from all over the stream: the first were not like the others, and {}; shuffle "
+    "them, or pass batches that can be iterated over again, such as a list or a DataLoader"
 )
 _RESTLESS = (
     "off by {:.1%}: what it is fed depends on what it stores, as where weights are rounded that it scales, and no "
@@ -273,7 +273,8 @@ def _unsure(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pair
     """Norms whose statistics may be off by more than their standard errors, each with the reason."""
     found = {path: reason for path, p in pairs.items() if (reason := p.slope.doubt)}
     if settled.held:
-        found |= dict.fromkeys(settled.populations, _HELD.format(settled.held, measurement.samples))
+        why = "all can be had only once" if settled.passes == 1 else f"{settled.passes} passes over all brought no rest"
+        found |= dict.fromkeys(settled.populations, _HELD.format(settled.held, measurement.samples, why))
     return found | {path: _RESTLESS.format(off) for path, off in settled.restless.items()}
 
 

@@ -96,8 +96,8 @@ def settle(
        these samples.
     4. How differently the batches among them answer to that change tells how far off the result may be. If the first
        samples were not like the others, as in data sorted by class or by length, that is too far, and all data are run
-       again, as in 2 and 3, from what is stored by now. Where they are given only once, the statistics are those of
-       the samples that were held, from all over the stream.
+       again, as in 2 and 3, from what is stored by now, unless they agree with it. Where they are given only once,
+       the statistics are those of the samples that were held, from all over the stream.
 
     Args:
         measurement: of the model, not yet used.
@@ -121,11 +121,16 @@ def settle(
         is_near = _worst(doubts) <= near or (near == _NEAR_PAIRED and passes == _MOST_PASSES_PAIRED)
         if (is_near and not ranks.largest(measurement.limits.is_doubted)) or measurement.is_random:
             break
+        stored = measurement.populations
         if source is None or passes == _MOST_PASSES or not _pass_again(measurement, source, max_batches):
             used = _settle_on_held(measurement, held, store)
-            doubts = {}
+            used, doubts = 0 if is_complete else used, {}
             break
         passes += 1
+        is_settled = distance_between(measurement.populations, stored) < _STILL
+        if is_settled and not ranks.largest(measurement.limits.is_doubted):
+            doubts = {}  # whatever few samples say: all data agree with what is stored
+            break
     is_uneven = passes > 1 or used > 0
     entangled = measurement.entangled & measurement.populations.keys()
     left, restless = 0.0, dict[str, float]()
@@ -267,8 +272,10 @@ def _adjust_by_few(measurement: Measurement, held: Reservoir, store: Store, near
     while True:
         before, (doubts, used) = used, _adjust(measurement, held, store, int(count))
         needed, wanted = (_MARGIN * used * (_worst(doubts) / aim) ** 2 for aim in (near, best))
-        count = max(needed, min(wanted, usual))
-        if _worst(doubts) <= best or not before < used < count <= _MOST_PART * total:  # whole batches may be no more
+        count, most = max(needed, min(wanted, usual)), _MOST_PART * total
+        if math.isinf(count):  # too few batches reach a norm, as where each domain has its own
+            count, most = min(_MORE * used, total), total
+        if _worst(doubts) <= best or not before < used < count <= most:  # whole batches may be no more
             return doubts
         measurement.populations = base
         for buffer, value in stored:

@@ -86,7 +86,7 @@ class Probes:
             BatchError: the model does not take so few.
         """
         count = len(group.held)
-        tried = sorted({0, count // 3, 2 * count // 3, count - 1})
+        tried = sorted({0, 1, count // 3, 2 * count // 3, count - 1})  # neighbours, as batches may take turns
         few = [piece.thinned(-(-piece.samples // 2)) for piece in (group.held[i] for i in tried)]
         with restored(self._model, parameters=False):
             alone = [self._fed(Group((piece,))) for piece in few]

@@ -252,6 +252,48 @@ def test_shuffled_data_are_run_once():
     assert done.passes == 1 and not done.unsure and worst(model, data) < 0.01
 
 
+class Domains(nn.Module):
+    """Each domain has norms of its own."""
+
+    def __init__(self, domains, depth=3):
+        super().__init__()
+        self.weights = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.ModuleList(nn.BatchNorm1d(8) for _ in range(domains)) for _ in range(depth))
+
+    def forward(self, x, domain):
+        for weight, norms in zip(self.weights, self.norms, strict=True):
+            x = norms[domain](weight(x)).relu()
+        return x
+
+
+@pytest.mark.parametrize("order", ["in turn", "in blocks", "one of them rare"])
+@pytest.mark.parametrize("domains", [2, 5])
+def test_norms_that_few_batches_reach_are_settled_and_called_so(domains, order):
+    torch.manual_seed(0)
+    labels = {
+        "in turn": [i % domains for i in range(25)],
+        "in blocks": [i * domains // 25 for i in range(25)],
+        "one of them rare": [(i < 24) * (i % (domains - 1)) + (i == 24) * (domains - 1) for i in range(25)],
+    }[order]
+    data = [{"x": (1 + d) * torch.randn(40, 8) + d, "domain": d} for d in labels]
+    model = Domains(domains)
+    done = ek.reestimate_(model, data)
+    assert not done.unsure and not done.untouched and done.passes <= 4
+    assert max(abs(row.ratio - 1) for row in ek.variance_shift(model, data)) < 1e-3
+
+
+def test_data_that_few_batches_tell_are_not_run_again_once_they_agree(monkeypatch):
+    """A rare domain in more data than are held: nothing tells how far its norms may be off, but another pass."""
+    monkeypatch.setattr(Reservoir.__init__, "__defaults__", (20_000,))
+    torch.manual_seed(0)
+    labels = [1 if i in (50, 90) else 0 for i in range(120)]
+    data = [{"x": (1 + d) * torch.randn(20, 8) + d, "domain": d} for d in labels]
+    model = Domains(2)
+    done = ek.reestimate_(model, data, memory=8000)
+    assert not done.unsure and done.passes <= 5
+    assert max(abs(row.ratio - 1) for row in ek.variance_shift(model, data)) < 1e-3
+
+
 def test_a_tolerance_that_is_met_early_says_what_it_takes_for_granted():
     torch.manual_seed(0)
     done = ek.reestimate_(net(), sorted_stream(), tolerance=0.2)

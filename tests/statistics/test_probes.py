@@ -55,6 +55,18 @@ class Domains(nn.Module):
         return self.norms[int(domain[0])](x)
 
 
+class Seeing(Domains):
+    """Tells the domain from the batch itself: by its first sample, or by all."""
+
+    def forward(self, x):
+        return self.norms[int(x[0].mean() > 0)](x)
+
+
+class SeeingAll(Domains):
+    def forward(self, x):
+        return self.norms[int(x.mean() > 0)](x)
+
+
 class Recurrent(Net):
     """Time first: what comes later in a batch depends on what came before."""
 
@@ -65,6 +77,12 @@ class Recurrent(Net):
 def rows(count=12, size=10):
     torch.manual_seed(1)
     return [(1 + 0.2 * i) * torch.randn(size, 4) + 0.1 * i for i in range(count)]
+
+
+def in_turn(count=13, size=10):
+    """Batches of two domains, of unlike means and spreads, one after the other."""
+    torch.manual_seed(1)
+    return [(1 - 2 * (i % 2)) * (4 + (1 + i % 2) * torch.rand(size, 4)) for i in range(count)]
 
 
 def neighbours(x):
@@ -80,6 +98,8 @@ KINDS = {
     "domains, in turn": (Domains, lambda: [(x, torch.full((10,), i % 2)) for i, x in enumerate(rows())]),
     "domains, in blocks": (Domains, lambda: [(x, torch.full((10, 1), i // 4 % 2)) for i, x in enumerate(rows())]),
     "domains, as floats": (Domains, lambda: [(x, torch.full((10,), float(i % 2))) for i, x in enumerate(rows())]),
+    "seen by the first sample, in turn": (Seeing, in_turn),
+    "seen by all samples, in turn": (SeeingAll, in_turn),
     "domains, one sample a batch": (
         Domains,
         lambda: [(x[:1], torch.tensor([i % 3 // 2])) for i, x in enumerate(rows(40))],
