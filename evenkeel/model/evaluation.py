@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import BatchError, EvenkeelError, brief
 from evenkeel.model.batches import Forward, each, forward_pass, samples
-from evenkeel.model.losses import ADVICE, Loss, losses, meant
+from evenkeel.model.losses import ADVICE, Loss, losses, meant, without_loss
 from evenkeel.model.nested import tensors
 from evenkeel.model.quantizers import hold_quantizers_
 from evenkeel.model.restoring import restored
@@ -83,8 +83,8 @@ def evaluate(
     """Score a model in eval mode, observers of quantization off; it is given back as found.
 
     Targets are the second item of a pair or longer tuple, or all that follow the first where the model returns as many
-    outputs; or the entry of a mapping named labels, label, targets, target or y, of which the model is called with
-    those entries that its forward takes.
+    outputs; or what a mapping, named tuple, dataclass or other object calls labels, label, targets, target or y. Of a
+    mapping the model is called with those entries that its forward takes.
 
     Args:
         model: the model.
@@ -134,7 +134,8 @@ def evaluate(
     if any(loss.unclear for loss in chosen):
         raise BatchError(
             f"the targets {_described(targets)} of all {count} samples are 0 or 1, or probabilities of classes, "
-            f"outputs are {_described(outputs)}: pass score=torch.nn.functional.mse_loss, or what else is meant"
+            f"outputs are {_described(outputs)}: pass score=torch.nn.functional.binary_cross_entropy_with_logits, "
+            "cross_entropy, mse_loss, or what else is meant"
         )
     first, name = chosen[0], " + ".join(loss.name for loss in chosen)
     if len(chosen) > 1 or first.wrong is None or first.gaps is None:
@@ -157,16 +158,27 @@ def is_regression(batch: Any, outputs: Any, forward: Forward | None = None) -> b
     if targets is batch or not tensors(targets):
         return all(tensor.shape[1:].numel() == 1 for tensor in tensors(outputs) if tensor.ndim)
     try:
-        found = losses(outputs, targets, samples(batch) or 1)
+        found = losses(without_loss(outputs), targets, samples(batch) or 1)
     except BatchError:  # of labels
         return False
     return any(loss.name.startswith("squared error") and not loss.unclear for several in found for loss in several)
 
 
+def named_targets(batch: Any) -> Any:
+    """What a mapping, named tuple, dataclass or other object holds as targets, by their name; None if nothing.
+
+    >>> named_targets({"x": 1, "label": 2}), named_targets((1, 2))
+    (2, None)
+    """
+    if isinstance(batch, Mapping):
+        return next((batch[name] for name in TARGETS if batch.get(name) is not None), None)
+    return next((found for name in TARGETS if (found := getattr(batch, name, None)) is not None), None)
+
+
 def _targets(batch: Any, outputs: Any, forward: Forward | None) -> Any:
     """A batch's targets; the batch itself if it is not clear which they are."""
-    if isinstance(batch, Mapping):
-        return next((batch[name] for name in TARGETS if name in batch), batch)
+    if (named := named_targets(batch)) is not None:
+        return named
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or (len(batch) > 2 and forward):
         return batch
     several = len(batch) > 2 and isinstance(outputs, (tuple, list)) and len(outputs) == len(batch) - 1
@@ -193,6 +205,8 @@ def _guessed(outputs: Any, targets: Any, batch: Any, size: int, number: int) -> 
     except BatchError as error:
         raise BatchError(f"batch {number} {error}") from error
     if found:
+        if any(loss.name.startswith("squared error") for several in found for loss in several):
+            _require_finite(targets, number)
         return found
     if targets is batch or not tensors(targets):
         raise BatchError(
@@ -203,6 +217,15 @@ def _guessed(outputs: Any, targets: Any, batch: Any, size: int, number: int) -> 
         f"on batch {number} no loss fits without doubt outputs {_described(outputs)} and targets "
         f"{_described(targets)}: {ADVICE}"
     )
+
+
+def _require_finite(targets: Any, number: int) -> None:
+    found = torch.cat([tensor.flatten().isfinite() for tensor in tensors(targets)])
+    if not found.all():
+        raise BatchError(
+            f"{int((~found).sum())} of {len(found)} targets of batch {number} are NaN or infinite: leave them out; "
+            f"or {ADVICE}, that does"
+        )
 
 
 def _scored(score: Scorer, outputs: Any, targets: Any, size: int, number: int) -> Loss:

@@ -115,6 +115,20 @@ def _own(outputs: Any, targets: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) and not loss.ndim and loss.is_floating_point() else None
 
 
+def without_loss(outputs: Any) -> Any:
+    """What a model returns beside its own loss; all, if it returns none, or nothing else.
+
+    >>> without_loss((torch.tensor(0.5), torch.ones(2, 1)))
+    (tensor([[1.],
+            [1.]]),)
+    """
+    named = _named(outputs)
+    if "loss" in named:
+        return {name: value for name, value in named.items() if name != "loss"}
+    is_first = type(outputs) in (tuple, list) and len(outputs) > 1 and isinstance(outputs[0], Tensor)
+    return outputs[1:] if is_first and not outputs[0].ndim else outputs
+
+
 def _named(outputs: Any) -> dict[str, Any]:
     """The outputs by name; empty if they have none."""
     if isinstance(outputs, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +14,20 @@ from torch import nn
 from evenkeel.errors import BatchError, EvenkeelError, ModelError
 from evenkeel.model.batches import Forward
 from evenkeel.model.evaluation import Score, Scorer, evaluate
+from evenkeel.model.norms import Norm, has_running_statistics
 from evenkeel.model.wrappers import unwrapped
 from evenkeel.reestimation.attempt import Attempt
 from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.statistics.distributed import Ranks
+from evenkeel.statistics.stored_values import fault_of
 
 _ENOUGH = 8192  # samples
 _OWN = 0.95  # of the loss as found, on data that a model was fitted to: a smaller gain there often is none on others
+_UNDECIDED = (
+    "the loss is no finite number before, nor after, so nothing was decided, and what was found stays: see whether the "
+    "data to judge by are finite"
+)
+_DAMAGED = "{!r} stores what cannot be, and the repair that replaces it was taken back: {}"
 _BY_OWN = (
     "judged by the targets of these data themselves, whose loss must fall by a twentieth: held_out= tells more, "
     "match='mean' does not ask"
@@ -32,6 +40,7 @@ class Judged(Protocol):
     before: Score | None
     after: Score | None
     kept: bool
+    notes: tuple[str, ...]
 
     def undo(self) -> None:
         """Take the repair back."""
@@ -163,6 +172,17 @@ class Judge:
         done.kept = self._is_better(done.after, replace(done.before, loss=part * done.before.loss))
         if not done.kept:
             done.undo()
+            done.notes = (*done.notes, *self._left(done))
+
+    def _left(self, done: Judged) -> Iterator[str]:
+        """What the reader must know of what was put back."""
+        assert done.before is not None and done.after is not None
+        if not math.isfinite(done.before.loss) and not math.isfinite(done.after.loss):
+            yield _UNDECIDED
+        with unwrapped(self.model) as plain:
+            norms = [(path, norm) for path, norm in plain.named_modules() if isinstance(norm, Norm)]
+            faults = {path: fault_of(norm) for path, norm in norms if has_running_statistics(norm)}
+            yield from (_DAMAGED.format(path, fault) for path, fault in faults.items() if fault)
 
     def _is_better(self, one: Score | None, other: Score | None) -> bool:
         assert one is not None and other is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 from evenkeel.errors import StretchWarning
 from evenkeel.graph.layer_graph import LayerGraph
 from evenkeel.graph.queries import right_before
-from evenkeel.model.evaluation import TARGETS
+from evenkeel.model.evaluation import named_targets
 from evenkeel.model.norms import Norm
 from evenkeel.statistics.norm_change import NormChange
 
@@ -60,10 +60,9 @@ def has_class_labels(batch: Any) -> bool:
     >>> has_class_labels((torch.ones(2, 3), torch.tensor([1, 0]))), has_class_labels((torch.ones(2), torch.ones(2)))
     (True, False)
     """
-    if isinstance(batch, Mapping):
-        target = next((batch[name] for name in TARGETS if name in batch), None)
-    else:
-        target = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    target = named_targets(batch)
+    if target is None and isinstance(batch, (tuple, list)) and len(batch) > 1:
+        target = batch[1]
     if isinstance(target, (tuple, list)):  # of detectors, an entry a sample
         target = target[0] if target else None
     if isinstance(target, Mapping):

@@ -1,6 +1,8 @@
 """evaluate against counting by hand."""
 
 import math
+from collections import namedtuple
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import evenkeel as ek
-from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.model.evaluation import Score, evaluate, is_regression
 
 
 def test_error_and_log_loss_over_unequal_batches():
@@ -233,3 +235,50 @@ def test_what_is_not_finite_is_scored(data, value):
 )
 def test_a_number_is_better_than_none(before, after, better):
     assert Score(after, "loss", 1).is_better_than(Score(before, "loss", 1)) is better
+
+
+@dataclass
+class Held:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Graph:
+    """An object that holds what belongs together, as libraries of graphs have."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+Named = namedtuple("Named", "x mask y")
+
+
+@pytest.mark.parametrize(
+    "held", [Held, Graph, lambda x, y: Named(x, x > 0, y)], ids=["dataclass", "object", "named tuple"]
+)
+def test_targets_are_found_by_name_in_objects_too(held):
+    expected = evaluate(nn.Identity(), [(X, Y)])
+    assert evaluate(nn.Identity(), [held(X, Y)], forward=lambda model, batch: model(batch.x)) == expected
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_targets_that_are_not_finite_are_refused_unless_a_score_knows_them(value):
+    targets = X.clone()
+    targets[1, 2] = value
+    data = [(X, X + 1), (X, targets)]
+    with pytest.raises(ek.BatchError, match=rf"1 of {X.numel()} targets of batch 2 are NaN or infinite.*score="):
+        evaluate(nn.Identity(), data)
+
+    def known(outputs, targets):
+        return (outputs - targets)[targets.isfinite()].square().mean()
+
+    assert evaluate(nn.Identity(), data, score=known).loss == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("outputs", [lambda loss, x: {"loss": loss, "logits": x}, lambda loss, x: (loss, x)])
+def test_a_regression_that_returns_its_loss_is_one(outputs):
+    x = torch.rand(6, 1)
+    loss = x.mean()
+    assert is_regression({"x": x, "labels": 3 * x}, outputs(loss, x))
+    assert not is_regression({"x": x, "labels": torch.arange(6) % 3}, outputs(loss, torch.rand(6, 3)))
+    assert not is_regression({"x": x, "labels": (x > 0.5).float()}, outputs(loss, x))

@@ -651,6 +651,30 @@ def test_any_task_is_judged_on_data_read_twice(task, state):
         assert before.changes() == []
 
 
+def test_data_to_judge_by_that_decide_nothing_are_said_to():
+    torch.manual_seed(0)
+    model, data = classifier(), [TASKS["log loss"][0](x) for x in torch.randn(4, 64, 4)]
+    before, spoilt = Snapshot(model, world=False), [(math.nan * x, y) for x, y in data]
+    done = ek.reestimate_(model, data, held_out=spoilt, choose="best")
+    assert not done.kept and before.changes() == []
+    assert any("no finite number before, nor after" in note for note in done.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("running_var", math.inf), ("running_mean", -math.inf), ("running_var", -1.0)]
+)
+def test_damage_that_is_put_back_is_named(name, value):
+    """A channel that is infinite is off, and may score no worse than one that is right."""
+    torch.manual_seed(0)
+    model, data = classifier(), [TASKS["log loss"][0](x) for x in torch.randn(4, 64, 4)]
+    getattr(model[0], name)[0] = value
+
+    before = Snapshot(model, world=False)
+    done = ek.reestimate_(model, data, held_out=data, choose="best", score=lambda outputs, targets: 1.0)
+    assert not done.kept and before.changes() == []
+    assert any(note.startswith("'0' stores what cannot be") and name in note for note in done.notes)
+
+
 def test_what_is_in_doubt_changes_nothing_and_names_score():
     model = classifier()
     before = Snapshot(model, world=False)
