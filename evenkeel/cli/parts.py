@@ -34,6 +34,10 @@ from evenkeel.errors import EvenkeelError, StretchWarning
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from torch import nn
+
+    from evenkeel.parts.parts import Part
+
 _Weights = Annotated[
     Path, typer.Option("--weights", help="Checkpoint, the same for all parts and rounds: as training left it.")
 ]
@@ -93,11 +97,15 @@ def reestimate_part(
     part.save(out)
     found = {"out": str(out), "name": part.name, "round": part.start.round + 1, "norms": len(part.sums)}
     found |= {"batches": part.batches, "samples": part.samples, "untouched": dict(part.untouched)}
+    others = _others(model, part) if begin is None else ""
+    found |= {"other_data": others}
     if as_json:
         show(found)
         return
     for path, reason in part.untouched.items():
         typer.echo(f"{path}: {reason}")
+    if others:
+        typer.echo(f"{others}. Where sites differ, all parts together tell; otherwise see --mean, --std and --scale")
     typer.echo(
         f"written: {out}: round {part.start.round + 1}, {len(part.sums)} norms, {part.samples} samples in "
         f"{part.batches} batches"
@@ -124,6 +132,9 @@ def merge(
     prior: Annotated[
         str | None, typer.Option(help="How many samples the stored statistics count for; or auto: as their errors say.")
     ] = None,
+    other_data: Annotated[
+        bool, typer.Option("--other-data", help="Merge parts of data that are not those of training, too.")
+    ] = False,
     unsure: Annotated[
         Unsure, typer.Option(help="What to do with norms of which it is not sure that new statistics are better.")
     ] = Unsure.leave,
@@ -149,9 +160,11 @@ def merge(
     What is off by more than 1 % takes another round: reestimate-part with --start NEXT on every part, and merge. Exit
     code 1 if it is; OUT is written all the same.
     """
+    from evenkeel.cli.repairing import CHECK
     from evenkeel.io.checkpoints import Checkpoint
     from evenkeel.output.files import atomic_write, is_same_file, require_folder
     from evenkeel.parts.part_merging import merge_parts_
+    from evenkeel.shift.shift_causes import OTHERS
 
     for path in (out, following):
         if path is not None:
@@ -172,6 +185,9 @@ def merge(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)  # it is in the notes
         done = merge_parts_(model, parts, probe, forward=run, prior=parse_prior(prior), unsure=unsure.value)
+    if done.other_data and not other_data:
+        (path, how), *_ = done.other_data.items()
+        raise EvenkeelError(f"nothing is written: norm {path} {how}: {OTHERS}: {CHECK}")
     if following is None:
         checkpoint.write(out, model)
     else:
@@ -186,6 +202,16 @@ def merge(
             typer.echo(line)
     if not done.is_settled:
         raise typer.Exit(1)
+
+
+def _others(model: nn.Module, part: Part) -> str:
+    """What says that a part is of other data than those of training, if anything does."""
+    from evenkeel.model.norms import norms_of
+    from evenkeel.shift.shift_causes import OTHERS, other_than_stored
+
+    path, sums = next(iter(part.sums.items()))
+    how = other_than_stored(norms_of(model)[path], sums.population())
+    return f"norm {path} {how}: {OTHERS}" if how else ""
 
 
 def _first(batches: Iterable[Any], count: int) -> list[Any]:

@@ -33,7 +33,7 @@ from evenkeel.reestimation.reestimation_report import Reestimation
 from evenkeel.shift.shift_report import ShiftReport, ShiftRow
 from evenkeel.statistics.pairs import Match
 
-_CHECK = (
+CHECK = (
     "check scaling and normalization (named sets are standardized, unless --mean, --std, --scale or --transform say "
     "what training did to images from 0 to 1), or pass --other-data if they are meant to be others, "
     "or if weights have changed since, as by pruning or averaging"
@@ -60,7 +60,7 @@ def reestimated(
     before = _judge(model, given, max_batches, forward, "measuring before")
     is_relative = options["match"] == "mean" or options["relative"]
     if before.shift.other_data and not other_data and not is_relative:
-        raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {_CHECK}")
+        raise EvenkeelError(f"nothing is written: norm {before.shift.accusation}: {CHECK}")
     bar = Bar(given.train, "re-estimating", total=max_batches)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StretchWarning)  # it is in the notes

@@ -30,6 +30,8 @@ class MergedParts(Reestimation):
             without one, as far as norms before it have changed. Of a probe unlike the data it says too little: the
             next round's `changed` tells.
         start: for the parts of another round.
+        other_data: the first norm, by path, with how far what it meets is from what it stored, if that is too far for
+            data of training; unless weights have changed since.
 
     >>> import torch, evenkeel as ek
     >>> model = torch.nn.BatchNorm1d(2)
@@ -53,12 +55,14 @@ class MergedParts(Reestimation):
         changed: Mapping[str, float],
         doubts: Mapping[str, float],
         start: Start,
+        other_data: Mapping[str, str],
     ) -> None:
         self.parts = tuple(parts)
         self.round = start.round
         self.changed = dict(changed)
         self.doubts = dict(doubts)
         self.start = start
+        self.other_data = dict(other_data)
         unsure = {path: _OFF.format(off) for path, off in self.doubts.items() if off > NEAR}
         super().__init__(
             rows,
@@ -92,4 +96,4 @@ class MergedParts(Reestimation):
 
     def _figures(self) -> dict[str, Any]:
         figures = {"parts": list(self.parts), "round": self.round, "changed": self.changed, "doubts": self.doubts}
-        return super()._figures() | figures
+        return super()._figures() | figures | {"other_data": self.other_data}

@@ -24,6 +24,7 @@ from evenkeel.parts.parts import Part, Start, load_part
 from evenkeel.reestimation.attempt import KEPT, RANDOM, counter, graph_of_a_regression, has_shrunk
 from evenkeel.reestimation.prior import Prior, Weight
 from evenkeel.reestimation.sweeps import Doubt, Store, adjust
+from evenkeel.shift.shift_causes import OTHERS, other_than_stored
 from evenkeel.statistics.group_limits import MEMORY
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.norm_buffers import (
@@ -110,6 +111,8 @@ def merge_parts_(
         free, untouched = divide(plain, leave=unsure == "leave" and not is_average)
         _require_mergeable(found, of_weights(plain), of_statistics(plain))
         sums, out_of_order = _added(found)
+        first = next(iter(sums), "")
+        others = "" if is_average or first not in free else other_than_stored(free[first], sums[first].population())
         start, total = found[0].start, sum(part.samples for part in found)
         blend = Prior(free, prior)
         kept = dict.fromkeys((path for path in free if blend.keeps(path)), KEPT)
@@ -136,6 +139,7 @@ def merge_parts_(
     stretch = "" if graph is None else stretched(graph, free, changes)
     written = {path: values_of(free[path]) for path in settled}
     notes = [*_notes(found, sums), *_notes_of(round_, start)]
+    notes += [f"norm {first} {others}: {OTHERS}"] if others else []
     done = MergedParts(
         changes,
         parts=[part.name for part in found],
@@ -149,6 +153,7 @@ def merge_parts_(
         changed=round_.changed,
         doubts={path: doubt.channels for path, doubt in round_.doubts.items()},
         start=Start(start.weights, start.round + 1, {**start.values, **written}, round_.off),
+        other_data={first: others} if others else {},
     )
     warn(stretch)
     return done

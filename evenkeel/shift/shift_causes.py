@@ -38,6 +38,7 @@ _SIGMAS = 4  # standard errors that they must exceed
 _CLOSE = 0.1  # median log ratio over channels of statistics that are the same
 _FEW = 3  # batches that statistics are of
 _DEAD = 1e-12
+OTHERS = "these are not the data of training, or weights have changed since"
 _UNSEEN = "train mode, by no dropout that is seen: noise from outside torch, samples that mix, or another path"
 
 
@@ -195,6 +196,32 @@ class ShiftCauses:
         if not kinds:
             return _UNSEEN
         return "noise upstream" if kinds == {Kind.NOISE} else "dropout upstream"
+
+
+def other_than_stored(norm: Norm, met: Population) -> str:
+    """How far what a norm meets, with none before it, is from what it stores, in words; empty if noise may explain it.
+
+    Or if what it stores tells nothing, as where much of the initial statistics is left, or the average is a long one.
+
+    >>> import torch
+    >>> from evenkeel.statistics.population import Statistics
+    >>> norm, met = nn.BatchNorm1d(2), Population()
+    >>> for _ in range(99):
+    ...     _ = norm(torch.randn(64, 2))
+    >>> met.add([(1, Statistics(64, torch.zeros(2), 9 * torch.ones(2)))])
+    >>> met.merge()
+    >>> other_than_stored(norm, met)[:7], other_than_stored(nn.BatchNorm1d(2), met)
+    ('meets x', '')
+    """
+    left = initial_left(norm)
+    if norm.momentum is None or left is None or left > MUCH or fault_of(norm):
+        return ""
+    mean, variance = _stored(norm)
+    ratio = _over(met.variance.to(variance), variance)
+    moves = (met.mean.to(mean) - mean).abs() / (variance + norm.eps).sqrt()
+    if _folded(ratio) <= _FAR_BEHIND and float(moves.clamp(max=_MOST_OFF).mean()) <= _OFF_BEHIND:
+        return ""
+    return f"meets x{ratio:.3g} the variance it stores, means {float(moves.mean()):.1f} deviations off"
 
 
 def _stored(norm: Norm) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from evenkeel.output.page import Page
 from evenkeel.output.tables import Cells, grouped
+from evenkeel.shift.shift_causes import OTHERS
 from evenkeel.shift.shift_page import shift_page
 from evenkeel.shift.shift_rows import ShiftRow, ShiftRows
 
@@ -71,7 +72,7 @@ class ShiftReport(ShiftRows):
             return ""
         (path, how), more = next(iter(self.other_data.items())), len(self.other_data) - 1
         others = f", and {more} more norm{'s' if more > 1 else ''} likewise" if more else ""
-        return f"{path} {how}{others}: these are not the data of training, or weights have changed since"
+        return f"{path} {how}{others}: {OTHERS}"
 
     def _figures(self) -> dict[str, Any]:
         worst = {"median": self.median, "worst": self.worst, "worst_path": self.worst_row.path}

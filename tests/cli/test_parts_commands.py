@@ -35,6 +35,22 @@ def right():
     return batches(7, 20)
 
 
+def bright():
+    return [6 * batch for batch in batches()]
+
+
+def dark_site():
+    return [batch - 3 for batch in batches(0, 10)]
+
+
+def light_site():
+    return [batch + 3 for batch in batches(10, 20)]
+
+
+def both_sites():
+    return [batch for pair in zip(dark_site(), light_site()) for batch in pair]
+
+
 def noise():
     return torch.randn(64, 3, 4, 4).split(8)
 
@@ -144,5 +160,32 @@ def test_a_part_as_json(shards, capsys):
         "batches": 7,
         "samples": 112,
         "untouched": {},
+        "other_data": "",
     }
     assert ek.load_part("left").name == "clinic 3"
+
+
+def test_parts_of_another_scale_are_told_of_and_not_merged_unless_asked_for(shards, capsys):
+    shown = part(capsys, "bright.part", data="bright")
+    assert "these are not the data of training" in shown and "meets x36." in shown
+    code, _, err = run(capsys, "merge", *WEIGHTS, "bright.part", "--out", "new.pt", "--next", "next.start")
+    assert code == 2 and "nothing is written: norm 1 meets x36." in err and "--other-data" in err
+    assert not (shards / "new.pt").exists() and not (shards / "next.start").exists()
+    code, out, _ = run(capsys, "merge", *WEIGHTS, "bright.part", "--out", "new.pt", "--other-data", "--json")
+    assert code == 1 and (shards / "new.pt").exists() and list(json.loads(out)["other_data"]) == ["1"]
+
+
+def test_parts_that_differ_but_are_together_those_of_training_are_merged(shards, capsys):
+    """Each site is brighter or darker than the whole, which training had."""
+    assert "not the data of training" in part(capsys, "dark.part", data="dark_site")
+    assert "not the data of training" in part(capsys, "light.part", data="light_site")
+    import shardnets
+
+    model = shardnets.net()
+    for batch in shardnets.both_sites() * 3:
+        model(batch)
+    torch.save(model.state_dict(), "net.pt")
+    for name in ("dark", "light"):
+        part(capsys, f"{name}.part", data=f"{name}_site")
+    code, out, err = run(capsys, "merge", *WEIGHTS, "dark.part", "light.part", "--out", "new.pt")
+    assert code == 1 and not err and "written: new.pt" in out and "not the data of training" not in out
