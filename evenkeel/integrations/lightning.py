@@ -35,7 +35,8 @@ class ReestimationCallback(Callback):
     """Calls `reestimate_` on the LightningModule, with the trainer's precision, on all of the trainer's processes.
 
     Where weights are averaged, such as by Lightning's `EMAWeightAveraging`, statistics are those of the averaged ones,
-    in whatever order the callbacks are listed.
+    in whatever order the callbacks are listed, and match variances unless told otherwise: the stored ones are of
+    other weights.
 
     Args:
         when: "fit_end", once, to stay; or "validation", before the first batch of each one, after which the statistics
@@ -139,9 +140,12 @@ class ReestimationCallback(Callback):
     def _remember(self, pl_module: LightningModule) -> None:
         self._flags = {module: module.training for module in pl_module.modules()}
 
-    def _reestimate_(self, trainer: Trainer, pl_module: LightningModule) -> Reestimation:
+    def _reestimate_(self, trainer: Any, pl_module: LightningModule) -> Reestimation:
+        kind = AveragedModel if self.when == "validation" else nn.Module  # as of SWA, which is in at the end alone
+        is_average = any(isinstance(getattr(one, "_average_model", None), kind) for one in trainer.callbacks)
+        options: dict[str, Any] = ({"match": "variance"} if is_average else {}) | self._options
         with flagged(self._flags), _as_trained(trainer, pl_module, self._batches, self._run) as (batches, forward):
-            return reestimate_(pl_module, batches, forward=forward, **self._options)
+            return reestimate_(pl_module, batches, forward=forward, **options)
 
 
 class ShiftLogCallback(Callback):

@@ -3,6 +3,7 @@
 import copy
 import logging
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -246,6 +247,34 @@ def test_at_the_end_of_fit_averaged_weights_get_statistics_that_stay(tmp_path, a
     module.trainer.save_checkpoint(tmp_path / "end.ckpt")
     state = torch.load(tmp_path / "end.ckpt", weights_only=False)["state_dict"]
     assert torch.equal(state["net.5.running_var"], module.net[5].running_var)
+
+
+class Regressor(Module):
+    """Returns one value a sample."""
+
+    def forward(self, x):
+        return self.net(x).sum(1, keepdim=True)
+
+    def training_step(self, batch, _):
+        return F.mse_loss(self(batch[0]), batch[0][:, :1])
+
+
+@pytest.mark.parametrize(
+    ("when", "average"),
+    [*product(["validation"], [name for name in AVERAGES if name != "swa"]), *product(["fit_end"], AVERAGES)],
+)
+def test_a_regressions_averaged_weights_get_statistics_of_their_own_too(when, average):
+    """Its mean is not matched, which keeps what other weights have left."""
+    callback = ReestimationCallback(when)
+    module = fit(Regressor(), [AVERAGES[average](), callback], num_sanity_val_steps=0)
+    assert callback.reestimation.match == "variance"
+    assert worst_shift(module.validated[-1] if when == "validation" else module.net, X) < 1 + 1e-5
+
+
+def test_what_to_match_of_averaged_weights_is_the_callers_to_say():
+    callback = ReestimationCallback("validation", match="mean")
+    fit(Module(), [AVERAGES["ema"](), callback], num_sanity_val_steps=0)
+    assert callback.reestimation.match == "mean"
 
 
 def test_a_failed_validation_of_averaged_weights_leaves_what_it_would_without():
