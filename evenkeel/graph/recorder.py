@@ -252,9 +252,10 @@ class Recorder(TorchFunctionMode):
         mask = self._noise_in(args[place]) if isinstance(args[place], Tensor) else None
         others = [other for i, other in enumerate(args) if i != place]
         values = [self.laws.get(other) if isinstance(other, Tensor) else Law(other, 0.0) for other in others]
-        if mask is None or Law(0.0, 0.0) not in [v and Law(v.mean, v.variance) for v in values]:
+        zeros = [value is not None and Law(value.mean, value.variance) == Law(0.0, 0.0) for value in values]
+        if mask is None or not any(zeros):
             return Law(0.0, None)  # something else is put in its place: noise, that keeps nothing of the signal
-        kept = name == "where" and isinstance(args[1], Tensor) and self.producers.get(args[1]) is not None
+        kept = name == "where" and zeros[-1]
         return mask if kept else mask.inverted()
 
     def _stored(self, tensor: Tensor) -> Tensor | None:

@@ -239,7 +239,7 @@ def bounds_before(graph: LayerGraph, seen: ReplicaRecorder) -> dict[Layer, float
     for layer in graph:
         bound = max((bounds[source] for source in layer.inputs), default=0.0)
         read = seen.energies.get(layer.inputs[0]) if layer.inputs else None
-        if _is_measured(layer) and layer in seen.energies:
+        if _is_measured(layer, seen) and layer in seen.energies:
             bound = -math.log(max(1 - _noise_in(seen.energies[layer]), _LEAST))
         elif layer.p and layer.p < 1 and read is not None:
             variance = max(read.noise + read.shared, 1e-300)
@@ -252,9 +252,9 @@ def bounds_before(graph: LayerGraph, seen: ReplicaRecorder) -> dict[Layer, float
     return bounds
 
 
-def _is_measured(layer: Layer) -> bool:
+def _is_measured(layer: Layer, seen: ReplicaRecorder) -> bool:
     """Whether no rate bounds the noise of what a layer returns."""
-    on_parameters = any(source.kind in _NOISY and not source.inputs for source in layer.inputs)
+    on_parameters = not seen.rootless.isdisjoint(layer.inputs)
     return layer.kind in (Kind.NORM, Kind.NOISE) or on_parameters
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from evenkeel.graph.kinds import CHANNEL_DROPOUT, MULTIPLYING_DROPOUT, Kind
+from evenkeel.graph.kinds import MULTIPLYING_DROPOUT, Kind
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.model.nested import map_tensors, tensors
 from evenkeel.prediction.noisy_call import NoisyCall
@@ -49,10 +49,10 @@ class MaskVersions:
     def hold(self, tensor: Tensor, layer: Layer, call: NoisyCall) -> None:
         """Remember a parameter without noise, and with several of its noise."""
         quiet, count = call.quiet(layer), self._groups * (COUNT - 1)
-        elementwise = layer.function in MULTIPLYING_DROPOUT - CHANNEL_DROPOUT or layer.noise is not None
-        if layer.kind is Kind.DROPOUT and layer.p is not None and layer.p < 1 and elementwise:
+        multiplying = layer.function in MULTIPLYING_DROPOUT or layer.noise is not None
+        if layer.kind is Kind.DROPOUT and layer.p is not None and layer.p < 1 and multiplying:
             deviation = math.sqrt(layer.p / (1 - layer.p))
-            signs = torch.cat(_signs(self._groups, quiet.shape)).to(quiet)
+            signs = torch.cat(_signs(self._groups, _own_sizes(call.factor(), quiet.shape))).to(quiet)
             self._held[tensor] = [quiet, *(quiet * (1 + deviation * sign) for sign in signs)]
         else:
             self._held[tensor] = [quiet, *(call.drawn_again() for _ in range(count))]
@@ -123,15 +123,27 @@ def _means(x: Tensor) -> Tensor:
     return x.mean([dim for dim in range(x.dim()) if dim != 1], keepdim=True)
 
 
+def _own_sizes(mask: Tensor, shape: Sequence[int]) -> list[int]:
+    """The sizes of a mask, 1 along dimensions in which it is the same throughout, such as those of a row or a filter."""
+    mask = mask.expand(*shape)
+    return [1 if bool((mask == mask.narrow(dim, 0, 1)).all()) else size for dim, size in enumerate(shape)]
+
+
 def _signs(groups: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Random signs for both train replicas: of every element, those of each sum to 0, and so do their products.
 
-    They are two of the rows of a Hadamard matrix, whose size is a power of 2; the first row is all ones.
+    They are two of the rows of a Hadamard matrix, whose size is a power of 2; the first row is all ones. Each has a
+    sign of its own, or elements that chance gives the same row would count as one.
     """
     rows = torch.ones(1, 1)
     while len(rows) < groups:
         rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
     first = torch.randint(1, groups, tuple(shape))
     second = (first - 1 + torch.randint(1, groups - 1, tuple(shape))) % (groups - 1) + 1
-    one, two = (rows[chosen].movedim(-1, 0) for chosen in (first, second))
+    one, two = ((rows[row] * _any_sign(shape)).movedim(-1, 0) for row in (first, second))
     return one, two
+
+
+def _any_sign(shape: Sequence[int]) -> Tensor:
+    """1 or -1 by chance, of every element."""
+    return 2.0 * torch.randint(2, (*shape, 1)) - 1

@@ -72,6 +72,11 @@ class NoisyCall:
             return self.signal
         return tensors(self.run(self._with_noise(torch.zeros_like)))[0]
 
+    def factor(self) -> Tensor:
+        """What it multiplies the signal by: what it returns of ones."""
+        signal = self.signal
+        return tensors(self.run(map_tensors(lambda t: torch.ones_like(t) if t is signal else t, self.given)))[0]
+
     def drawn_again(self) -> Tensor:
         """What it returns with other noise of the same law."""
         shuffled = self._with_noise(lambda t: t.flatten()[torch.randperm(t.numel(), device=t.device)].view_as(t))
