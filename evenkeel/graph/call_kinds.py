@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evenkeel.graph.kinds import ADDING, AFFINE, PRODUCTS, REPLACING, Kind, kind_of_function
+from evenkeel.graph.kinds import ADDING, AFFINE, GREATER, LESS, PRODUCTS, REPLACING, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.randomness import Law
 
@@ -33,8 +33,10 @@ def kind_of_call(name: str, signals: tuple[Layer, ...], values: int, operands: i
 
 
 def _kind_of_noise(name: str, factor: Law) -> Kind:
-    """The kind of a call that is given noise: it multiplies a signal, is added to it, or takes its place."""
+    """The kind of a call that is given noise: it multiplies a signal, is beside it or added, or takes its place."""
     kind = kind_of_function(name)
     if kind is Kind.GATE or name in REPLACING:
-        return Kind.NOISE if factor.is_centered else Kind.DROPOUT
-    return Kind.NOISE if kind is Kind.JOIN or name in ADDING else Kind.OPAQUE
+        return Kind.DROPOUT if factor.is_dropout else Kind.NOISE
+    if kind in (Kind.JOIN, Kind.CONCAT) or name in ADDING | LESS | GREATER:  # to compare with noise is to draw
+        return Kind.NOISE
+    return Kind.OPAQUE

@@ -161,8 +161,9 @@ LIKE_SECOND = frozenset("view_as reshape_as expand_as type_as".split())
 NORMAL = {"randn": False, "randn_like": False, "normal": True}
 UNIFORM = {"rand": False, "rand_like": False, "uniform": True}
 MASKS = frozenset({"bernoulli"})
-RANDOM = frozenset("randint randint_like random exponential poisson cauchy log_normal geometric".split()).union(
-    NORMAL, UNIFORM, MASKS
+INTEGERS = frozenset({"randint", "randint_like"})
+RANDOM = frozenset("random exponential poisson cauchy log_normal geometric".split()).union(
+    NORMAL, UNIFORM, MASKS, INTEGERS
 )
 # Those that, given a signal and not told to overwrite it, draw from the law that it describes.
 SAMPLES = frozenset("normal bernoulli poisson multinomial binomial gumbel_softmax".split())

@@ -13,6 +13,7 @@ from evenkeel.graph.kinds import (
     FILLED,
     FILLED_BY,
     GREATER,
+    INTEGERS,
     INVERSIONS,
     LESS,
     MASKS,
@@ -70,16 +71,21 @@ class Law:
         """Whether a product keeps the signal's mean."""
         return self.mean is not None and abs(self.mean - 1) < 1e-6
 
-    def mask_of(self, keep: float) -> Law:
-        """A mask that keeps values of this law's mean with a probability."""
-        return Law(keep, keep * (1 - keep), 1.0)
+    @property
+    def is_dropout(self) -> bool:
+        """Whether a product with it may be dropout: it is a mask, or has a mean, which keeps the signal."""
+        return not self.is_centered and (self.peak is not None or self.mean is not None)
+
+    def mask_of(self, keep: float | None) -> Law:
+        """A mask of ones that keeps values with a probability."""
+        return Law(keep, None if keep is None else keep * (1 - keep), 1.0)
 
     def times(self, other: Law) -> Law:
         """The product with independent elements."""
         zero = self.mean == 0 or other.mean == 0
         mean = 0.0 if zero else None if self.mean is None or other.mean is None else self.mean * other.mean
         if None in (self.mean, self.variance, other.mean, other.variance):
-            return Law(mean, None)
+            return replace(Law(mean, None), **self._scaled_by(other) or other._scaled_by(self))
         seconds = [law.variance + law.mean**2 for law in (self, other)]  # type: ignore[operator]
         variance = max(seconds[0] * seconds[1] - mean**2, 0.0)  # type: ignore[operator]
         return replace(Law(mean, variance), **self._scaled_by(other) or other._scaled_by(self))
@@ -96,13 +102,13 @@ class Law:
     def below(self, limit: Law) -> Law:
         """The mask of elements below a limit; of uniform ones the share is known."""
         if self.bounds is None or limit.mean is None or limit.is_random:
-            return Law()
+            return self.mask_of(None)
         low, high = self.bounds
         return self.mask_of(min(max((limit.mean - low) / max(high - low, 1e-300), 0.0), 1.0))
 
     def inverted(self) -> Law:
         """One minus a mask of ones."""
-        return self.mask_of(1 - self.mean) if self.peak == 1 and self.mean is not None else Law()
+        return self.mask_of(None if self.mean is None else 1 - self.mean) if self.peak == 1 else Law()
 
     def _scaled_by(self, factor: Law) -> dict[str, Any]:
         """Peak and bounds, once all elements are multiplied by one value."""
@@ -207,9 +213,11 @@ def _drawn(
         low, high = (kwargs.get("from", args[0] if args else 0.0), kwargs.get("to", (*args, 1.0, 1.0)[1]))
         low, high = (low, high) if UNIFORM[name] else (0.0, 1.0)
         return Law((low + high) / 2, (high - low) ** 2 / 12, bounds=(float(low), float(high)))
+    if name in INTEGERS and [a for a in (*args, *kwargs.values()) if type(a) is int] in ([2], [0, 2]):
+        return Law().mask_of(0.5)
     if name in MASKS:
         rates = args if in_place else args[1:]  # by default a half, or what the first argument says
         keep = kwargs.get("p", rates[0] if rates else 0.5 if in_place else args[0])
         found = law(keep)
-        return Law() if found is None or found.mean is None or found.is_random else found.mask_of(found.mean)
+        return Law().mask_of(None if found is None or found.is_random else found.mean)
     return Law()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, TraceError, raised
 from evenkeel.graph.branches import Branch, branches_of, gating
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
@@ -76,12 +76,19 @@ class Context:
 
     @cached_property
     def outputs(self) -> list[Tensor]:
-        """What the model returns in eval mode for the example's tensors, floating ones filled with random values."""
+        """What the model returns in eval mode for the example's tensors, floating ones filled with random values.
+
+        Raises:
+            TraceError: the forward pass raised.
+        """
         run, _ = runner(self.model, self.example)
         with restored(self.model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.model.eval()
-            return tensors(run(map_tensors(torch.clone, self.inputs)))
+            try:
+                return tensors(run(map_tensors(torch.clone, self.inputs)))
+            except Exception as error:
+                raise TraceError(f"in eval mode, on random inputs, the forward pass {raised(error)}") from error
 
     @cached_property
     def branches(self) -> tuple[Branch, ...]:

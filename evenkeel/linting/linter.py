@@ -21,6 +21,7 @@ from evenkeel.linting.rules.ek104_op_not_understood import unseen_parts
 from evenkeel.linting.sample_dropout import stochastic_depth
 from evenkeel.linting.settings import Settings, chosen, is_asked, require_codes
 from evenkeel.linting.suppressions import is_ignored
+from evenkeel.model.norms import foreign_norms
 from evenkeel.model.wrappers import unwrapped
 
 _SCHEDULED = "drop rates are read as the DropoutSchedule that is on ends with them, not as they are now."
@@ -99,6 +100,7 @@ def findings_of(model: nn.Module, example: Any, settings: Settings) -> Findings:
             if finding not in repaired
         ]
         notes = [*map(_repaired_note, repaired), *([_SCHEDULED] if later else [])]
+        notes += [f"{path} is {what}: no rule looks at it" for path, what in foreign_norms(plain).items()]
         notes += stochastic_depth(context) if settings.guideline in (None, "li2018") and not settings.select else []
         network, ratios = outline(context.graph), context.shifts
     if context.unpredicted:

@@ -19,7 +19,8 @@ def stochastic_depth(context: Context) -> list[str]:
     if not layers:
         return []
     rates = sorted(layer.p for layer in layers if layer.p is not None)
-    between = f"p={rates[0]:g}" if rates[:1] == rates[-1:] else f"p={rates[0]:g} to {rates[-1]:g}" if rates else "p=?"
+    ends = list(dict.fromkeys(f"{rate:g}" for rate in (*rates[:1], *rates[-1:]))) or ["?"]
+    between = f"p={' to '.join(ends)}"
     what = layers[0].label if len(layers) == 1 else f"{len(layers)} layers from {layers[0].label} on"
     return [f"stochastic depth {between} ({what}) is exempt from rules on placement; {_shift(context, layers)}."]
 

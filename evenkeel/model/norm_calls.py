@@ -19,6 +19,11 @@ _NORMALISING: dict[Any, int] = {
     torch.batch_norm: 3,
     torch.instance_norm: 3,
     torch.native_batch_norm: 3,
+    torch.ops.aten.batch_norm: 3,
+    torch.ops.aten.instance_norm: 3,
+    torch.ops.aten.native_batch_norm: 3,
+    torch.ops.aten.cudnn_batch_norm: 3,
+    torch.ops.aten.miopen_batch_norm: 3,
 }
 OnCall = Callable[[str, Norm, Tensor], None]
 
@@ -54,7 +59,7 @@ class NormCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if (place := _NORMALISING.get(func)) is not None:
+        if (place := _NORMALISING.get(getattr(func, "overloadpacket", func))) is not None:
             x = args[0] if args else kwargs.get("input")
             named = [kwargs.get("running_mean"), kwargs.get("running_var"), *args[place : place + 2]]
             path = self._path_of(named)

@@ -40,7 +40,7 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
             norms[path] = module
             seen.add(id(module.running_var))
     if not norms:
-        others = "".join(f"; {path!r} is {what}" for path, what in foreign_norms(model).items())
+        others = "".join(f"; {path!r} is {what}" for path, what in (foreign_norms(model) or _holders(model)).items())
         raise ModelError(
             f"{type(model).__name__} has no norm layer with running statistics (such as BatchNorm with "
             f"track_running_stats=True): there is nothing to measure or repair{others}"
@@ -75,6 +75,24 @@ def foreign_norms(model: nn.Module) -> dict[str, str]:
             else f"of class {type(module).__name__}, not a norm of torch's: frozen, or with statistics of its own kind "
             f"({names[0]})"
         )
+    return found
+
+
+def _holders(model: nn.Module) -> dict[str, str]:
+    """Modules, not torch's, with tensors that are not learned and may be statistics, by path, each with what it is."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        held = {**vars(module), **module._buffers}
+        names = [
+            name
+            for name, value in held.items()
+            if isinstance(value, torch.Tensor) and value.ndim and value.is_floating_point() and not value.requires_grad
+        ]
+        if names and not type(module).__module__.startswith("torch."):
+            found[path] = (
+                f"of class {type(module).__name__}, not a norm of torch's, and holds {', '.join(names)}: if these are "
+                "statistics, they are neither measured nor repaired"
+            )
     return found
 
 

@@ -57,8 +57,10 @@ class Turns:
         if lane == self.count - 1:
             (places, offers), self._offers = zip(*self._offers, strict=True), []
             if len(apart := dict.fromkeys(places)) > 1:
+                first, other, *_ = apart
                 raise TraceError(
-                    f"in train mode its passes part, at {' and '.join(apart)}: what runs is left to chance"
+                    f"in train mode its passes part, at {first} and {other}: what runs, or on how much, is left to "
+                    "chance, as where edges or samples are left out; measure on data: variance_shift, reestimate_"
                 )
             self._answer = act(list(offers))
         self.leave(lane)
@@ -168,7 +170,7 @@ class LaneRecorder(ReplicaRecorder):
         if layer.kind is Kind.DROPOUT and not is_multiple(layer):
             return False
         quiet = call.quiet(layer)
-        if quiet.shape != out.shape:
+        if quiet.shape != out.shape or quiet.dtype != out.dtype:
             return False
         if self.quiet:
             out.copy_(quiet)

@@ -124,7 +124,7 @@ def _means(x: Tensor) -> Tensor:
 
 
 def _own_sizes(mask: Tensor, shape: Sequence[int]) -> list[int]:
-    """The sizes of a mask, 1 along dimensions in which it is the same throughout, such as those of a row or a filter."""
+    """The sizes of a mask, 1 along dimensions in which it is the same throughout, as along rows or filters."""
     mask = mask.expand(*shape)
     return [1 if bool((mask == mask.narrow(dim, 0, 1)).all()) else size for dim, size in enumerate(shape)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -67,32 +68,47 @@ def agreement(given: Sampled) -> tuple[Sampled, dict[str, str]]:
 
     Returns:
         The same with `in_turn`, if replicas must run one after the other: where inputs are no batch that can be made
-        larger, where samples are reordered on the way, and where the model takes no other sizes than the example's;
+        larger, where samples are reordered on the way, where norms are fed parts of the batch of other samples than
+        a replica's, and where the model takes no other sizes than the example's;
         and with `always`. And the norms that eval mode feeds something else than the replica without noise has there,
         by path, each with the reason: so are found samples that mix, and whatever else is not what replicas make of it.
 
     Raises:
         TraceError: the model runs neither way.
     """
+    at_once, reached = None, set[str]()
     if not takes_turns(tensors(given.inputs)) and not any(layer.function in REORDERINGS for layer in given.graph):
-        try:
-            return _compared(replace(given, in_turn=False))
-        except TraceError:
-            pass  # perhaps only because of the sizes
-    return _compared(replace(given, in_turn=True))
+        with suppress(TraceError):  # perhaps only because of the sizes
+            at_once, reached = _compared(replace(given, in_turn=False))
+            called = {layer.module for layer in given.graph.of(Kind.NORM)}
+            if all(path in reached or norm not in called for path, norm in given.norms.items()):
+                return at_once
+    try:  # perhaps only because parts of the batch are no parts of replicas
+        in_turn, reached_in_turn = _compared(replace(given, in_turn=True))
+    except TraceError:
+        if at_once is None:
+            raise
+        return at_once
+    return in_turn if at_once is None or len(reached_in_turn) > len(reached) else at_once
 
 
-def _compared(given: Sampled) -> tuple[Sampled, dict[str, str]]:
-    """Compare eval mode with the replicas; once more if it has noise, too, which is part of the signal then."""
-    found, always = _contradictions(given)
+def _compared(given: Sampled) -> tuple[tuple[Sampled, dict[str, str]], set[str]]:
+    """Compare eval mode with the replicas; once more if it has noise, too, which is part of the signal then.
+
+    Returns:
+        As `agreement`, and the norms that the replicas reached.
+    """
+    found, always, reached = _contradictions(given)
     if always:
         given = replace(given, always=always)
-        found, _ = _contradictions(given)
-    return given, found
+        found, _, reached = _contradictions(given)
+    return (given, found), reached
 
 
-def _contradictions(given: Sampled) -> tuple[dict[str, str], frozenset[Site]]:
+def _contradictions(given: Sampled) -> tuple[dict[str, str], frozenset[Site], set[str]]:
     """Norms that eval mode feeds something else than the replica without noise has there, and where it has noise.
+
+    And the norms that the replicas reached.
 
     The model is the caller's to restore, unless the pass of the replicas raises.
     """
@@ -108,11 +124,11 @@ def _contradictions(given: Sampled) -> tuple[dict[str, str], frozenset[Site]]:
             graph = watch.run(given.run, expected.inputs)
         except Exception as error:
             reason = f"in eval mode, with {expected.samples} random inputs, the model raised {brief(error)}"
-            return dict.fromkeys(norms, reason), frozenset()
+            return dict.fromkeys(norms, reason), frozenset(), set(norms)
     near = _COARSE if any(layer.function in QUANTIZING for layer in given.graph) else _ROUNDING
     found = {path: _contradiction(calls, watch.fed.get(path, []), near) for path, calls in expected.fed.items()}
     always = frozenset(layer.site for layer in graph if stays_on(layer))
-    return {path: reason for path, reason in found.items() if reason}, always
+    return {path: reason for path, reason in found.items() if reason}, always, set(expected.fed)
 
 
 def _contradiction(expected: list[Tensor], found: list[Tensor], near: float) -> str | None:

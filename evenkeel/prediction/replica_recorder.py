@@ -350,7 +350,7 @@ class ReplicaRecorder(Recorder):
         if layer.kind is Kind.DROPOUT:
             return self._remove_dropout(layer, out, dim)
         quiet = call.quiet(layer)
-        if quiet.shape != out.shape:
+        if quiet.shape != out.shape or quiet.dtype != out.dtype:
             return False
         rows = out.shape[dim] // COUNT
         out.narrow(dim, 0, rows).copy_(quiet.narrow(dim, 0, rows))

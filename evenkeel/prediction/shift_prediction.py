@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from evenkeel.errors import ModelError
+from evenkeel.errors import ModelError, count_text
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.outline import outline
@@ -35,12 +35,19 @@ from evenkeel.prediction.sampling import Sampled, sample
 from evenkeel.shift.channel_ratios import histogram_of
 from evenkeel.shift.shift_report import ShiftReport
 from evenkeel.shift.shift_rows import ShiftRow
-from evenkeel.statistics.stored_values import damage_of, fault_of, initial_left
+from evenkeel.statistics.measurement import NO_CALL
+from evenkeel.statistics.stored_values import (
+    damage_of,
+    fault_in_affine,
+    fault_of,
+    infinite_behind,
+    initial_left,
+)
 
 _EVEN = 0.005  # log ratio up to which a norm passes nothing on
 _LEAST = 1e-12  # of a ratio
 _OUTDATED = "repaired, and a norm before it is off: what it is fed now is not known without data"
-_UNREACHED = "never reached, or not with samples first and channels second, or with part of the batch"
+_PARTLY = "reached with part of the batch, or not with samples first and channels second"
 
 
 @dataclass(frozen=True)
@@ -141,12 +148,13 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
             parts={} if path in faults or path in repaired else _parts(found.ratio(path), inherited[path]),
             slope=1.0 if path in repaired else float(channels.slope.mean()),
             initial_left=initial_left(norms[path]),
-            bad=faults.get(path, ""),
+            bad=faults.get(path) or fault_in_affine(norms[path]),
             channels=None if path in faults or path in repaired else _spread(channels, norms[path].eps),
         )
         for path, channels in found.channels.items()
     ]
-    return ShiftReport(rows, _opaque(found, norms), unsure=unsure).drawn_with(partial(outline, graph))
+    notes = [*_opaque(found, norms), *infinite_behind(plain, norms)]
+    return ShiftReport(rows, notes, unsure=unsure).drawn_with(partial(outline, graph))
 
 
 def _spread(channels: Channels, eps: float) -> Histogram | None:
@@ -244,7 +252,7 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     seen, graph, channels = _sampled(given, plan)
     norms = given.norms
     shares = _shares(seen, graph, channels)
-    unreached = dict.fromkeys((path for path in norms if path not in channels), _UNREACHED)
+    unreached = {path: _why_unreached(graph, norm, path) for path, norm in norms.items() if path not in channels}
     loose = loose_dropouts(graph, given.anchors)
     faults = {**given.contradicted, **given.distrusted, **unreached}
     own = {
@@ -275,7 +283,9 @@ def _sampled(given: PredictionInputs, plan: SamplingPlan) -> tuple[ReplicaRecord
         seen, graph = sample(given.sampled, plan, given.anchors)
     channels = {path: pooled([arrival.channels for arrival in seen.arrivals[path]]) for path in seen.calls}
     if not channels:
-        raise ModelError(f"the pass reached none of the {len(norms)} norms with samples first and channels second")
+        path, norm = next(iter(norms.items()))
+        reason = _why_unreached(graph, norm, path)
+        raise ModelError(f"nothing is predicted of {count_text(len(norms), 'norm')}; {path!r}: {reason}")
     for path, found in channels.items():
         if not (found.eval_var + found.eval_mean).isfinite().all():
             if damage := damage_of(model):
@@ -288,6 +298,14 @@ def _sampled(given: PredictionInputs, plan: SamplingPlan) -> tuple[ReplicaRecord
                 "variance_shift, reestimate_"
             )
     return seen, graph, channels
+
+
+def _why_unreached(graph: LayerGraph, norm: Norm, path: str) -> str:
+    """Why nothing is known of what reaches a norm, as far as a graph tells."""
+    if any(layer.module is norm for layer in graph.of(Kind.NORM)):
+        return _PARTLY
+    is_called = any(layer.path == path or layer.path.startswith(f"{path}.") for layer in graph)
+    return NO_CALL if is_called else "never reached"
 
 
 def inherited_shifts(given: PredictionInputs, plan: SamplingPlan, found: Prediction) -> dict[str, float]:

@@ -45,7 +45,7 @@ from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairing import UNPAIRED, Pairing
 from evenkeel.statistics.pairs import Match, Pairs
 from evenkeel.statistics.population import Population
-from evenkeel.statistics.stored_values import is_never_updated
+from evenkeel.statistics.stored_values import infinite_behind, is_never_updated
 from evenkeel.statistics.stretching import has_class_labels, stretched
 
 _HELD = (
@@ -312,6 +312,7 @@ def _notes(measurement: Measurement, settled: Settled, pairs: Mapping[str, Pairs
     """What the reader must know of how the statistics were made."""
     notes = [f"batches ran one by one: {measurement.limits.apart}"] if measurement.limits.apart else []
     notes += measurement.quantizers.notes
+    notes += infinite_behind(measurement.model, {})
     if settled.is_uneven:
         notes.append(
             f"all data were run {settled.passes} times: the first samples did not stand for those that followed, as in "

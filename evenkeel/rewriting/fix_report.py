@@ -54,10 +54,11 @@ class FixReport(Report[FixRow]):
     Attributes:
         rows: the findings fixed, in the order in which that was done, then those left.
         guideline: whose findings they are.
+        notes: what the model had around it, and the copy has not.
     """
 
-    def __init__(self, rows: Iterable[FixRow], guideline: str) -> None:
-        super().__init__(rows)
+    def __init__(self, rows: Iterable[FixRow], guideline: str, notes: Iterable[str] = ()) -> None:
+        super().__init__(rows, notes=notes)
         self.guideline = guideline
 
     @property
@@ -85,4 +86,4 @@ class FixReport(Report[FixRow]):
         ]
         notes = [f"{number}: {reason}" for number, reason in enumerate(shared, 1)]
         counts = f"{self.guideline}: {len(self) - len(self.left)} fixed, {len(self.left)} left"
-        return Cells(_COLUMNS, rows, [counts, *notes], words=_COLUMNS)
+        return Cells(_COLUMNS, rows, [counts, *notes, *self.notes], words=_COLUMNS)

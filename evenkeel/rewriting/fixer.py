@@ -28,6 +28,7 @@ _NO_EDIT = "no edit does it"
 _UNSAFE = "it changes what the model computes in eval mode, or is a guess, which needs unsafe=True"
 _UNEQUAL = "the model would compute something else in eval mode, or hold other keys"
 _MISSED = "there would be more or fewer dropouts afterwards than there are to be"
+_BARE = "the copy is without its wrapper ({}): wrap it anew, or compile it"
 _NO_USE = "it is still there after the edit"
 _ENDLESS = f"{_ROUNDS} rounds of edits did not come to an end"
 
@@ -116,7 +117,8 @@ def fix(
         fixed = copy_of(plain) if context.model is plain else context.model
     undone = [FixRow.of(finding, left.get(_key(finding), _ENDLESS)) for finding in found]
     still = Counter((row.code, row.path) for row in undone if row.reason == _NO_USE)
-    report = FixReport([*(row for row in rows if not still[row.code, row.path]), *undone], guideline)
+    bare = [_BARE.format(type(model).__name__)] if plain is not model else []
+    report = FixReport([*(row for row in rows if not still[row.code, row.path]), *undone], guideline, bare)
     _warn_of(report)
     fixed.evenkeel_fix = report  # type: ignore[assignment]
     return fixed

@@ -29,7 +29,7 @@ from evenkeel.shift.shift_rows import ShiftRow
 from evenkeel.statistics.batch_merging import Group
 from evenkeel.statistics.measurement import Measurement
 from evenkeel.statistics.other_weights import changes_of, left_behind, of_other_weights
-from evenkeel.statistics.stored_values import fault_of, is_never_updated, is_untrained
+from evenkeel.statistics.stored_values import fault_of, infinite_behind, is_never_updated, is_untrained
 
 _UNTRAINED = (
     "no norm was ever updated: the model is untrained, or its weights were not loaded, and these ratios say nothing "
@@ -124,6 +124,7 @@ def variance_shift(
     notes += [f"{path}: {measurement.why_not(path)}" for path in norms if path not in populations]
     notes += [f"{path}: {what}" for path, what in beside.items()]
     notes += measurement.quantizers.notes
+    notes += infinite_behind(plain, norms)
     notes += _on_weights(model, graph, norms, rows)
     if all(map(is_untrained, norms.values())) and not any(map(is_never_updated, norms.values())):
         rows = [replace(row, why="untrained") if row.folded > LARGEST else row for row in rows]

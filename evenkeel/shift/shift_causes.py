@@ -21,6 +21,7 @@ from evenkeel.statistics.stored_values import (
     MUCH,
     NEVER_UPDATED,
     batches_in,
+    fault_in_affine,
     fault_of,
     history_of,
     initial_left,
@@ -90,7 +91,7 @@ class ShiftCauses:
             moved_most=float(moves.max()),
             spread=(float(ratios.min()), float(ratios.max())),
             initial_left=initial_left(norm),
-            bad=fault_of(norm),
+            bad=fault_of(norm) or fault_in_affine(norm),
             channels=histogram_of(ratios),
         )
         if row.bad:

@@ -123,14 +123,14 @@ class Measurement:
         # On a CPU this layout makes statistics of images cheap.
         self._layout: Layout | None = channels_last if device_of(model).type == "cpu" else None
         self._group: Group | None = None  # the one that is running
-        self._is_spoilt = False  # whether it has reached a norm that is
+        self._is_spoilt = self._is_watching = False  # whether it has reached a norm that is; whether it is measured
         model.eval()
         self.quantizers = hold_quantizers_(model)
         for path, norm in norms.items():
             norm.register_forward_pre_hook(partial(self._enter, path))
 
     def _enter(self, path: str, _norm: nn.Module, _args: Any) -> None:
-        if self.pairing is None or not self.pairing.is_running:
+        if self._is_watching and not (self.pairing and self.pairing.is_running):
             self.called.add(path)
 
     @property
@@ -307,7 +307,7 @@ class Measurement:
             BatchError: the group failed, here or on another rank.
             Retry: it did, but there is a more careful way.
         """
-        self._group, self._is_spoilt = group, False
+        self._group, self._is_spoilt, self._is_watching = group, False, group is not None
         if group is not None:
             try:
                 on_read = None if self.batches else self.entangled.add
@@ -326,6 +326,7 @@ class Measurement:
                 if last:
                     raise
                 raise Retry(str(error), own=True) from error
+        self._is_watching = False
         done = Message(State.DONE, sizes=(len(group.held), group.samples) if group else (0, 0))
         messages = self._exchange(done)
         while any(message.state is not State.DONE for message in messages):

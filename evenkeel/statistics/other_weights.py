@@ -58,7 +58,8 @@ def of_other_weights(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, 
 def left_behind(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     """Norms that were updated less often than others of the model, by path, each with how often, in words.
 
-    A norm that a pass calls several times is updated as often. Whether those behind are newer layers, or were in eval
+    A norm that a pass calls several times is updated as often; of one that is called on parts of a batch, how often
+    depends on the batch. Whether those behind are newer layers, or were in eval
     mode, or were copied from elsewhere, counts do not tell.
 
     >>> from evenkeel.graph.tracing import trace
@@ -69,10 +70,15 @@ def left_behind(graph: LayerGraph, norms: Mapping[str, Norm]) -> dict[str, str]:
     {'0': "updated 20 times, where '1' was 120 times: statistics of other weights, unless it is a newer layer"}
     """
     calls = Counter(layer.module for layer in graph.of(Kind.NORM))
+    rows = Counter[object]()
+    for layer in graph.of(Kind.NORM):
+        rows[layer.module] += layer.shape[0] if layer.shape else 0
+    batches = {layer.shape[0] for layer in graph.of(Kind.INPUT) if layer.shape}
     counts = {
         path: int(count) / max(calls[norm], 1)
         for path, norm in norms.items()
         if (count := norm.num_batches_tracked) is not None and count > 0 and not is_as_written(norm)
+        if calls[norm] < 2 or rows[norm] not in batches
     }
     most = max(counts, key=counts.__getitem__, default="")
     return {

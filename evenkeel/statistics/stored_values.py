@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -32,13 +33,59 @@ def faults_in(norm: Norm) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("running_mean", "running_var"):
         values = getattr(norm, name)
-        kinds = {"NaN": values.isnan(), "infinite values": values.isinf()}
+        kinds = _infinite(values)
         if name == "running_var":
             kinds["negative values"] = (values < 0) & values.isfinite()
-        counts = [f"{what} in {int(where.sum())}" for what, where in kinds.items() if where.any()]
-        if counts:
-            found[name] = f"{name} holds {' and '.join(counts)} of {len(values)} channels"
+        if counts := _counts(kinds):
+            found[name] = f"{name} holds {counts} of {len(values)} channels"
     return found
+
+
+def _infinite(values: Tensor) -> dict[str, Tensor]:
+    """Where something is no number, by what it is."""
+    return {"NaN": values.isnan(), "infinite values": values.isinf()}
+
+
+def _counts(kinds: Mapping[str, Tensor]) -> str:
+    return " and ".join(f"{what} in {int(where.sum())}" for what, where in kinds.items() if where.any())
+
+
+@torch.no_grad()
+def infinite_parameters(model: nn.Module) -> dict[str, str]:
+    """The parameters that hold what is no number, by path, each with that in words.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2))
+    >>> net[0].weight.data[0, 0] = math.nan
+    >>> infinite_parameters(net)
+    {'0.weight': 'holds NaN in 1 of 4 values'}
+    """
+    return {
+        path: f"holds {_counts(_infinite(parameter))} of {parameter.numel()} values"
+        for path, parameter in model.named_parameters()
+        if not (is_lazy(parameter) or parameter.is_meta) and parameter.is_floating_point() and parameter.itemsize > 1
+        if not parameter.isfinite().all()
+    }
+
+
+def infinite_behind(model: nn.Module, norms: Mapping[str, Norm]) -> list[str]:
+    """A line for every parameter that holds what is no number, but for those of norms that have a row."""
+    own = {f"{path}.{name}" for path in norms for name in ("weight", "bias")}
+    return [
+        f"{path} {what}, and so does what is made of it: load a checkpoint from before"
+        for path, what in infinite_parameters(model).items()
+        if path not in own
+    ]
+
+
+def fault_in_affine(norm: Norm) -> str:
+    """What in a norm's weight and bias is no number, in words; nothing if all is.
+
+    >>> norm = nn.BatchNorm1d(3)
+    >>> norm.bias.data[0] = math.inf
+    >>> fault_in_affine(norm)
+    'bias holds infinite values in 1 of 3 values'
+    """
+    return "; ".join(f"{name} {what}" for name, what in infinite_parameters(norm).items() if "." not in name)
 
 
 def fault_of(norm: Norm) -> str:

@@ -42,6 +42,7 @@ DRAWN = {
     "the rest of a mask": lambda: 1 - torch.empty(N).bernoulli_(0.7),
     "below": lambda: (torch.rand(N) < 0.3).float() * 2,
     "above": lambda: torch.rand(N) < 0.3,
+    "a mask of integers": lambda: torch.randint(0, 2, (N,)).float() / 0.5,
     "not": lambda: ~(torch.rand(N) >= 0.4),
     "rounded down": lambda: torch.floor(0.8 + torch.rand(N)),
     "negated": lambda: -(1 + torch.rand(N)),

@@ -350,6 +350,31 @@ def test_statistics_that_cannot_be_are_a_finding_each(value):
     assert finding.path == "4.0" and "1 of 8 channels" in finding.message
 
 
+@pytest.mark.parametrize("name", ["0.weight", "3.bias", "4.0.weight", "5.bias"])
+def test_so_are_weights_that_are_not_finite(name):
+    model = nn.Sequential(linear(), nn.Dropout(), linear(), norm(), nn.Sequential(norm()), linear())
+    model.get_parameter(name).data.flatten()[1] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ek.UnpredictedWarning)
+        (finding,) = of_norms(model, "EK108")
+    assert finding.path == name.rpartition(".")[0] and "holds NaN in 1 of" in finding.message
+
+
+class OfItsOwn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(8))
+
+    def forward(self, x):
+        return x - self.running_mean
+
+
+def test_norms_that_no_rule_looks_at_are_said_to_be_so():
+    found = ek.lint(nn.Sequential(linear(), nn.Dropout(), OfItsOwn()), torch.zeros(2, 8))
+    assert any("2 is of class OfItsOwn" in note and "no rule looks at it" in note for note in found.notes)
+    assert not ek.lint(nn.Sequential(linear(), norm()), torch.zeros(2, 8)).notes
+
+
 # EK4: residual branches
 
 

@@ -36,3 +36,19 @@ def test_the_shift_of_stochastic_depth_is_a_note():
 @pytest.mark.parametrize(("model", "guideline"), [(Block(0.0), "li2018"), (Block(), "kim2023")])
 def test_there_is_no_note_without_it_or_by_other_guidelines(model, guideline):
     assert ek.lint(model, torch.zeros(2, 8), guideline=guideline).notes == ()
+
+
+class OfUnknownRate(Block):
+    def __init__(self):
+        super().__init__()
+        del self.p  # which tells
+        self.register_buffer("rate", torch.tensor(0.3))
+
+    def forward(self, x):
+        branch = self.branch(x)
+        return self.head(self.norm(x + branch * (torch.rand(len(x), 1) > self.rate) if self.training else branch))
+
+
+def test_a_rate_that_is_not_known_is_said_to_be_so():
+    (note,) = ek.lint(OfUnknownRate(), torch.zeros(2, 8), guideline="li2018").notes
+    assert "p=? (mul" in note

@@ -52,6 +52,8 @@ BY_FUNCTION = {
     "by name": lambda n, x: F.batch_norm(input=x, running_var=n.running_var, running_mean=n.running_mean),
     "torch.batch_norm": lambda n, x: torch.batch_norm(x, None, None, *buffers(n), False, 0.1, 1e-5, False),
     "native": lambda n, x: torch.native_batch_norm(x, None, None, *buffers(n), False, 0.1, 1e-5),
+    "aten": lambda n, x: torch.ops.aten.batch_norm(x, None, None, *buffers(n), False, 0.1, 1e-5, False),
+    "an overload": lambda n, x: torch.ops.aten.native_batch_norm.default(x, None, None, *buffers(n), False, 0.1, 1e-5),
     "F.instance_norm": lambda n, x: F.instance_norm(x[..., None], *buffers(n), use_input_stats=False),
 }
 

@@ -31,6 +31,25 @@ def test_a_model_without_is_refused():
         norms_of(nn.LayerNorm(3))
 
 
+class ByOtherNames(nn.Module):
+    """Keeps its statistics under names of its own, and a weight."""
+
+    def __init__(self, buffers):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+        for name in ("m", "s2"):
+            if buffers:
+                self.register_buffer(name, torch.ones(3))
+            else:
+                setattr(self, name, torch.ones(3))
+
+
+@pytest.mark.parametrize("buffers", [True, False])
+def test_a_model_without_is_refused_by_what_may_be_norms_of_its_own(buffers):
+    with pytest.raises(ek.ModelError, match=r"'1' is of class ByOtherNames.* holds m, s2: if these are statistics"):
+        norms_of(nn.Sequential(nn.Linear(3, 3), ByOtherNames(buffers)))
+
+
 def sharing(module_too):
     """Two calls of one norm, or of two norms that store their statistics in the same buffers."""
     torch.manual_seed(0)

@@ -82,3 +82,57 @@ def test_noise_that_stays_on_is_part_of_the_signal(noise, p):
     predicted = ek.predict_shift(model, x[:2])
     assert predicted[0].ratio == pytest.approx(ek.variance_shift(model, [x])[0].ratio, rel=0.08)
     assert not predicted.unsure or noise == "added noise"
+
+
+class Parts(nn.Module):
+    """A norm is fed parts of a batch behind dropout, chosen in some way."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.first, self.linear = nn.BatchNorm1d(16), nn.Linear(16, 64)
+        self.norm, self.parts = nn.BatchNorm1d(64, momentum=None), parts
+
+    def forward(self, x, valid):
+        x = self.linear(F.dropout(self.first(x).relu(), 0.4, self.training))
+        return torch.cat([self.norm(part) for part in self.parts(x, valid)])
+
+
+PARTS = {
+    "by index": lambda x, valid: [x[torch.arange(i, len(x), 2)] for i in (0, 1)],
+    "by a mask": lambda x, valid: [x[valid]],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_norms_that_are_fed_parts_of_a_batch_are_predicted(name):
+    torch.manual_seed(0)
+    model = Parts(PARTS[name])
+    data = [(torch.randn(128, 16), torch.rand(128) > 0.3) for _ in range(40)]
+    for batch in data:
+        model(*batch)
+    (_, true) = ek.variance_shift(model, data, forward=lambda model, batch: model(*batch))
+    predicted = ek.predict_shift(model, data[0])
+    assert not predicted.unsure
+    assert predicted[1].ratio == pytest.approx(true.ratio, rel=0.1)
+
+
+class ByHand(nn.BatchNorm1d):
+    def forward(self, x):
+        return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
+
+
+class Unreached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.by_hand, self.idle = nn.BatchNorm1d(4), ByHand(4), nn.BatchNorm1d(4)
+        self.last = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.last(self.by_hand(self.first(x)).reshape(-1, 8))
+
+
+def test_why_a_norm_is_not_predicted_is_said():
+    found = ek.predict_shift(Unreached(), torch.randn(8, 4)).unsure
+    assert found["idle"] == "never reached" and "no call of torch's batch norm" in found["by_hand"]
+    with pytest.raises(ek.ModelError, match=r"nothing is predicted of 1 norm; '0'.*no call of torch's batch norm"):
+        ek.predict_shift(nn.Sequential(ByHand(4)), torch.randn(8, 4))

@@ -246,6 +246,27 @@ def small():
     return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2))
 
 
+def test_what_cannot_run_in_eval_mode_is_refused():
+    class NoEval(nn.Sequential):
+        def forward(self, x):
+            if not self.training:
+                raise AttributeError("no eval mode")
+            return super().forward(x)
+
+    model = NoEval(nn.Linear(4, 4), nn.Dropout(0.3), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with pytest.raises(ek.TraceError, match=r"eval mode.* no eval mode"):
+        ek.fix(model, torch.zeros(4, 4), guideline="li2018")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: model])
+def test_a_wrapper_that_the_copy_has_not_is_named(wrap):
+    model = wrap(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    report = ek.fix(model, torch.zeros(4, 4), guideline="li2018").evenkeel_fix
+    assert len(report.notes) == isinstance(model, (nn.DataParallel, torch._dynamo.OptimizedModule))
+    text = " ".join(str(report).split())
+    assert all(type(model).__name__ in note and note in text for note in report.notes)
+
+
 def test_without_findings_a_copy_comes_back_with_an_empty_report():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
     fixed = ek.fix(model, torch.zeros(2, 4), guideline="li2018")

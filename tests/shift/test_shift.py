@@ -84,6 +84,24 @@ def test_norms_never_reached_are_named():
 
     report = ek.variance_shift(Unused(), torch.randn(2, 8, 4))
     assert len(report) == 1 and "unused" in report.notes[0] and "unused: never reached" in str(report)
+
+
+def test_a_norm_of_train_mode_alone_is_not_reached():
+    class Split(nn.BatchNorm1d):
+        """As in adversarial training with auxiliary norms: half of a batch each."""
+
+        def __init__(self, features):
+            super().__init__(features)
+            self.auxiliary = nn.BatchNorm1d(features)
+
+        def forward(self, x):
+            if not self.training:
+                return super().forward(x)
+            first, other = x.chunk(2)
+            return torch.cat([super().forward(first), self.auxiliary(other)])
+
+    report = ek.variance_shift(nn.Sequential(nn.Dropout(0.3), Split(4)), [torch.randn(64, 4)])
+    assert any(note == "1.auxiliary: never reached by the batches" for note in report.notes)
     model = nn.Sequential(nn.Linear(4, 4))
     model.never = nn.BatchNorm1d(4)
     model.forward = lambda x: x

@@ -197,3 +197,19 @@ def test_a_copy_whose_buffers_were_forgotten_is_not_called_untrained():
     assert all("a copy made before training" in row.why for row in report)
     assert not any("untrained" in note for note in report.notes)
     assert [f.code for f in ek.lint(net, DATA[0]) if f.code == "EK106"] == ["EK106"]
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_norm_called_on_parts_of_a_batch_is_as_often_updated_whatever_the_batch(size):
+    class Ghost(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return torch.cat([self.b(part) for part in self.a(x).split(8)])
+
+    net = Ghost()
+    for _ in range(10):
+        net(torch.randn(16, 4))
+    assert not left_behind(ek.trace(net, torch.ones(size, 4)), {"a": net.a, "b": net.b})

@@ -94,3 +94,30 @@ def test_negative_variances_are_faults_and_negative_means_are_not():
     broken = copy.deepcopy(norm)
     broken.running_var[1] = -1e-9
     assert fault_of(broken) == "running_var holds negative values in 1 of 8 channels"
+
+
+def gated(path, name):
+    """A net that has been trained, of which one value of a parameter is none, with its data."""
+    torch.manual_seed(0)
+    data = [torch.randn(64, 4) for _ in range(60)]
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    net.append(nn.Linear(4, 2))
+    for x in data:
+        net(x)
+    net.get_submodule(path).get_parameter(name).data.flatten()[1] = math.nan
+    return net, data[:4]
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_norm_whose_weight_is_no_number_is_the_worst(name):
+    net, data = gated("4", name)
+    for report in (ek.variance_shift(net, data), ek.predict_shift(net, data[0])):
+        assert report.worst == math.inf and report.worst_row.path == "4"
+        assert report.worst_row.bad == f"{name} holds NaN in 1 of 4 values"
+
+
+def test_what_no_norm_shows_is_said():
+    net, data = gated("5", "weight")
+    reports = ek.variance_shift(net, data), ek.predict_shift(net, data[0]), ek.reestimate_(net, data)
+    for report in reports:
+        assert any(note.startswith("5.weight holds NaN in 1 of 8 values") for note in report.notes)

@@ -1,8 +1,8 @@
 """EK108: running statistics that cannot be.
 
 ## What it does
-Finds norms that store NaN, infinite values, or negative variances; and norms that store a variance where the weights
-right before them are all 0, as of a filter that was pruned, so that nothing varies.
+Finds norms that store NaN, infinite values, or negative variances; weights that are not finite; and norms that store a
+variance where the weights right before them are all 0, as of a filter that was pruned, so that nothing varies.
 
 ## Why it matters
 In eval mode such a channel, and all that follows, is NaN; a negative variance that eps makes up for passes unseen, as a
@@ -28,11 +28,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from evenkeel.graph.kinds import Kind
+from evenkeel.graph.layer_graph import Layer
 from evenkeel.linting.context import Context
 from evenkeel.linting.findings import Finding
 from evenkeel.linting.rule import rule
 from evenkeel.statistics.other_weights import of_other_weights
-from evenkeel.statistics.stored_values import fault_of
+from evenkeel.statistics.stored_values import fault_of, infinite_parameters
 
 EXAMPLE = (2, 16)
 
@@ -47,6 +49,16 @@ def statistics_that_cannot_be(context: Context) -> Iterator[Finding]:
                 f"{fault}.",
                 "Re-estimate it from data by reestimate_, and look for the batch of training that overflowed.",
             )
+    held = {f"{path}.{name}" for path in context.norms for name in ("weight", "bias")}
+    for name, what in infinite_parameters(context.model).items():
+        path, _, last = name.rpartition(".")
+        layers = (layer for layer in context.graph if layer.path == path)
+        found = f"{last} {what}.", "Load a checkpoint from before, and look for the batch of training that overflowed."
+        yield (
+            context.at_norm(path, *found)
+            if name in held
+            else Finding.at(next(layers, Layer(path, Kind.OPAQUE, path)), *found)
+        )
     for path, reason in of_other_weights(context.graph, context.norms).items():
         yield context.at_norm(
             path, f"{reason}.", "Re-estimate it from data by reestimate_: weights have changed since."
