@@ -220,7 +220,8 @@ def check_signals(
 def _has_values(example: Any) -> bool:
     """Whether an example's floating tensors hold values that may be meant, not the same one throughout."""
     given = (t for t in tensors(example) if t.is_floating_point() and not t.is_meta and t.numel())
-    return any(bool((t != t.flatten()[0]).any()) for t in given)
+    dense = (t if t.layout is torch.strided else t.to_dense() for t in given)
+    return any(bool((t != t.flatten()[0]).any()) for t in dense)
 
 
 class _Meter:

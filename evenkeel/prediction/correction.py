@@ -28,6 +28,7 @@ from evenkeel.shift.shift_page import Repair
 from evenkeel.statistics.noise import STATISTICS
 from evenkeel.statistics.norm_change import NormChange, Paired
 from evenkeel.statistics.pairs import Match
+from evenkeel.statistics.stored_values import averaged_while_trained
 from evenkeel.statistics.stretching import stretched, warn
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
@@ -190,6 +191,7 @@ def correct_(
         )
         untouched = {path: doubt.reason for path, doubt in found.doubts.items() if doubt.wrong or unsure == "leave"}
         untouched |= given.beside
+    averaged = averaged_while_trained(norms)  # before they are written
     channels = {path: moments for path, moments in found.channels.items() if path not in untouched}
     values: dict[tuple[nn.Module, str], Tensor] = {
         (norms[path], name): value.to(getattr(norms[path], name).dtype)
@@ -210,7 +212,7 @@ def correct_(
     stretch = stretched(graph, norms, changes)
     warn(stretch)
     written = {path: reason for path, reason in found.unsure.items() if path not in untouched}
-    notes = [*([stretch] if stretch else []), *quantizers_of(whole).notes, *outgrown_notes(whole)]
+    notes = [*([stretch] if stretch else []), *averaged, *quantizers_of(whole).notes, *outgrown_notes(whole)]
     done = Correction(changes, untouched, held, notes, written, match=match)
     return done.drawn_with(partial(outline, graph))
 

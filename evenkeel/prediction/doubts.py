@@ -66,7 +66,9 @@ def doubt_of(
 
 
 def _exceeded(arrivals: list[Arrival]) -> Iterable[str]:
-    """More noise than there is variance."""
+    """More noise than there is variance, or no variance at all."""
+    if not any(arrival.channels.train_var.any() for arrival in arrivals):
+        yield "it stores a variance of 0 in all channels, as if nothing that reached it ever varied"
     exceeded = torch.stack([arrival.exceeded for arrival in arrivals]).any(0)
     if exceeded.sum() > _EXCEEDED * len(exceeded):
         count = f"{int(exceeded.sum())} of {len(exceeded)}"

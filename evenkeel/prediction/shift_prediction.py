@@ -37,6 +37,7 @@ from evenkeel.shift.shift_report import ShiftReport
 from evenkeel.shift.shift_rows import ShiftRow
 from evenkeel.statistics.measurement import NO_CALL
 from evenkeel.statistics.stored_values import (
+    averaged_while_trained,
     damage_of,
     fault_in_affine,
     fault_of,
@@ -153,7 +154,7 @@ def predict_shift(model: nn.Module, example: Any, *, seed: int = 0) -> ShiftRepo
         )
         for path, channels in found.channels.items()
     ]
-    notes = [*_opaque(found, norms), *infinite_behind(plain, norms)]
+    notes = [*_opaque(found, norms), *infinite_behind(plain, norms), *averaged_while_trained(norms)]
     return ShiftReport(rows, notes, unsure=unsure).drawn_with(partial(outline, graph))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from evenkeel.errors import count_text
+from evenkeel.errors import count_text, listed
 from evenkeel.model.buffers import is_as_written
 from evenkeel.model.norms import Norm
 
@@ -200,6 +200,27 @@ def history_of(norm: Norm) -> str:
     count = norm.num_batches_tracked
     updates = "updates that were not counted" if count is None else count_text(int(count), "update")
     return f"{updates}, all averaged" if norm.momentum is None else f"{updates} at momentum {norm.momentum:g}"
+
+
+def averaged_while_trained(norms: Mapping[str, Norm]) -> list[str]:
+    """A line for norms of momentum None, if they were trained: what they store is an average over all of it.
+
+    >>> norm = nn.BatchNorm1d(3, momentum=None)
+    >>> averaged_while_trained({"bn": norm})
+    []
+    """
+    counts = {
+        path: int(norm.num_batches_tracked)
+        for path, norm in norms.items()
+        if norm.momentum is None and _differs(norm.weight) and not is_as_written(norm, "running_var")
+        if norm.num_batches_tracked is not None and norm.num_batches_tracked > 1
+    }
+    if not counts:
+        return []
+    return [
+        f"{listed([*counts])}: averages over {count_text(max(counts.values()), 'update')} alike "
+        "(momentum=None): if these were training, they lag behind the weights, and only data tell by how much"
+    ]
 
 
 def is_untrained(norm: Norm) -> bool:

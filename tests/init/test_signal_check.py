@@ -494,3 +494,19 @@ def test_values_of_an_example_are_used_as_batches_or_else_that_is_said():
     assert report.notes[0] in str(report).replace("\n", " ")
     assert ek.check_signals(model, torch.zeros(64, 4)).notes == ek.check_signals(model, images, [images]).notes == ()
     assert ek.check_signals(model, images, [images])[0].measured.eval_variance > 4 * report[0].measured.eval_variance
+
+
+@pytest.mark.parametrize("product", [torch.sparse.mm, torch.spmm, torch.matmul])
+def test_sparse_inputs_are_read(product):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.head = nn.Parameter(torch.randn(32, 8)), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.head(product(x, self.weight).relu())
+
+    model, example = Net(), torch.eye(64)[:, :32].to_sparse()
+    assert len(ek.init_(model, example, seed=0)) == 2
+    assert float(model.weight.detach().var()) * 32 == pytest.approx(1, abs=0.4)
+    assert len(ek.check_signals(model, example)) == 2

@@ -165,3 +165,13 @@ def test_a_norm_right_behind_one_of_which_the_prediction_is_wrong_rests_on_it():
     reason = "the noise predicted exceeds the variance stored in 16 of 16 channels"
     assert unsure == {"norm": reason, "behind": f"it rests on 'norm' ({reason})"}
     assert set(ek.correct_(model, torch.zeros(1, 16)).untouched) == {"norm", "behind"}
+
+
+def test_a_norm_that_stores_no_variance_is_said_to_be_so():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    for _ in range(60):
+        net(torch.randn(64, 4))
+    net[1].running_var.zero_()
+    for report in (ek.predict_shift(net, torch.zeros(2, 4)).unsure, ek.correct_(net, torch.zeros(2, 4)).untouched):
+        assert "variance of 0 in all channels" in report["1"]

@@ -121,3 +121,18 @@ def test_what_no_norm_shows_is_said():
     reports = ek.variance_shift(net, data), ek.predict_shift(net, data[0]), ek.reestimate_(net, data)
     for report in reports:
         assert any(note.startswith("5.weight holds NaN in 1 of 8 values") for note in report.notes)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.1])
+def test_averages_over_all_of_training_are_said_to_lag(momentum):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3), nn.BatchNorm1d(4, momentum=momentum))
+    for _ in range(60):
+        net(torch.randn(64, 4))
+    assert not ek.predict_shift(net, torch.zeros(2, 4)).notes
+    nn.init.normal_(net[2].weight)  # as if trained
+    for _ in range(2):
+        notes = ek.predict_shift(net, torch.zeros(2, 4)).notes
+        assert any("60 updates alike" in note and "lag behind" in note for note in notes) is (momentum is None)
+    done = ek.correct_(net, torch.zeros(2, 4), match="mean", unsure="write")
+    assert any("lag behind" in note for note in done.notes) is (momentum is None)
