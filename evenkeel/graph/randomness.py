@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +37,7 @@ class Law:
     Attributes:
         mean: their mean; None if it is not known.
         variance: their variance, 0 of a tensor filled with one value; None if it is not known.
-        peak: of a mask, whose elements are 0 or this value.
+        peak: of a mask, whose elements are 0 or this value; NaN if that is not known.
         bounds: of a uniform law.
 
     >>> Law(mean=1.0, variance=0.25).p, Law(mean=0.8, variance=0.16, peak=1.0).scaled
@@ -84,11 +85,14 @@ class Law:
         """The product with independent elements."""
         zero = self.mean == 0 or other.mean == 0
         mean = 0.0 if zero else None if self.mean is None or other.mean is None else self.mean * other.mean
+        kept = self._scaled_by(other) or other._scaled_by(self)
+        if not kept and (self.peak is not None or other.peak is not None):
+            kept = {"peak": math.nan}  # 0 where a mask is, and some value elsewhere
         if None in (self.mean, self.variance, other.mean, other.variance):
-            return replace(Law(mean, None), **self._scaled_by(other) or other._scaled_by(self))
+            return replace(Law(mean, None), **kept)
         seconds = [law.variance + law.mean**2 for law in (self, other)]  # type: ignore[operator]
         variance = max(seconds[0] * seconds[1] - mean**2, 0.0)  # type: ignore[operator]
-        return replace(Law(mean, variance), **self._scaled_by(other) or other._scaled_by(self))
+        return replace(Law(mean, variance), **kept)
 
     def plus(self, other: Law, sign: float = 1.0) -> Law:
         """The sum with independent elements, or the difference."""
@@ -172,7 +176,7 @@ def _multiplied(name: str, first: Law, second: Law) -> Law:
     if name not in DIVISIONS:
         return first.times(second)
     if second.is_random or not second.mean:
-        return Law(0.0 if first.mean == 0 else None, None)
+        return first.times(Law())
     return first.times(Law(1 / second.mean, 0.0))
 
 
@@ -184,6 +188,8 @@ def _of_random(name: str, operands: list[Law]) -> Law:
         return mask.inverted() if name in GREATER else mask
     if name in INVERSIONS:
         return first.inverted()
+    if "max" in name and first.peak is not None and kind_of_function(name) is Kind.POOL:
+        return Law(peak=first.peak)  # a mask of blocks
     if name in NEGATIONS:
         return first.times(Law(-1.0, 0.0))
     if name in ROUNDED_DOWN and first.bounds and 0 <= first.bounds[0] <= 1 <= first.bounds[1] <= 2:

@@ -18,6 +18,7 @@ from evenkeel.graph.unseen_calls import scripted_calls, unchecked_laws
 from evenkeel.model.batches import device_of
 from evenkeel.prediction.anchors import Stored
 from evenkeel.prediction.arrivals import Arrival, arrived, fits
+from evenkeel.prediction.noisy_call import is_unknown_factor
 from evenkeel.prediction.replica_recorder import ReplicaRecorder, is_multiple
 from evenkeel.prediction.replicas import COUNT, Channels, Energies, as_trained, channels_of, energies_of
 
@@ -167,7 +168,7 @@ class LaneRecorder(ReplicaRecorder):
             if not self.plan.matched:
                 out.copy_(call.calmed())
             return False
-        if layer.kind is Kind.DROPOUT and not is_multiple(layer):
+        if is_unknown_factor(layer) or (layer.kind is Kind.DROPOUT and not is_multiple(layer)):
             return False
         quiet = call.quiet(layer)
         if quiet.shape != out.shape or quiet.dtype != out.dtype:

@@ -117,3 +117,9 @@ class NoisyCall:
 
     def _is_noise(self, tensor: Tensor) -> bool:
         return any(tensor is noise for noise in self.noises)
+
+
+def is_unknown_factor(layer: Layer) -> bool:
+    """Whether noise multiplies a signal by what nothing is known of, such as the angle of diffusion."""
+    by = layer.noise
+    return layer.kind is Kind.NOISE and kind_of_function(layer.function) is Kind.GATE and not (by and by.is_centered)

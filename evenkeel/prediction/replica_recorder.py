@@ -29,7 +29,7 @@ from evenkeel.model.threads import single_threaded, threads_for
 from evenkeel.prediction.anchors import Stored, is_repaired
 from evenkeel.prediction.arrivals import Arrival, Pending, arrived, fits, whole_of
 from evenkeel.prediction.mask_versions import MaskVersions
-from evenkeel.prediction.noisy_call import NoisyCall
+from evenkeel.prediction.noisy_call import NoisyCall, is_unknown_factor
 from evenkeel.prediction.random_inputs import noises
 from evenkeel.prediction.replicas import (
     COUNT,
@@ -349,8 +349,8 @@ class ReplicaRecorder(Recorder):
             return True
         if layer.kind is Kind.DROPOUT:
             return self._remove_dropout(layer, out, dim)
-        quiet = call.quiet(layer)
-        if quiet.shape != out.shape or quiet.dtype != out.dtype:
+        quiet = None if is_unknown_factor(layer) else call.quiet(layer)
+        if quiet is None or quiet.shape != out.shape or quiet.dtype != out.dtype:
             return False
         rows = out.shape[dim] // COUNT
         out.narrow(dim, 0, rows).copy_(quiet.narrow(dim, 0, rows))

