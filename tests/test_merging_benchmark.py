@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.aligning import aligned, interpolated
-from benchmarks.merging import FAMILIES, PAGE, RESULTS, removed, table
+from benchmarks.merging import DESK, FAMILIES, PAGE, RESULTS, removed, table
 from benchmarks.pages import text_in
 
 FOUND = json.loads(RESULTS.read_text())
@@ -69,7 +69,8 @@ def test_the_claims_hold(name):
         ends = sum(one["end points"]) / 2
         assert ends < one["match_"] < one["merged"] < one["not aligned"]
         if "reestimate_" in one:
-            assert one["match_"] == pytest.approx(one["reestimate_"], abs=1.5)
+            gained = one["reestimate_"] - one["match_"]
+            assert 1 < gained < 4 if name == DESK else abs(gained) < 1.5  # branches that end in no norm, or none
             assert one["update_bn"] == pytest.approx(one["reestimate_"], abs=0.5)
     ratios = mean(next(reversed(one["ratios"].values())) for one in seeds)
     assert ratios < 0.9, "variance is lost on the way to the output"
