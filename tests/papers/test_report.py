@@ -123,6 +123,24 @@ def test_a_larger_scale_that_decides_nothing_is_said_beside_the_one_that_does():
     assert "; at desk scale: undecided (+" in lowered.ours and lowered.ours.endswith("1 of 1 pairs)")
 
 
+def test_where_no_scale_decides_that_of_most_seeds_counts():
+    quick = adjust_report()
+    little = {0: 0.2, 1: 0.31}  # adjusted errors, of which the second hardly differs
+    few = [
+        Record.of({**row.content, "figures": {**row.figures, "adjusted_error": little[row.seed]}})
+        for row in quick.results
+        if row.seed in little
+    ]
+    seed = [Record.of({**row.content, "scale": "desk"}) for row in quick.results if row.seed == 0]
+    reports = [
+        ExperimentReport(LI, ADJUST, scale, Results(rows), scale) for scale, rows in (("quick", few), ("desk", seed))
+    ]
+    found = {finding.verdict.claim.text: finding for finding in findings(reports)}
+    lowered = found["With dropout (a) of 0.5, adjusted statistics lower the test error."]
+    assert (lowered.report.scale, lowered.verdict.holds, lowered.verdict.seeds) == ("quick", "undecided", 2)
+    assert "; at desk scale: undecided (+" in lowered.ours
+
+
 def test_a_claim_that_was_not_run_at_the_larger_scale_counts_at_the_smaller():
     quick = adjust_report()
     bare = [Record.of({**row.content, "scale": "desk"}) for row in quick.results if row.factors["place"] == "none"]

@@ -135,7 +135,7 @@ def read_reports(out: Path, experiments: Iterable[tuple[Paper, Experiment]]) -> 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a claim comes to at the scale that counts: the largest one that decides it, or that it was run at.
+    """What a claim comes to at the scale that counts: the largest that decides it; if none does, that of most seeds.
 
     Attributes:
         report: of that scale.
@@ -167,7 +167,7 @@ def _finding(found: list[tuple[ExperimentReport, Verdict]]) -> Finding:
     run = [pair for pair in found if pair[1].holds != "not run"] or found
     ordered = sorted(run, key=lambda pair: SCALES.index(pair[0].scale))
     decided = [place for place, (_, verdict) in enumerate(ordered) if verdict.holds != "undecided"]
-    place = decided[-1] if decided else len(ordered) - 1
+    place = decided[-1] if decided else max(range(len(ordered)), key=lambda place: (ordered[place][1].seeds, place))
     report, verdict = ordered[place]
     others: dict[Scale, str] = {r.scale: v.holds for r, v in ordered[:place] if v.holds != verdict.holds}
     others |= {r.scale: f"{v.holds} ({v.ours})" for r, v in ordered[place + 1 :]}
