@@ -19,7 +19,7 @@ import math
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -225,30 +225,60 @@ def run_growth(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """The tables of the page, in Markdown, by their marks."""
-    heads = "| | bare pass, s | " + " | ".join(f"`{verb}`" for verb in VERBS) + " |"
-    lines = [heads, "|---" * (len(VERBS) + 2) + "|"]
-    for name, rows in results.get("verbs", {}).items():
-        bare_pass = next((row["bare"] for row in rows.values() if "bare" in row), math.nan)
-        cells = [_cell(rows.get(verb, {})) for verb in VERBS]
-        lines.append(f"| {name} | {bare_pass:.3f} | " + " | ".join(cells) + " |")
-    growth = ["| exponent of | " + " | ".join(AXES) + " |", "|---" * (len(AXES) + 1) + "|"]
-    for verb, found in results.get("growth", {}).items():
-        cells = [f"{found[axis]['exponent']:.2f}" if "exponent" in found[axis] else "failed" for axis in AXES]
-        growth.append(f"| `{verb}` | " + " | ".join(cells) + " |")
-    compared = list(results.get("before", {}).items())
-    verbs = [verb for verb in VERBS if any(verb in rows for _, rows in compared)]
-    before = ["| | " + " | ".join(f"`{verb}`" for verb in verbs) + " |", "|---" * (len(verbs) + 1) + "|"]
-    for name, rows in compared:
-        before.append(f"| {name} | " + " | ".join(_compared(rows[v]) if v in rows else "" for v in verbs) + " |")
-    found = {"verbs": lines, "growth": growth, "before": before}
-    return {name: "\n".join(table) + "\n" for name, table in found.items()}
+    makers = {"verbs": _verbs, "growth": _growth, "before": _before}
+    return {name: "\n".join(table(results.get(name, {}))) + "\n" for name, table in makers.items()}
+
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def _verbs(results: Rows) -> list[str]:
+    """A line a network and verb, a column a number of threads."""
+    threads = sorted({_parted(key)[1] for key in results})
+    lines = list[list[str]]()
+    for name in dict.fromkeys(_parted(key)[0] for key in results):
+        found = [results.get(f"{name}; {number} threads", {}) for number in threads]
+        passes = [next((row["bare"] for row in one.values() if "bare" in row), math.nan) for one in found]
+        lines.append([f"**{name}**", "bare pass", *(f"{one:.3g} s" for one in passes)])
+        verbs = [verb for verb in VERBS if any(verb in one for one in found)]
+        lines += [["", f"`{verb}`", *(_cell(one.get(verb, {})) for one in found)] for verb in verbs]
+    heads = [f"{number} thread{'s' if number > 1 else ''}" for number in threads]
+    return _table(["network", "verb", *heads], lines)
+
+
+def _growth(results: Rows) -> list[str]:
+    lines = list[list[str]]()
+    for verb, found in results.items():
+        exponents = (found[axis].get("exponent") for axis in AXES)
+        lines.append([f"`{verb}`", *("failed" if one is None else f"{one:.2f}" for one in exponents)])
+    return _table(["exponent of", *AXES], lines)
+
+
+def _before(results: Rows) -> list[str]:
+    lines = list[list[str]]()
+    for name, rows in results.items():
+        for verb in (verb for verb in VERBS if verb in rows):
+            warm = rows[verb]["seconds"]
+            times = f"{warm['before']:.3g}", f"{warm['now']:.3g}", f"x{show(warm['ratio'], '.2f')}"
+            lines.append([name, f"`{verb}`", *times])
+    return _table(["network", "verb", "before, s", "now, s", "times as fast (middle half)"], lines)
+
+
+def _parted(key: str) -> tuple[str, int]:
+    """The name of a network and the number of threads."""
+    name, _, threads = key.rpartition("; ")
+    return name, int(threads.split()[0])
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
 def _cell(row: dict[str, Any]) -> str:
-    """Warm ratio and seconds, cold seconds, memory."""
+    """Warm seconds and ratio, cold seconds, memory."""
     if "ratio" not in row:
         return "failed" if row else ""
-    return f"x{row['ratio']['median']:.3g}: {row['seconds']:.3g} s ({row['cold']:.3g}), {row['MiB']:.0f} MiB"
+    return f"{row['seconds']:.3g} s, x{row['ratio']['median']:.3g}; cold {row['cold']:.3g} s; {row['MiB']:.0f} MiB"
 
 
 def main() -> None:
