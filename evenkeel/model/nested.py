@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 _LEAVES = {int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device}  # that hold no tensors
 
@@ -136,7 +137,7 @@ def _tensors_in(mapping: Mapping[Any, Any]) -> list[Tensor]:
 
 
 def is_holder(value: Any) -> bool:
-    """Whether an object, no module, has attributes that are tensors or arrays, as a running mean and variance are.
+    """Whether an object, no module or data set, has attributes that are tensors or arrays, as running statistics are.
 
     >>> class Running:
     ...     def __init__(self):
@@ -144,7 +145,7 @@ def is_holder(value: Any) -> bool:
     >>> is_holder(Running()), is_holder(torch.zeros(2)), is_holder("text")
     (True, False, False)
     """
-    if isinstance(value, (Tensor, nn.Module, type, FunctionType, ModuleType)):
+    if isinstance(value, (Tensor, nn.Module, Dataset, type, FunctionType, ModuleType)):
         return False
     held = getattr(value, "__dict__", {})
     return type(held) is dict and any(isinstance(item, (Tensor, np.ndarray)) for item in held.values())

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.data import TensorDataset
 
 import evenkeel as ek
 from evenkeel.model.own_statistics import statistics_beside
+from evenkeel.model.restoring import restored
 from tests.support.snapshots import Snapshot
 
 
@@ -161,6 +163,17 @@ def test_a_number_that_follows_no_data_is_not_named(temperature):
     model = net(Falling(temperature))
     assert statistics_beside(model, lambda: model(data()[0])) == {}
     assert model[2].temperature is temperature
+
+
+def test_a_data_set_that_a_module_holds_is_neither_copied_nor_named():
+    data_set = TensorDataset(torch.randn(4, 8))
+    data_set.targets = torch.zeros(4)
+    model = net(Falling(2.0))
+    model[2].data_set = data_set
+    with restored(model):
+        data_set.targets += 1
+    assert bool(data_set.targets.all())
+    assert statistics_beside(model, lambda: model(data()[0])) == {}
 
 
 class Constant(nn.Module):
