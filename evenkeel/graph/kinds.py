@@ -190,6 +190,7 @@ BY_VALUES = frozenset(
     "equal allclose is_nonzero nonzero argwhere masked_select unique unique_consecutive bincount repeat_interleave "
     "pack_padded_sequence pad_packed_sequence".split()
 )
+UNKNOWN = "unknown"  # the function of a layer that stands for what was done to signals outside of torch
 ENTERING = frozenset("from_numpy tensor as_tensor asarray frombuffer from_dlpack scalar_tensor".split())
 # Functions that take only shape, dtype or device from a tensor: what they return carries no signal.
 SHAPE_ONLY = frozenset(

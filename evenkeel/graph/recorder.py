@@ -32,6 +32,7 @@ from evenkeel.graph.kinds import (
     REPLACING,
     SAMPLES,
     SHAPE_ONLY,
+    UNKNOWN,
     Kind,
     function_name,
     hidden_rate,
@@ -40,7 +41,7 @@ from evenkeel.graph.kinds import (
 )
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.graph.randomness import Law, dropped, law_of
-from evenkeel.graph.unseen_calls import attention_opened, scripted_calls, unchecked_laws
+from evenkeel.graph.unseen_calls import attention_opened, hidden_calls, is_vectorizing, unchecked_laws
 from evenkeel.model import hooks
 from evenkeel.model.flags import frozen_in
 from evenkeel.model.nested import map_tensors, tensors
@@ -90,7 +91,7 @@ class Recorder(TorchFunctionMode):
     def run(self, run: Callable[[Any], Any], inputs: Any) -> LayerGraph:
         """Record the pass that `run(inputs)` makes, the model's modes being set, its parameters perhaps fake by now."""
         given = self._begin(inputs)
-        with self, scripted_calls(self._add_scripted), unchecked_laws():
+        with self, hidden_calls(self._add_scripted), unchecked_laws():
             outputs = run(inputs)
         return self._end(given, outputs)
 
@@ -281,6 +282,8 @@ class Recorder(TorchFunctionMode):
             self.producers[output] = layer
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if is_vectorizing():
+            return
         with torch._C.DisableTorchFunction():  # what the recorder itself asks of tensors is no call of the model
             if not self.stack:
                 self._add_inputs((args, kwargs))
@@ -297,6 +300,8 @@ class Recorder(TorchFunctionMode):
                 self._add(Kind.INPUT, "input", [tensor], shape=tuple(tensor.shape))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if is_vectorizing():
+            return
         error = sys.exc_info()[1]
         with torch._C.DisableTorchFunction():
             if error is not None:
@@ -323,7 +328,7 @@ class Recorder(TorchFunctionMode):
             self._add(Kind.OPAQUE, type(module).__name__, unseen, inputs=signals, shape=tuple(unseen[0].shape))
 
     def _add_scripted(self, scripted: Any, given: Any, output: Any) -> None:
-        """Add an OPAQUE layer for the call of a scripted function or module, which shows none of its own calls."""
+        """Add an OPAQUE layer for the call of what is scripted, or of torch.vmap, which shows none of its own calls."""
         name = getattr(scripted, "name", None) or scripted.original_name
         with torch._C.DisableTorchFunction():
             outputs = [tensor for tensor in tensors(output) if tensor not in self.producers]
@@ -343,7 +348,7 @@ class Recorder(TorchFunctionMode):
                 self._add(Kind.INPUT, "input", [tensor], shape=tuple(tensor.shape))
             elif self.escaped:
                 inputs = tuple(dict.fromkeys(self.escaped))
-                self._add(Kind.OPAQUE, "unknown", [tensor], inputs=inputs, shape=tuple(tensor.shape))
+                self._add(Kind.OPAQUE, UNKNOWN, [tensor], inputs=inputs, shape=tuple(tensor.shape))
         made = self.producers[tensor]
         since = self.position[made] if made else -1
         writes = [(e, layer) for e, layer in self.writes.get(base_of(tensor), ()) if self.position[layer] > since]

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._functorch import apis
 from torch.nn import functional
 
 from evenkeel.graph.kinds import RANDOM, Kind, kind_of_function
+from evenkeel.model.nested import tensors
 
+functorch: Any = torch._C._functorch
 _ASKED: Any = vars(functional)["has_torch_function"]
 
 
@@ -47,6 +50,45 @@ def scripted_calls(seen: Callable[[Any, Any, Any], None]) -> Generator[None]:
     finally:
         for scripted, call in zip(classes, calls, strict=True):
             scripted.__call__ = call
+
+
+class Vectorized:
+    """What stands for a call of torch.vmap, whose inner calls are of tensors that lead nowhere."""
+
+    name = "vmap"
+
+
+@contextmanager
+def vectorized_calls(seen: Callable[[Any, Any, Any], None]) -> Generator[None]:
+    """Tell of every call of torch.vmap that is given values: what stands for it, what it is given and returns."""
+    call = apis.vmap_impl
+
+    def tell(function: Any, in_dims: Any, out_dims: Any, randomness: str, size: Any, *args: Any, **kwargs: Any) -> Any:
+        if not any(tensor.is_floating_point() for tensor in tensors((args, kwargs))):  # of indices, as for masks
+            return call(function, in_dims, out_dims, randomness, size, *args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            output = call(function, in_dims, out_dims, randomness, size, *args, **kwargs)
+        seen(Vectorized(), (args, kwargs), output)
+        return output
+
+    apis.vmap_impl = tell
+    try:
+        yield
+    finally:
+        apis.vmap_impl = call
+
+
+@contextmanager
+def hidden_calls(seen: Callable[[Any, Any, Any], None]) -> Generator[None]:
+    """Tell of every call of what is scripted, and of torch.vmap."""
+    with scripted_calls(seen), vectorized_calls(seen):
+        yield
+
+
+def is_vectorizing() -> bool:
+    """Whether torch.vmap is running, inside of which tensors stand for many."""
+    top = functorch.peek_interpreter_stack()
+    return top is not None and top.key() == functorch.TransformType.Vmap
 
 
 def noisy_calls_in(scripted: Any) -> list[str]:

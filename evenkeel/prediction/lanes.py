@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from evenkeel.errors import TraceError
 from evenkeel.graph.kinds import Kind
 from evenkeel.graph.layer_graph import Layer, LayerGraph
-from evenkeel.graph.unseen_calls import scripted_calls, unchecked_laws
+from evenkeel.graph.unseen_calls import hidden_calls, unchecked_laws
 from evenkeel.model.batches import device_of
 from evenkeel.prediction.anchors import Stored
 from evenkeel.prediction.arrivals import Arrival, arrived, fits
@@ -207,7 +207,7 @@ def run_in_turn(recorders: Sequence[LaneRecorder], run: Callable[[Any], Any], in
         threading.Thread(target=recorder.follow, args=(run, own), daemon=True)
         for recorder, own in zip(recorders, inputs, strict=True)
     ]
-    with scripted_calls(add_scripted), unchecked_laws():
+    with hidden_calls(add_scripted), unchecked_laws():
         for thread in threads:
             thread.start()
         try:

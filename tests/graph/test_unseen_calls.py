@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from evenkeel.graph.unseen_calls import noisy_calls_in, scripted_calls, unchecked_laws
+from evenkeel.graph.unseen_calls import hidden_calls, noisy_calls_in, scripted_calls, unchecked_laws
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
@@ -29,6 +29,15 @@ def test_calls_of_scripted_modules_are_told_once_and_calls_are_put_back():
         output = scripted(torch.ones(1, 2))
     assert seen == [(scripted, output)]
     assert before == (torch.jit.ScriptModule.__call__, torch.jit.ScriptFunction.__call__)
+
+
+def test_vmap_of_values_is_told_whole_and_put_back():
+    before, seen = torch._functorch.apis.vmap_impl, []
+    with hidden_calls(lambda called, given, output: seen.append((called.name, output))):
+        torch.vmap(torch.sum)(torch.ones(2, 3, dtype=torch.int64))
+        output = torch.vmap(torch.sum)(torch.ones(2, 3))
+    assert torch._functorch.apis.vmap_impl is before
+    assert output.tolist() == [3, 3] and seen == [("vmap", output)]
 
 
 def test_laws_are_not_checked_and_then_checked_again():

@@ -605,6 +605,41 @@ def test_what_is_scripted_outside_of_the_tree_is_a_finding_by_itself(guideline):
         assert ek.lint(model, torch.zeros(2, 4), guideline=guideline, ignore=["EK104"]) == []
 
 
+@torch.library.custom_op("evenkeel_tests::halved", mutates_args=())
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+halved.register_fake(torch.empty_like)
+
+
+def ensemble(module, x):
+    """The mean of three copies of a module with dropout inside, by torch.vmap."""
+    weights = {name: torch.stack([weight] * 3) for name, weight in module.named_parameters()}
+    called = torch.vmap(lambda own, x: torch.func.functional_call(module, own, (x,)), (0, None), randomness="different")
+    return called(weights, x).mean(0)
+
+
+@pytest.mark.parametrize("guideline", ["li2018", "kim2023"])
+def test_what_is_done_out_of_sight_is_a_finding_by_itself(guideline):
+    member = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    insides = {
+        "torch.vmap is called": lambda m, x: torch.vmap(m.drop, randomness="different")(x),
+        "torch.vmap": lambda m, x: ensemble(member, x),
+        "custom operator": lambda m, x: halved(x),
+        "leave torch": lambda m, x: torch.tensor(x.tolist()) * 1.0,
+        "come back": lambda m, x: torch.from_numpy(x.detach().numpy() * 2),  # nothing of torch is called behind
+    }
+    for words, inside in insides.items():
+        model = nn.Sequential(nn.Linear(4, 4), Made(inside, drop=nn.Dropout()), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        (found,) = ek.lint(model, torch.zeros(2, 4), guideline=guideline)
+        assert found.code == "EK104" and words in found.message
+        behind = nn.Sequential(model[0], model[2], model[1], model[3])  # behind the last norm only vmap may hide one
+        codes = [finding.code for finding in ek.lint(behind, torch.zeros(2, 4), guideline=guideline)]
+        assert codes == ["EK104"] * ("vmap" in words)
+        assert ek.lint(model, torch.zeros(2, 4), guideline=guideline, ignore=["EK104"]) == []
+
+
 def test_a_loop_over_time_is_one_finding_and_fix_still_mends_every_call():
     class Loop(nn.Module):
         def __init__(self):

@@ -3,8 +3,9 @@
 ## What it does
 Finds calls that no table knows (OPAQUE, `?` in a graph's picture) which the noise of a dropout passes on its way to a
 norm with running statistics; modules that torch.jit made, whatever they hold, also those in a plain list, since none of
-their dropouts and norms is seen; and scripted functions with a dropout, norm or random numbers inside. What torch.jit
-made is found by every guideline, and whichever codes are selected, unless EK104 is ignored.
+their dropouts and norms is seen; scripted functions with a dropout, norm or random numbers inside; calls of torch.vmap;
+and, before a norm, custom operators and detours out of torch, as through numpy, either of which may be a dropout. What
+is not seen is found by every guideline, and whichever codes are selected, unless EK104 is ignored.
 
 ## Why it matters
 The graph does not show whether the dropout's noise reaches the norm, or how much of it: the other rules' findings on
@@ -30,10 +31,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from evenkeel.graph.kinds import Kind
+from evenkeel.graph.kinds import UNKNOWN, Kind
 from evenkeel.graph.layer_graph import Layer
 from evenkeel.graph.queries import norms_behind
-from evenkeel.graph.unseen_calls import noisy_calls_in
+from evenkeel.graph.unseen_calls import Vectorized, noisy_calls_in
 from evenkeel.linting.context import Context
 from evenkeel.linting.edits import Move
 from evenkeel.linting.findings import Finding
@@ -42,6 +43,7 @@ from evenkeel.linting.rule import rule
 from evenkeel.model.opacity import opaque_parts
 
 EXAMPLE = (2, 8)
+_TORCH = ("aten", "prims", "torchvision", "torchaudio", "quantized")  # libraries whose operators are no dropouts
 _UNSEEN = "what dropouts and norms are inside is not seen."
 
 
@@ -77,9 +79,16 @@ def _unseen(context: Context, declared: list[str]) -> Iterator[Finding]:
         if not any(not outer or path.startswith(f"{outer}.") for outer in declared):
             yield Finding(path, f"{path} is {what}: {_UNSEEN}", "Lint the model as it is before torch.jit.")
     held = {id(module) for module in context.model.modules()}
-    for layer in context.graph.of(Kind.OPAQUE):
+    graph = context.graph
+    known = (*opaque_parts(context.model), *declared)
+    for layer in graph.of(Kind.OPAQUE):
+        inside = any(not path or f"{layer.path}.".startswith(f"{path}.") for path in known)
         if id(layer.call) not in held and (what := _scripted(layer)):
             yield Finding.at(layer, what, "Lint the model with the Python that it was made from.")
+        elif (what := _out_of_sight(layer, known=inside)) and (
+            layer.function == Vectorized.name or norms_behind(graph, layer, through_weights=True)
+        ):
+            yield Finding.at(layer, what, "Wrap it in a module that declares evenkeel_kind.")
 
 
 def _scripted(layer: Layer) -> str:
@@ -88,6 +97,29 @@ def _scripted(layer: Layer) -> str:
         return f"{layer.function} is a scripted module that is no part of the model's modules: {_UNSEEN}"
     inside = noisy_calls_in(layer.call) if isinstance(layer.call, torch.jit.ScriptFunction) else []
     return f"{layer.function} is a scripted function with {', '.join(inside)} inside: {_UNSEEN}" if inside else ""
+
+
+def _out_of_sight(layer: Layer, *, known: bool) -> str:
+    """What a call that torch.vmap makes, or that is made outside of torch, may hide.
+
+    Args:
+        layer: the call.
+        known: whether it is in a part that is declared, or scripted and found as such.
+    """
+    if layer.function == Vectorized.name:
+        return f"torch.vmap is called here: {_UNSEEN}"
+    if layer.function == UNKNOWN or (layer.call is None and not known):
+        return "signals leave torch and come back, as through numpy: what is done to them there is not seen."
+    if (space := _namespace(layer.call)) and space not in _TORCH:
+        return f"{layer.function} is a custom operator ({space}): whether it is a dropout is not seen."
+    return ""
+
+
+def _namespace(call: object) -> str:
+    """The library of an operator, such as aten; empty for other functions."""
+    if isinstance(call, torch._ops.OpOverloadPacket):
+        call = getattr(call, call.overloads()[0])
+    return call.namespace if isinstance(call, torch._ops.OpOverload) else ""
 
 
 def bad() -> nn.Module:
