@@ -32,6 +32,10 @@ from evenkeel.statistics.stored_values import averaged_while_trained
 from evenkeel.statistics.stretching import stretched, warn
 
 _STORED = {"both": ("running_var", "running_mean"), "var": ("running_var",)}
+_CLASSES = (
+    "variances are matched, since the model returns more than one value a sample, as classifiers do: of a regression "
+    "the error may grow, and match='mean' is the safe one"
+)
 _ELEMENTS, _FEWEST = 1 << 28, 16  # a larger sample than for a report: every channel counts
 
 
@@ -140,7 +144,7 @@ def correct_(
             floating tensors do not.
         match: what eval mode is to keep of train mode: "variance", of each norm's output over the data, or "mean", of
             each output over masks. None is "mean" where the model returns one value a sample, and so may be a
-            regression, whose error the other may multiply, and "variance" otherwise.
+            regression, whose error the other may multiply, and "variance" otherwise, which is said in `notes`.
         stats: which statistics to write: both, or var.
         unsure: norms whose prediction is not wrong but cannot be proven: leave them, or write them and name them in
             `unsure`.
@@ -182,7 +186,8 @@ def correct_(
                 f"{len(norms)} norms since training; call undo() first, or load what training left"
             )
         graph = graph_of(whole, example)
-        match = match or ("mean" if _has_single_values(graph) else "variance")
+        assumed = match is None and not _has_single_values(graph)
+        match = match or ("variance" if assumed else "mean")
         given = prediction_inputs(whole, graph, norms)
         found = settle(
             given,
@@ -212,7 +217,12 @@ def correct_(
     stretch = stretched(graph, norms, changes)
     warn(stretch)
     written = {path: reason for path, reason in found.unsure.items() if path not in untouched}
-    notes = [*([stretch] if stretch else []), *averaged, *quantizers_of(whole).notes, *outgrown_notes(whole)]
+    notes = [
+        *([stretch] if stretch else [_CLASSES] if assumed and changes else []),
+        *averaged,
+        *quantizers_of(whole).notes,
+        *outgrown_notes(whole),
+    ]
     done = Correction(changes, untouched, held, notes, written, match=match)
     return done.drawn_with(partial(outline, graph))
 

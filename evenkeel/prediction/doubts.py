@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from evenkeel.graph.kinds import NOISELESS, Kind, kind_of_function
+from evenkeel.graph.kinds import MAXIMA, MINIMA, NOISELESS, Kind, kind_of_function
 from evenkeel.graph.layer_graph import Layer, LayerGraph
 from evenkeel.prediction.anchors import Stored
 from evenkeel.prediction.arrivals import Arrival
@@ -29,6 +29,7 @@ _HALF, _LITTLE = 0.5, 0.02  # of a predicted shift, what may be missing, and, in
 _BEYOND = 0.1  # in nats, by which a shift may pass its bound, for chance and for inputs that are correlated
 _STEEPEST = 1.5  # how many times the noise that activations read is in what they return, at most; 1.47 for ReLU
 _LEAST = 0.01  # of a stored variance, left for the signal at least
+_MANY = 16  # values, of which the largest is no longer what random inputs make it
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ def doubt_of(
     faults = [*_exceeded(arrivals), *_unknown(call, shares, seen, graph, arrivals[-1].channels)]
     if faults:
         return Doubt(faults[0], wrong=True)
-    unproven = [*_loosely_fixed(arrivals, shares, loose), *_opaque(call, seen, graph, arrivals[-1].channels)]
+    found = arrivals[-1].channels
+    unproven = [
+        *_loosely_fixed(arrivals, shares, loose),
+        *_opaque(call, seen, graph, found),
+        *_largest_of_many(call, seen, graph, found),
+    ]
     return Doubt(unproven[0], wrong=False) if unproven else None
 
 
@@ -103,17 +109,25 @@ class Loose:
     mixed: frozenset[Layer]
 
 
-def loose_dropouts(graph: LayerGraph, known: Mapping[str, Stored]) -> Loose:
+def loose_dropouts(graph: LayerGraph, known: Mapping[str, Stored], rootless: Collection[Layer] = ()) -> Loose:
     """The dropouts whose noise is of a strength that no norm fixes.
 
     Args:
         graph: the graph.
         known: what is known of layers, by name (see `stored_before`).
+        rootless: the layers that read parameters and no signal. Noise on a weight is as strong as the signals that the
+            weight meets.
     """
     raw, mixed = set[Layer](), set[Layer]()
     for layer in graph:
         noisy = layer.kind is Kind.DROPOUT or layer.p or _is_scaled_noise(layer)
-        if not noisy or any(source.name in known for source in layer.inputs):
+        if not noisy:
+            continue
+        if layer in rootless:
+            if any(_meets_loose(met, graph, known, rootless) for met in graph.downstream(layer, until=_weighs)):
+                mixed.add(layer)
+            continue
+        if any(source.name in known for source in layer.inputs):
             continue
         before = graph.upstream(layer, until=_fixes_strength)
         if any(x.kind is Kind.WEIGHT or (x.kind is Kind.GATE and len(x.inputs) > 1) for x in before):
@@ -121,6 +135,18 @@ def loose_dropouts(graph: LayerGraph, known: Mapping[str, Stored]) -> Loose:
         elif any(x.kind is Kind.INPUT for x in before):
             raw.add(layer)
     return Loose(frozenset(raw), frozenset(mixed))
+
+
+def _weighs(layer: Layer) -> bool:
+    return layer.kind is Kind.WEIGHT
+
+
+def _meets_loose(met: Layer, graph: LayerGraph, known: Mapping[str, Stored], rootless: Collection[Layer]) -> bool:
+    """Whether a weight layer reads signals of a strength that no norm fixes."""
+    signals = [x for x in met.inputs if x not in rootless] if _weighs(met) else []
+    free = [x for x in signals if x.name not in known and x.kind is not Kind.NORM]
+    before = {layer for x in free for layer in (x, *graph.upstream(x, until=_fixes_strength))}
+    return any(layer.kind in (Kind.INPUT, Kind.WEIGHT) for layer in before)
 
 
 def _is_scaled_noise(layer: Layer) -> bool:
@@ -180,6 +206,27 @@ def _opaque(call: Layer, seen: ReplicaRecorder, graph: LayerGraph, found: Channe
     for layer in graph.upstream(call, until=Kind.NORM):
         if is_opaque(layer) and _is_noisy(seen.energies.get(layer), layer, graph):
             yield f"it rests on {layer.label}, which noise passes and which is not understood"
+
+
+def _largest_of_many(call: Layer, seen: ReplicaRecorder, graph: LayerGraph, found: Channels) -> Iterable[str]:
+    """Maxima over so many noisy values that they depend on how values that are close together go together."""
+    if abs(departure(found)) <= SMALL:
+        return
+    for layer in graph.upstream(call, until=Kind.NORM):
+        count = _pooled_by(layer)
+        if count >= _MANY and _is_noisy(seen.energies.get(layer.inputs[0]), layer.inputs[0], graph):
+            yield (
+                f"it rests on {layer.label}, the largest of {count} noisy values each, which depends on how those of "
+                "the data are correlated"
+            )
+
+
+def _pooled_by(layer: Layer) -> int:
+    """How many values each maximum is of; 0 for all else."""
+    is_maximum = layer.function in MAXIMA | MINIMA
+    if not is_maximum or not layer.inputs or not layer.inputs[0].shape or not math.prod(layer.shape):
+        return 0
+    return math.prod(layer.inputs[0].shape) // math.prod(layer.shape)
 
 
 def is_opaque(layer: Layer) -> bool:

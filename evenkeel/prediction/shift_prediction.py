@@ -254,7 +254,7 @@ def predict(given: PredictionInputs, plan: SamplingPlan) -> Prediction:
     norms = given.norms
     shares = _shares(seen, graph, channels)
     unreached = {path: _why_unreached(graph, norm, path) for path, norm in norms.items() if path not in channels}
-    loose = loose_dropouts(graph, given.anchors)
+    loose = loose_dropouts(graph, given.anchors, seen.rootless)
     faults = {**given.contradicted, **given.distrusted, **unreached}
     own = {
         path: doubt

@@ -212,6 +212,12 @@ def test_the_report_counts_prints_and_goes_into_json():
     assert repr(done) == "Correction(3 norms)"
 
 
+def test_what_is_taken_for_a_classifier_is_said_unless_the_match_is_given():
+    notes = [ek.correct_(net(), torch.zeros(1, 8), match=match).notes for match in (None, "variance", "mean")]
+    said = ["as classifiers do" in " ".join(lines) for lines in notes]
+    assert said == [True, False, False]
+
+
 def test_corrected_models_are_ordinary_models():
     model = net()
     ek.correct_(model, torch.zeros(1, 8))

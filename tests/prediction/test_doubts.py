@@ -175,3 +175,46 @@ def test_a_norm_that_stores_no_variance_is_said_to_be_so():
     net[1].running_var.zero_()
     for report in (ek.predict_shift(net, torch.zeros(2, 4)).unsure, ek.correct_(net, torch.zeros(2, 4)).untouched):
         assert "variance of 0 in all channels" in report["1"]
+
+
+class Largest(nn.Module):
+    """The largest of so many noisy values a channel, before a norm."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.first, self.drop, self.last = nn.BatchNorm1d(8), nn.Dropout(0.4), nn.BatchNorm1d(8)
+        self.values = values
+
+    def forward(self, x):
+        return self.last(self.drop(self.first(x).relu()).unfold(2, self.values, self.values).amax(-1))
+
+
+@pytest.mark.parametrize("values", [4, 16, 32])
+def test_maxima_of_many_noisy_values_are_unsure(values):
+    torch.manual_seed(0)
+    model = Largest(values)
+    for _ in range(60):
+        model(torch.randn(64, 8, 32))
+    unsure = ek.predict_shift(model, torch.zeros(2, 8, 32)).unsure
+    assert [f"the largest of {values} noisy values" in reason for reason in unsure.values()] == [True] * (values >= 16)
+
+
+def test_noise_on_a_weight_is_loose_if_the_signals_that_it_meets_are():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = (nn.Parameter(torch.randn(8, 8)) for _ in range(3))
+            self.norm, self.last = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+            self.drops = nn.ModuleList(nn.Dropout(0.2) for _ in range(3))
+
+        def forward(self, x):
+            first, second, third = (
+                drop(w) for drop, w in zip(self.drops, (self.first, self.second, self.third), strict=True)
+            )
+            hidden = self.norm(nn.functional.linear(x, first)).relu()
+            return self.last(nn.functional.linear(nn.functional.linear(hidden, second), third))
+
+    graph = ek.trace(Net(), torch.zeros(2, 8))
+    rootless = {layer for layer in graph.of(Kind.DROPOUT) if not graph.upstream(layer)}
+    loose = loose_dropouts(graph, {}, rootless)
+    assert {layer.name for layer in loose.mixed} == {"drops.0", "drops.2"} and not loose.raw
