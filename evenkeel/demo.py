@@ -16,6 +16,7 @@ from torch.optim.swa_utils import update_bn
 
 from evenkeel.io.datasets import Data, load_data
 from evenkeel.model.evaluation import Score, evaluate
+from evenkeel.model.threads import single_threaded
 from evenkeel.output.progress import Bar
 from evenkeel.reestimation.reestimation import reestimate_
 from evenkeel.shift.shift import variance_shift
@@ -113,6 +114,7 @@ class DemoResult:
         return Group("Variance shift of the first net, as trained:\n", self.shift, "", table, "", count)
 
 
+@single_threaded()
 def run_demo(*, seeds: int = 5, epochs: int = 15) -> DemoResult:
     """Train one net a seed on the digits embedded in scikit-learn, and treat its statistics three ways.
 
