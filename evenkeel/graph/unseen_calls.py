@@ -13,7 +13,8 @@ from torch.nn import functional
 from evenkeel.graph.kinds import RANDOM, Kind, kind_of_function
 from evenkeel.model.nested import tensors
 
-functorch: Any = torch._C._functorch
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]
+_VMAP: Any = apis
 _ASKED: Any = vars(functional)["has_torch_function"]
 
 
@@ -61,7 +62,7 @@ class Vectorized:
 @contextmanager
 def vectorized_calls(seen: Callable[[Any, Any, Any], None]) -> Generator[None]:
     """Tell of every call of torch.vmap that is given values: what stands for it, what it is given and returns."""
-    call = apis.vmap_impl
+    call = _VMAP.vmap_impl
 
     def tell(function: Any, in_dims: Any, out_dims: Any, randomness: str, size: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(tensor.is_floating_point() for tensor in tensors((args, kwargs))):  # of indices, as for masks
@@ -71,11 +72,11 @@ def vectorized_calls(seen: Callable[[Any, Any, Any], None]) -> Generator[None]:
         seen(Vectorized(), (args, kwargs), output)
         return output
 
-    apis.vmap_impl = tell
+    _VMAP.vmap_impl = tell
     try:
         yield
     finally:
-        apis.vmap_impl = call
+        _VMAP.vmap_impl = call
 
 
 @contextmanager
@@ -87,8 +88,8 @@ def hidden_calls(seen: Callable[[Any, Any, Any], None]) -> Generator[None]:
 
 def is_vectorizing() -> bool:
     """Whether torch.vmap is running, inside of which tensors stand for many."""
-    top = functorch.peek_interpreter_stack()
-    return top is not None and top.key() == functorch.TransformType.Vmap
+    top = _FUNCTORCH.peek_interpreter_stack()
+    return top is not None and top.key() == _FUNCTORCH.TransformType.Vmap
 
 
 def noisy_calls_in(scripted: Any) -> list[str]:
