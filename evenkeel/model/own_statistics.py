@@ -91,10 +91,10 @@ def _values(value: Any, depth: int = _DEPTH) -> list[Tensor]:
     """The floating tensors, arrays and numbers in a value; of what is learned, none."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() and not value.requires_grad else []
-    if isinstance(value, float):
-        return [torch.tensor(value, dtype=torch.float64)]
-    if isinstance(value, np.ndarray):
-        return [torch.tensor(cast("Any", value))] if value.dtype.kind == "f" else []
+    if isinstance(value, (float, np.floating)):
+        return [torch.tensor(float(value), dtype=torch.float64)]
+    if isinstance(value, np.ndarray):  # torch takes none of other byte orders, more bits or negative strides
+        return [torch.from_numpy(np.array(value, np.float64, order="C"))] if value.dtype.kind == "f" else []
     return [part for item in _items(value) for part in _values(item, depth - 1)] if depth else []
 
 
@@ -110,9 +110,11 @@ def _another(value: Any, depth: int = _DEPTH) -> Any:
     if isinstance(value, Tensor):
         if _values(value):
             write_(value, 2 * value + 1)
-    elif isinstance(value, float):
+    elif isinstance(value, (float, np.floating)):
         return 2 * value + 1
     elif isinstance(value, np.ndarray):
+        if value.dtype.kind == "f" and not value.flags.writeable:
+            return 2 * value + 1
         if value.dtype.kind == "f":
             value[...] = 2 * value + 1
     elif depth and type(value) is tuple:

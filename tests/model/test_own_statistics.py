@@ -280,3 +280,46 @@ def test_a_frozen_one_is_not_named_and_the_model_may_raise():
     model[2].train()
     assert statistics_beside(model, lambda: model(torch.ones(3, 5))) == {}
     assert "2" in statistics_beside(model, lambda: model(data()[0][:1]))
+
+
+@pytest.mark.parametrize("kind", ["float32", "big-endian", "long", "reversed", "read-only"])
+def test_numbers_and_arrays_of_any_kind_of_numpys_are_named_if_read_alone(kind):
+    def made(value):
+        if kind == "float32":
+            return np.float32(value)
+        array = np.full(2, value, {"big-endian": ">f4", "long": np.longdouble}.get(kind, np.float32))
+        array.flags.writeable = kind != "read-only"
+        return array[::-1] if kind == "reversed" else array
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.size, self.seen = made(1.0), made(0.0)
+
+        def forward(self, x):
+            if self.training:
+                self.size = made(float(x.square().mean()))
+                self.seen = made(float(x.mean()))
+            return x / float(np.mean(self.size))
+
+    model = nn.Sequential(Scaled(), nn.BatchNorm1d(2)).eval()
+    found = statistics_beside(model, lambda: model(torch.randn(8, 2) + 3))
+    assert list(found) == ["0"]
+    assert "updates its size" in found["0"]
+
+
+def test_a_read_only_array_that_is_only_kept_to_be_looked_at_is_none():
+    class Logged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = np.zeros(2)
+
+        def forward(self, x):
+            if self.training:
+                self.seen = x.mean(0).double().numpy().copy()
+                self.seen.flags.writeable = False
+            return 2 * x
+
+    model = nn.Sequential(Logged(), nn.BatchNorm1d(2))
+    model(torch.randn(8, 2))
+    assert not statistics_beside(model.eval(), lambda: model(torch.randn(8, 2) + 3))
