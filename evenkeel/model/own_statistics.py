@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, cast
@@ -93,6 +94,8 @@ def _values(value: Any, depth: int = _DEPTH) -> list[Tensor]:
         return [value] if value.is_floating_point() and not value.requires_grad else []
     if isinstance(value, (float, np.floating)):
         return [torch.tensor(float(value), dtype=torch.float64)]
+    if isinstance(value, np.memmap):
+        return []  # data in a file
     if isinstance(value, np.ndarray):  # torch takes none of other byte orders, more bits or negative strides
         return [torch.from_numpy(np.array(value, np.float64, order="C"))] if value.dtype.kind == "f" else []
     return [part for item in _items(value) for part in _values(item, depth - 1)] if depth else []
@@ -100,9 +103,9 @@ def _values(value: Any, depth: int = _DEPTH) -> list[Tensor]:
 
 def _items(value: Any) -> list[Any]:
     """What a container holds, or an object that holds tensors or arrays."""
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, deque):
         return list(value)
-    return list(value.values()) if type(value) is dict else list(vars(value).values()) if is_holder(value) else []
+    return list(value.values()) if isinstance(value, dict) else list(vars(value).values()) if is_holder(value) else []
 
 
 def _another(value: Any, depth: int = _DEPTH) -> Any:
@@ -119,10 +122,11 @@ def _another(value: Any, depth: int = _DEPTH) -> Any:
             value[...] = 2 * value + 1
     elif depth and type(value) is tuple:
         return tuple(_another(item, depth - 1) for item in cast("tuple[Any, ...]", value))
-    elif depth and type(value) is list:
-        value[:] = [_another(item, depth - 1) for item in cast("list[Any]", value)]
-    elif depth and (type(value) is dict or is_holder(value)):
-        inside: dict[Any, Any] = value if type(value) is dict else vars(value)
+    elif depth and type(value) in (list, deque):
+        for place, item in enumerate(cast("list[Any]", value)):
+            value[place] = _another(item, depth - 1)
+    elif depth and (isinstance(value, dict) or is_holder(value)):
+        inside = cast("dict[Any, Any]", value if isinstance(value, dict) else vars(value))
         inside.update({key: _another(item, depth - 1) for key, item in inside.items()})
     return value
 

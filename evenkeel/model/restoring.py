@@ -79,7 +79,7 @@ class _Memory:
         elif isinstance(value, tuple):
             self._keep_all(cast("tuple[Any, ...]", value))
         elif isinstance(value, np.ndarray):
-            if value.flags.writeable:
+            if value.flags.writeable and not isinstance(value, np.memmap):
                 self._undo.append(partial(np.copyto, value, value.copy()))
         elif is_holder(value):
             self._undo.append(partial(_refill, vars(value), dict(vars(value))))

@@ -1,5 +1,7 @@
 """Statistics of modules' own making are named, whatever they are called, and nothing else is."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
@@ -108,12 +110,12 @@ class OfAnyType(nn.Module):
         elif isinstance(kept, tuple):
             self.kept = (kept[0].lerp(mean, 0.1),)
         else:
-            at = 0 if isinstance(kept, list) else "square"
+            at = 0 if isinstance(kept, (list, deque)) else "square"
             kept[at] = kept[at] + 0.1 * (mean - kept[at])
 
     def scale(self):
         kept = self.kept
-        if isinstance(kept, (list, tuple)):
+        if isinstance(kept, (list, tuple, deque)):
             return kept[0]
         return kept["square"] if isinstance(kept, dict) else kept.square if isinstance(kept, Running) else kept
 
@@ -125,6 +127,7 @@ KEPT = {
     "list": lambda: [torch.ones(8)],
     "tuple": lambda: (torch.ones(8),),
     "dict": lambda: {"square": torch.ones(8)},
+    "window": lambda: deque([torch.ones(8)], maxlen=1),
     "list of numbers": lambda: [np.float64(1.0)],
     "object": lambda: Running(8),
 }
