@@ -116,9 +116,9 @@ def _another(value: Any, depth: int = _DEPTH) -> Any:
     elif isinstance(value, (float, np.floating)):
         return 2 * value + 1
     elif isinstance(value, np.ndarray):
-        if value.dtype.kind == "f" and not value.flags.writeable:
+        if _values(value) and not value.flags.writeable:
             return 2 * value + 1
-        if value.dtype.kind == "f":
+        if _values(value):
             value[...] = 2 * value + 1
     elif depth and type(value) is tuple:
         return tuple(_another(item, depth - 1) for item in cast("tuple[Any, ...]", value))

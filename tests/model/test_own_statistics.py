@@ -179,6 +179,15 @@ def test_a_data_set_that_a_module_holds_is_neither_copied_nor_named():
     assert statistics_beside(model, lambda: model(data()[0])) == {}
 
 
+def test_data_in_a_file_beside_statistics_stay_as_they_are(tmp_path):
+    stored = np.memmap(tmp_path / "data", np.float32, "w+", shape=(4,))
+    kept = Running(8)
+    kept.data = stored
+    model = net(OfAnyType(kept))
+    assert "train mode updates its kept" in statistics_beside(model, lambda: model(data()[0]))["2"]
+    assert not stored.any() and kept.data is stored
+
+
 class Constant(nn.Module):
     """Standardizes its input, and keeps what it returned last."""
 
